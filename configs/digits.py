@@ -1,0 +1,21 @@
+"""Digits of 8x8 pixels, class-conditional: the first run.
+
+Paper: Ho & Salimans (2022), classifier-free guidance, with the v prediction of Salimans & Ho (2022).
+Cost: about two minutes of training on 2 CPU cores.
+Score: at least 95% of 1,000 samples named by their label (DDIM, 50 steps, guidance 2).
+Run: jaxdiff train configs/digits.py --workdir runs/digits
+"""
+
+from jaxdiff.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling
+
+config = Experiment(
+    data=Data(name="digits", image_shape=(8, 8, 1), batch_size=128),
+    model=Model(channels=32, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=32, num_classes=10),
+    diffusion=Diffusion(schedule="cosine", prediction="v", weight="v"),
+    optimizer=Optimizer(learning_rate=2e-3, schedule="cosine", warmup_steps=50),
+    ema={"ema": 0.995},
+    steps=500,
+    checkpoint_every=100,
+    sampling=Sampling(sampler="ddim", steps=50, guidance=2.0, every=250),
+    evaluation=Evaluation(num=1000),
+)

@@ -1,0 +1,154 @@
+"""Checkpoints: orbax, asynchronous and atomic, beside the config that made them.
+
+Params, each EMA and the optimizer are items of their own, so that sampling reads one EMA alone. A checksum of every
+array is kept and compared on restore: orbax restores flipped bytes in silence. `frozen` is not written: it comes from
+the runs that it was taken from.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from jaxdiff.train import TrainState
+
+log = logging.getLogger(__name__)
+
+DAMAGED = "damaged"  # unreadable steps are moved here, never deleted
+
+
+class DamagedError(RuntimeError):
+    """A checkpoint that cannot be read or whose values are not those that were saved."""
+
+
+def manager(workdir: pathlib.Path, keep: int = 3) -> ocp.CheckpointManager:
+    """An orbax manager of `workdir/checkpoints` that keeps the last `keep` steps; close it (or use `with`)."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+    return ocp.CheckpointManager(_directory(workdir), options=options)
+
+
+def steps(workdir: pathlib.Path) -> list[int]:
+    """The steps that were saved whole, in order."""
+    directory = _directory(workdir)
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+
+
+def save(to: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any]) -> None:
+    """Saves the state under its step in the background, with the config and the checksums. The same step again: nothing.
+
+    Raises:
+        ValueError: also where an earlier save in the background failed, a full disk for example.
+    """
+    items = _items(state)
+    step = int(state.step)
+    if step in to.all_steps():
+        return
+    meta = {"step": step, "config": dict(config), "checksums": {name: checksums(item) for name, item in items.items()}}
+    arrays: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+    to.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
+
+
+def restore(workdir: pathlib.Path, like: TrainState) -> TrainState | None:
+    """The newest whole state in `workdir`, or None where there is none; frozen is taken from `like`.
+
+    `like` is a state of `jax.ShapeDtypeStruct` with the shardings wanted, on however many devices. A step that cannot be
+    read is said in one line, moved to `workdir/damaged`, and the one before it is used.
+    """
+    for step in reversed(steps(workdir)):
+        try:
+            items = _read(workdir, step, _items(like))
+        except DamagedError as error:
+            log.warning("%s; going back to the checkpoint before it", error)
+            _move_away(workdir, step)
+            continue
+        ema = {name: items[_ema_item(name)] for name in like.ema}
+        return replace(like, step=items["step"]["step"], params=items["params"], ema=ema, opt_state=items["opt_state"])
+    return None
+
+
+def restore_ema(workdir: pathlib.Path, name: str, like: Any) -> tuple[int, Any]:
+    """Step and params of one EMA of the newest whole checkpoint, reading nothing else. Changes no file.
+
+    Raises:
+        DamagedError: no checkpoint in `workdir` can be read.
+    """
+    for step in reversed(steps(workdir)):
+        try:
+            return step, _read(workdir, step, {_ema_item(name): like})[_ema_item(name)]
+        except DamagedError as error:
+            log.warning("%s; going back to the checkpoint before it", error)
+    raise DamagedError(f"{workdir} has no checkpoint that can be read; train it first: jaxdiff train CONFIG --workdir {workdir}")
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """A checksum of every array by its path: the sum of its 32-bit words, each times an odd number, modulo 2^32.
+
+    The same for every sharding of an array.
+    """
+    sums = jax.device_get(_checksums(jax.tree.leaves(tree)))
+    return {path: int(value) for path, value in zip(_paths(tree), sums, strict=True)}
+
+
+@jax.jit
+def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [_checksum(leaf) for leaf in leaves]
+
+
+def _checksum(array: jax.Array) -> jax.Array:
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[array.dtype.itemsize]
+    words = array.astype(unsigned) if array.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(array, unsigned)
+    words = words.astype(jnp.uint32)
+    position = jnp.zeros(words.shape, jnp.uint32)
+    for axis, length in enumerate(words.shape):  # not a reshape to one axis, which would gather a sharded array
+        position = position * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    return jnp.sum(words * (position * jnp.uint32(2654435761) | jnp.uint32(1)), dtype=jnp.uint32)
+
+
+def _read(workdir: pathlib.Path, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
+    """The named items of a step, checked against their checksums."""
+    directory = _directory(workdir) / str(step)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            wanted: dict[str, Any] = {name: ocp.args.StandardRestore(item) for name, item in like.items()}
+            items = reader.restore(directory, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **wanted))
+    except Exception as error:  # orbax and tensorstore raise bare Exceptions too
+        reason = str(error).strip().splitlines()
+        raise DamagedError(f"checkpoint {directory} cannot be read ({(reason or [type(error).__name__])[0][:120]})") from error
+    for name in like:
+        if checksums(items[name]) != items["meta"]["checksums"][name]:
+            raise DamagedError(f"checkpoint {directory}: the values of {name} are not those that were saved")
+    return {name: items[name] for name in like}
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    emas = {_ema_item(name): params for name, params in state.ema.items()}
+    return {"step": {"step": state.step}, "params": state.params, "opt_state": state.opt_state, **emas}
+
+
+def _ema_item(name: str) -> str:
+    return f"ema_{name}"
+
+
+def _paths(tree: Any) -> list[str]:
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def _directory(workdir: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+def _move_away(workdir: pathlib.Path, step: int) -> None:
+    source = _directory(workdir) / str(step)
+    target = _directory(workdir).parent / DAMAGED
+    target.mkdir(exist_ok=True)
+    number = sum(1 for _ in target.iterdir())
+    source.rename(target / f"{step}-{number}")

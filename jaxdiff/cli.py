@@ -1,0 +1,271 @@
+"""The command line: `jaxdiff train | sample | evaluate | data`.
+
+Each command is a function of typed arguments; tyro makes flags and help of them. What a user can mend ends in one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import logging
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxdiff.config import ConfigError, Experiment, load, validated
+
+USAGE = """jaxdiff: diffusion models on JAX
+
+  jaxdiff train CONFIG [--workdir DIR] [--steps 500] [--optimizer.learning-rate 3e-4] ...
+      train a recipe such as configs/digits.py, or go on with the run in DIR
+  jaxdiff sample RUN [--labels 0..9] [--num 100] [--guidance 2] [--steps 50] [--out samples.png]
+      draw images from a run, as .png or .npz
+  jaxdiff evaluate RUN [--num 1000]
+      judge a run's samples by a classifier trained on its data
+  jaxdiff data NAME [--data-dir DIR] [--raw-dir DIR]
+      prepare mnist or cifar10 without TensorFlow
+
+jaxdiff COMMAND --help lists every flag of a command.
+"""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe; the same command goes on with the run that is in workdir.
+
+    Example: jaxdiff train configs/digits.py --steps 500
+    """
+
+    config: tyro.conf.Positional[pathlib.Path]
+    """A recipe: a Python file that defines `config`."""
+    workdir: pathlib.Path
+    """Where the run lives."""
+    data_dir: str | None
+    """tensorflow-datasets' directory; its own default if not given."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images from a run.
+
+    Example: jaxdiff sample runs/digits --labels 0..9 --num 100 --guidance 2
+    """
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """The run's directory."""
+    sampler: Literal["ddim", "ddpm", "ddpm_large"] | None = None
+    """As the run's config says if not given; so for steps, eta and guidance."""
+    steps: int | None = None
+    eta: float | None = None
+    guidance: float | None = None
+    labels: str = ""
+    """0..9, or 3, or 0,3,7, or none for the unconditional model; all in turn if not given."""
+    num: int = 100
+    out: pathlib.Path | None = None
+    """A .png grid, one label a column, or .npz with `image` uint8 and `label`; RUN/samples.png if not given."""
+    seed: int = 0
+    ema: str | None = None
+    batch_size: int = 500
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Judge a run's samples by a classifier trained on its data.
+
+    Example: jaxdiff evaluate runs/digits --num 1000
+    """
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """The run's directory."""
+    num: int = 1000
+    steps: int | None = None
+    """As the run's config says if not given; so for guidance."""
+    guidance: float | None = None
+    data_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prepare mnist or cifar10 without TensorFlow.
+
+    Example: jaxdiff data mnist
+    """
+
+    name: tyro.conf.Positional[str]
+    data_dir: str | None = None
+    """tensorflow-datasets' directory; its own default if not given."""
+    raw_dir: pathlib.Path | None = None
+    """A folder with the raw files, for a machine without network."""
+
+
+def train(args: Train) -> int:
+    """`jaxdiff train`: the exit status."""
+    from jaxdiff import run
+
+    config = validated(args.experiment, where="jaxdiff train")
+    stopped = run.train(config, args.workdir, args.data_dir)
+    if stopped:
+        print(f"{stopped}: saved; the same command goes on from there")
+        return 130 if stopped == "SIGINT" else 0
+    print(run.finish(config, args.workdir, args.data_dir))
+    return 0
+
+
+def sample(args: Sample) -> int:
+    """`jaxdiff sample`: the exit status."""
+    import numpy as np
+
+    from jaxdiff import pictures, run
+
+    config = _resampled(run.read_config(args.run), sampler=args.sampler, steps=args.steps, eta=args.eta, guidance=args.guidance)
+    for name in ("num", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    chosen = parse_labels(args.labels, config.model.num_classes)
+    labels = np.resize(np.array(chosen, np.int32), args.num)
+    out = args.out or args.run / "samples.png"
+    if out.suffix not in (".png", ".npz"):
+        raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
+    step, params = run.read_params(config, args.run, args.ema)
+    images = run.generate(config, params, labels, args.seed, args.batch_size)
+    if out.suffix == ".npz":
+        pictures.save_npz(out, images, labels)
+    else:
+        pictures.save_grid(out, images, columns=len(chosen) if len(chosen) > 1 else max(1, round(args.num**0.5)))
+    print(f"{args.num} samples of step {step}: {out}")
+    return 0
+
+
+def evaluate(args: Evaluate) -> int:
+    """`jaxdiff evaluate`: the exit status."""
+    from jaxdiff import run
+
+    config = _resampled(run.read_config(args.run), steps=args.steps, guidance=args.guidance)
+    config = validated(
+        dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, num=args.num)), "jaxdiff evaluate"
+    )
+    print(run.finish(config, args.run, args.data_dir))
+    return 0
+
+
+def data(args: Data) -> int:
+    """`jaxdiff data`: the exit status."""
+    from jaxdiff.datasets import raw
+
+    builder = raw.prepare(args.name, args.data_dir, args.raw_dir)
+    sizes = ", ".join(f"{split} {info.num_examples}" for split, info in builder.info.splits.items())
+    print(f"{args.name} ({sizes}): {builder.data_dir}")
+    return 0
+
+
+def parse_labels(text: str, num_classes: int) -> list[int]:
+    """Labels of `0..9`, `3`, `0,3,7` or `none` (the null label); of an empty text all.
+
+    Raises:
+        ConfigError: no such form, or a label that the run was not trained on.
+    """
+    if text in ("", "none"):
+        return [num_classes] if text or not num_classes else list(range(num_classes))
+    labels: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part.strip())
+        if not found:
+            raise ConfigError(f"--labels {text}: write 0..9, 3, or 0,3,7")
+        labels.extend(range(int(found[1]), int(found[2] or found[1]) + 1))
+    outside = [label for label in labels if label >= num_classes]
+    if outside or not labels:
+        raise ConfigError(
+            f"--labels {text}: this run has the labels 0..{num_classes - 1}" if outside else f"--labels {text} is empty"
+        )
+    return labels
+
+
+def _resampled(config: Experiment, **changes: Any) -> Experiment:
+    given = {name: value for name, value in changes.items() if value is not None}
+    return validated(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **given)), where="sampling")
+
+
+COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
+    "train": (Train, train),
+    "sample": (Sample, sample),
+    "evaluate": (Evaluate, evaluate),
+    "data": (Data, data),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; the exit status: 0 done, 1 a line on stderr says what is wrong, 2 wrong arguments, 130 Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("jaxdiff").setLevel(logging.INFO)
+    try:
+        return _run(argv[0], argv[1:])
+    except Exception as error:
+        if not isinstance(error, _mendable()):
+            raise
+        print(f"jaxdiff: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(name: str, argv: list[str]) -> int:
+    if name not in COMMANDS:
+        raise ConfigError(f"no command {name!r}; write one of {', '.join(COMMANDS)}")
+    kind, function = COMMANDS[name]
+    default = None
+    if name == "train":
+        path = next((pathlib.Path(word) for word in argv if not word.startswith("-")), None)
+        default = Train(
+            path or pathlib.Path("CONFIG"), pathlib.Path("runs") / (path.stem if path else "CONFIG"), None, _recipe(path, argv)
+        )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            args = tyro.cli(kind, default=default, args=argv, prog=f"jaxdiff {name}", config=(tyro.conf.AvoidSubcommands,))
+    except SystemExit as exit:
+        if exit.code == 2:
+            print(f"jaxdiff {name}: {_one_line(complaint.getvalue())}", file=sys.stderr)
+        return int(exit.code or 0)
+    return function(args)
+
+
+def _recipe(path: pathlib.Path | None, argv: list[str]) -> Experiment:
+    if path is not None:
+        return load(path)
+    if {"-h", "--help"}.isdisjoint(argv):
+        raise ConfigError("train needs a recipe: jaxdiff train configs/digits.py")
+    return Experiment()
+
+
+def _one_line(box: str) -> str:
+    """The message inside the frame that tyro draws: without title, frame and pointers to the help."""
+    lines = [line.strip("│╭╰╮╯─ ") for line in box.splitlines()][1:]
+    text = " ".join(line for line in lines if line)
+    text = re.split(r"(Argument helptext|For full helptext)", text)[0].strip()
+    return re.sub(r"Perhaps you meant:\s*(--\S+).*", r"did you mean \1?", text)
+
+
+def _mendable() -> tuple[type[BaseException], ...]:
+    """The errors whose message says all that a user needs."""
+    from jaxdiff import checkpoint, train
+
+    kinds: list[type[BaseException]] = [ConfigError, checkpoint.DamagedError, train.NonFiniteError]
+    if "jaxdiff.data" in sys.modules:
+        kinds.append(sys.modules["jaxdiff.data"].DataError)
+    if "jaxdiff.datasets.raw" in sys.modules:
+        kinds.append(sys.modules["jaxdiff.datasets.raw"].PreparationError)
+    return tuple(kinds)
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

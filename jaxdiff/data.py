@@ -1,0 +1,160 @@
+"""Data: tensorflow-datasets without TensorFlow (array_record), and grain, to batches.
+
+A batch's place in the stream is the step number alone: the stream is infinite, reshuffled each epoch, and random
+access, so a run goes on from any step, on any number of processes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+IN_MEMORY = 2 * 2**30  # bytes of decoded images up to which a split is decoded once, at the start
+
+
+class DataError(RuntimeError):
+    """A data set that cannot be read: says what is missing and how to get it."""
+
+
+class Images(NamedTuple):
+    """A split: `fetch(indices [B])` gives uint8 images `[B, H, W, C]` and int32 labels `[B]`."""
+
+    fetch: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    num_examples: int
+    num_classes: int
+
+
+def images(name: str, split: str, image_shape: tuple[int, int, int], fit: str = "pad", data_dir: str | None = None) -> Images:
+    """The images of a tfds split, padded (`fit="pad"`) or resized (`"resize"`) to the shape; `digits` is prepared on first use.
+
+    Raises:
+        DataError: the data set is unknown or not prepared, has no such split, or does not fit the shape.
+    """
+    source, info = _source(name, split, data_dir)
+    shape = info.features["image"].shape
+    if shape[-1] not in (image_shape[-1], None):
+        raise DataError(f"data: {name} has {shape[-1]} channels; set data.image_shape to end in {shape[-1]}")
+
+    def decode(examples: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+        pixels = np.stack([fitted(example["image"], image_shape, fit) for example in examples])
+        return pixels, np.array([example["label"] for example in examples], np.int32)
+
+    num_classes = info.features["label"].num_classes
+    if len(source) * np.prod(image_shape) > IN_MEMORY:
+        return Images(lambda indices: decode(source.__getitems__(indices.tolist())), len(source), num_classes)
+    starts = tqdm(range(0, len(source), 256), desc=f"decoding {name} {split}", unit="batch", delay=2, leave=False)
+    parts = [decode(source.__getitems__(list(range(i, min(i + 256, len(source)))))) for i in starts]
+    pixels, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Images(lambda indices: (pixels[indices], labels[indices]), len(source), num_classes)
+
+
+def batches(
+    source: Images,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    flip: bool = False,
+    start: int = 0,
+    process: tuple[int, int] = (0, 1),
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the batches number start, start + 1, ... without end.
+
+    Yields `image` float32 `[b, H, W, C]` in [-1, 1], `label` int32 `[b]`, and `index` int32 `[b]`, the row's position in
+    the whole batch, with b = batch_size / processes. Over all processes the examples of a batch are the same whatever
+    the number of processes.
+
+    Args:
+        source: the split.
+        batch_size: rows of a batch over all processes.
+        seed: of the order and the flips.
+        flip: mirror half of the images.
+        start: the first batch's number: the step of the state that goes on.
+        process: index and number of processes.
+
+    Raises:
+        DataError: the processes do not divide the batch.
+    """
+    number, total = process
+    if batch_size % total:
+        raise DataError(f"data.batch_size {batch_size} is not divisible by {total} processes")
+    rows = batch_size // total
+    position = (number + total * np.arange(rows)).astype(np.int32)
+
+    def mirror(index: int, rng: np.random.Generator) -> int:
+        return index + source.num_examples * int(rng.integers(2))
+
+    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
+        pixels, label = source.fetch(indices % source.num_examples)
+        mirrored = (indices >= source.num_examples)[:, None, None, None]
+        image = normalized(np.where(mirrored, pixels[:, :, ::-1], pixels) if flip else pixels)
+        return {"image": image, "label": label, "index": position}
+
+    stream = grain.MapDataset.range(source.num_examples).seed(seed).shuffle().repeat()
+    stream = stream.random_map(mirror) if flip else stream  # before the slice: the same whatever the processes
+    stream = stream[number::total].batch(rows, drop_remainder=True).map(fetch)
+    return iter(stream[start:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+
+
+def normalized(pixels: np.ndarray) -> np.ndarray:
+    """uint8 pixels as float32 in [-1, 1]."""
+    return pixels.astype(np.float32) / 127.5 - 1
+
+
+def fitted(image: np.ndarray, shape: tuple[int, int, int], fit: str) -> np.ndarray:
+    """One uint8 image brought to a shape: padded with zeros on all sides, or resized (bicubic, antialiased).
+
+    Raises:
+        DataError: an image larger than the shape with `fit="pad"`.
+    """
+    if image.shape == shape:
+        return image
+    if fit == "resize":
+        resized = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).resize(
+            (shape[1], shape[0]), Image.Resampling.BICUBIC
+        )
+        return np.asarray(resized).reshape(shape)
+    missing = [want - have for want, have in zip(shape, image.shape, strict=True)]
+    if min(missing) < 0:
+        raise DataError(f"data: an image of {image.shape} is larger than data.image_shape {shape}; set data.fit to resize")
+    return np.pad(image, [(gap // 2, gap - gap // 2) for gap in missing])
+
+
+def _source(name: str, split: str, data_dir: str | None) -> tuple[Any, Any]:
+    builder = _builder(name, data_dir)
+    where = builder.data_root
+    if not builder.info.splits:
+        how = (
+            f"jaxdiff data {name} --data-dir"
+            if name in ("mnist", "cifar10")
+            else f"tfds build {name} --file_format array_record --data_dir"
+        )
+        raise DataError(f"data set {name} is not prepared in {where}; run: {how} {where}")
+    if split.split("[")[0] not in builder.info.splits:
+        raise DataError(f"data set {name} has no split {split!r}; write one of {', '.join(builder.info.splits)}")
+    missing = {"image", "label"} - set(builder.info.features)
+    if missing:
+        raise DataError(f"data set {name} has no feature {missing.pop()!r}; jaxdiff reads sets with image and label")
+    return builder.as_data_source(split=split), builder.info
+
+
+def _builder(name: str, data_dir: str | None) -> Any:
+    from jaxdiff.datasets import digits  # registers our builder with tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        near = difflib.get_close_matches(name, tfds.list_builders(), n=1)
+        raise DataError(f"no data set is named {name!r}" + (f"; did you mean {near[0]}?" if near else "")) from error
+    if name == digits.Digits.name:
+        builder.download_and_prepare()
+    return builder

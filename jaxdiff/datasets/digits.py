@@ -1,0 +1,44 @@
+"""`digits`: the 1,797 handwritten digits of 8x8 pixels that scikit-learn bundles, as a tensorflow-datasets builder."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn import datasets
+
+TEST_EVERY = 6  # every sixth image is held out, so that both splits hold all writers and digits
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """Optical recognition of handwritten digits (Alpaydin & Kaynak 1998, UCI): 1,498 train and 299 test images."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(shape=(8, 8, 1), dtype=np.uint8),
+            "label": tfds.features.ClassLabel(num_classes=10),
+        }
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), homepage="https://archive.ics.uci.edu")
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {"train": self._generate_examples(test=False), "test": self._generate_examples(test=True)}
+
+    def _generate_examples(self, test: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+        digits: Any = datasets.load_digits()
+        for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+            if (number % TEST_EVERY == TEST_EVERY - 1) == test:
+                yield number, {"image": png(np.round(pixels * 255 / 16).astype(np.uint8)), "label": int(label)}
+
+
+def png(image: np.ndarray) -> bytes:
+    """An image `[H, W]` or `[H, W, 3]` of uint8 as the bytes of a PNG file, which tfds stores without TensorFlow."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,103 @@
+"""Denoisers, `(x, level) -> x0`, and the parameterizations that make one of a network.
+
+A denoiser is the only face of a network that samplers, losses, guidance and distillation see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.process import Level
+
+Denoiser = Callable[[Array, Level], Array]
+Network = Callable[[Array, Array], Array]  # (scaled x [B, ...], logsnr [B]) -> output [B, ...]
+
+
+class Coefficients(NamedTuple):
+    """`x0 = skip * x + out * network(scale * x, logsnr)`: how a network's output becomes a clean image."""
+
+    skip: Array
+    out: Array
+    scale: Array
+
+
+Parameterization = Callable[[Level], Coefficients]
+
+
+def predict_x0(level: Level) -> Coefficients:
+    """The network predicts the clean image: `x0 = F`."""
+    one = jnp.ones_like(level.sigma)
+    return Coefficients(jnp.zeros_like(one), one, one)
+
+
+def predict_noise(level: Level) -> Coefficients:
+    """The network predicts the noise: `x0 = (x - sigma F) / alpha` (Ho et al. 2020, eq. 15). Fails where alpha = 0."""
+    return Coefficients(1 / level.alpha, -level.sigma / level.alpha, jnp.ones_like(level.sigma))
+
+
+def predict_score(level: Level) -> Coefficients:
+    """The network predicts grad log q(x): `x0 = (x + sigma^2 F) / alpha`, Tweedie's formula. Fails where alpha = 0."""
+    return Coefficients(1 / level.alpha, level.sigma**2 / level.alpha, jnp.ones_like(level.sigma))
+
+
+def predict_v(level: Level) -> Coefficients:
+    """The network predicts `v = alpha noise - sigma x0`: `x0 = (alpha x - sigma F) / (alpha^2 + sigma^2)`.
+
+    Salimans & Ho (2022), section 4; the divisor is 1 on their variance-preserving schedules.
+    """
+    total = level.alpha**2 + level.sigma**2
+    return Coefficients(level.alpha / total, -level.sigma / total, jnp.ones_like(level.sigma))
+
+
+def predict_velocity(level: Level) -> Coefficients:
+    """The network predicts `noise - x0`, the velocity of rectified flow: `x0 = (x - sigma F) / (alpha + sigma)`.
+
+    Liu et al. (2022), eq. 1, with time from data to noise; the divisor is 1 on their straight path.
+    """
+    total = level.alpha + level.sigma
+    return Coefficients(1 / total, -level.sigma / total, jnp.ones_like(level.sigma))
+
+
+def edm(sigma_data: float = 0.5, sigma_min: float = 0.0) -> Parameterization:
+    """The preconditioning of Karras et al. (2022), table 1, written in (alpha, sigma) so that it serves every schedule.
+
+    With `sigma_min` it is the boundary condition of a consistency model, x0 = x / alpha at `sigma = sigma_min * alpha`
+    (Song et al. 2023, appendix C).
+    """
+
+    def coefficients(level: Level) -> Coefficients:
+        noise = level.sigma - sigma_min * level.alpha
+        size = jnp.sqrt(level.sigma**2 + (sigma_data * level.alpha) ** 2)
+        skip = level.alpha * sigma_data**2 / (noise**2 + (sigma_data * level.alpha) ** 2)
+        return Coefficients(skip, sigma_data * noise / size, 1 / size)
+
+    return coefficients
+
+
+def denoiser(network: Network, parameterization: Parameterization) -> Denoiser:
+    """The denoiser `skip * x + out * network(scale * x, logsnr)` of a network, which may come from any framework.
+
+    The sum is computed in x's dtype, whatever the network computes in. Levels are those of `process`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxdiff import cosine, denoiser, predict_v
+    >>> denoise = denoiser(lambda x, logsnr: jnp.zeros_like(x), predict_v)
+    >>> denoise(jnp.ones((2, 8, 8, 1)), cosine()(0.5)).shape
+    (2, 8, 8, 1)
+    """
+
+    def denoise(x: Array, level: Level) -> Array:
+        skip, out, scale = parameterization(level)
+        logsnr = jnp.broadcast_to(jnp.ravel(level.logsnr), x.shape[:1])
+        return skip * x + out * network(scale * x, logsnr).astype(x.dtype)
+
+    return denoise
+
+
+def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """The denoiser with its x0 clipped to where data can be, as DDPM samples images (Ho et al. 2020)."""
+    return lambda x, level: jnp.clip(denoise(x, level), low, high)

@@ -1,0 +1,48 @@
+"""Metrics of a run: JSON lines and TensorBoard."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+Write = Callable[[int, Mapping[str, float]], None]
+
+
+@contextlib.contextmanager
+def writer(workdir: pathlib.Path, start: int) -> Iterator[tuple[Write, Callable[[int, np.ndarray], None]]]:
+    """Two functions, for metrics and for a picture `[H, W, C]`, both at a step.
+
+    Lines of `metrics.jsonl` after the step `start` are dropped first: a resumed run writes them again.
+    """
+    from tensorboardX import SummaryWriter
+
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    _cut(path, start)
+    board = SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"), purge_step=start + 1)
+
+    def write(step: int, values: Mapping[str, float]) -> None:
+        with path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            board.add_scalar(name, value, step)
+
+    def picture(step: int, pixels: np.ndarray) -> None:
+        board.add_image("samples", pixels, step, dataformats="HWC")
+
+    try:
+        yield write, picture
+    finally:
+        board.close()
+
+
+def _cut(path: pathlib.Path, start: int) -> None:
+    if not path.exists():
+        return
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text("".join(line for line in whole if json.loads(line)["step"] <= start))
+    draft.replace(path)

@@ -1,0 +1,1 @@
+"""Reference networks in Flax Linen; they know nothing of diffusion."""

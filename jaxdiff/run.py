@@ -1,0 +1,209 @@
+"""A run: a directory where a config is trained, resumed, sampled and evaluated.
+
+It holds config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ and, at the end, samples.png and report.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from tqdm import tqdm
+
+from jaxdiff import checkpoint, metrics, pictures, recipe
+from jaxdiff.config import ConfigError, Experiment, differences, from_dict, to_dict
+from jaxdiff.mesh import Layout
+from jaxdiff.train import NonFiniteError, Step, TrainState, loop, mean_metrics, stop_signals, train_step
+
+log = logging.getLogger(__name__)
+
+
+def generate(config: Experiment, params: Any, labels: np.ndarray, seed: int, batch_size: int = 500) -> np.ndarray:
+    """Images `[N, H, W, C]` for labels `[N]`, in batches of one compiled size, with a progress bar where there are several."""
+    compiled = jax.jit(recipe.generator(config))
+    size = min(batch_size, len(labels))
+    parts = []
+    for start in tqdm(range(0, len(labels), size), desc="sampling", unit="batch", leave=False, disable=len(labels) <= size):
+        label = jnp.asarray(np.resize(labels[start : start + size], size), jnp.int32)
+        key = jax.random.fold_in(jax.random.key(seed), start)
+        parts.append(np.asarray(compiled(params, key, label)))
+    return np.concatenate(parts)[: len(labels)]
+
+
+def cycling_labels(config: Experiment, num: int) -> np.ndarray:
+    """All labels in turn `[num]`: a grid with `num_classes` columns shows one label a column."""
+    return np.arange(num, dtype=np.int32) % max(config.model.num_classes, 1)
+
+
+def read_config(workdir: pathlib.Path) -> Experiment:
+    """The config that made a run.
+
+    Raises:
+        ConfigError: no run in `workdir`.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"no run in {workdir}; train one: jaxdiff train CONFIG --workdir {workdir}")
+    return from_dict(json.loads(path.read_text()), where=str(path))
+
+
+def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = None) -> tuple[int, Any]:
+    """Step and params of the named EMA (the first unless given) of a run.
+
+    Raises:
+        ConfigError: the run has no such EMA.
+    """
+    name = next(iter(config.ema)) if ema is None else ema
+    if name not in config.ema:
+        raise ConfigError(f"{workdir} has no ema {name!r}; write one of {', '.join(config.ema)}")
+    single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return checkpoint.restore_ema(workdir, name, _placed(recipe.state_shapes(config).params, single))
+
+
+def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str | None:
+    """Trains the config in `workdir`, from its newest checkpoint if it has one; the signal that stopped it, or None.
+
+    Raises:
+        ConfigError: `workdir` holds a run of another config, or the data does not fit the config.
+        NonFiniteError: the loss or a gradient is no number; the last good checkpoint stays.
+    """
+    from jaxdiff import data
+
+    layout = recipe.layout(config)
+    c = config.data
+    source = data.images(c.name, c.split, c.image_shape, c.fit, data_dir)
+    if source.num_classes > config.model.num_classes:
+        raise ConfigError(f"model.num_classes must be at least {source.num_classes} for the data set {c.name}")
+    _claim(workdir, config)
+    state = _start(config, workdir, layout)
+    process = (jax.process_index(), jax.process_count())
+    rows = data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=int(state.step), process=process)
+    step = layout.compile(partial(train_step, recipe.objective(config), recipe.optimizer(config), config.ema))
+    with stop_signals() as stopped:
+        _steps(config, workdir, layout, step, state, map(layout.shard, rows), stopped)
+        return stopped()
+
+
+def _steps(
+    config: Experiment,
+    workdir: pathlib.Path,
+    layout: Layout,
+    step: Step,
+    state: TrainState,
+    batches: Iterator[Any],
+    stopped: Callable[[], str | None],
+) -> None:
+    """The steps that are left, with progress bar, metrics, checkpoints and sample grids."""
+    first = int(state.step)
+    if first >= config.steps:
+        return
+    states = loop(step, layout.enter(state), batches, jax.random.key(config.seed + 1))
+    pending: dict[int, Mapping[str, Array]] = {}
+    bar = tqdm(total=config.steps, initial=first, desc="training", unit="step", dynamic_ncols=True)
+    with metrics.writer(workdir, first) as (write, show), checkpoint.manager(workdir, config.keep) as to, bar:
+        for number, (state, values) in enumerate(states, first + 1):
+            pending[number] = values
+            bar.update()
+            ends = number >= config.steps or stopped() is not None
+            saves = ends or number % config.checkpoint_every == 0
+            if saves or number % config.log_every == 0:
+                means = _checked(pending, workdir)
+                bar.set_postfix(loss=f"{means['loss']:.4f}")
+                write(number, means)
+                pending.clear()
+            if saves:
+                checkpoint.save(to, layout.leave(state), to_dict(config))
+            if config.sampling.every and number % config.sampling.every == 0 and not ends:
+                show(number, _sample_grid(config, layout.leave(state), workdir, number))
+            if ends:
+                break
+
+
+def finish(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:
+    """Samples and, where the config asks for it, evaluates a trained run; writes samples.png and report.json; what to print."""
+    step, params = read_params(config, workdir)
+    num = max(config.evaluation.num, config.sampling.num)
+    labels = cycling_labels(config, num)
+    samples = generate(config, params, labels, config.seed, config.evaluation.batch_size)
+    path = pathlib.Path(workdir) / "samples.png"
+    pictures.save_grid(path, samples[: config.sampling.num], columns=max(config.model.num_classes, 1))
+    lines = [f"{config.sampling.num} samples of step {step}: {path}"]
+    if config.evaluation.num:
+        report = judge(config, samples, labels, data_dir)
+        write_whole(
+            pathlib.Path(workdir) / "report.json", json.dumps({"step": step, **dataclasses.asdict(report)}, indent=2) + "\n"
+        )
+        lines.append(str(report))
+    return "\n".join(lines)
+
+
+def judge(config: Experiment, samples: np.ndarray, labels: np.ndarray, data_dir: str | None = None) -> Any:
+    """An `evaluate.Report` of samples against the config's data set, by a classifier trained on it now."""
+    from jaxdiff import data, evaluate
+
+    c = config.data
+    train, test = (data.images(c.name, split, c.image_shape, c.fit, data_dir) for split in (c.split, "test"))
+    return evaluate.report(evaluate.train_judge(train, test, config.evaluation.epochs), samples, labels, train, test)
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+def _start(config: Experiment, workdir: pathlib.Path, placement: Layout) -> TrainState:
+    shapes = _placed(recipe.state_shapes(config), placement.sharding)
+    state = checkpoint.restore(workdir, shapes)
+    if state is None:
+        return jax.jit(partial(recipe.init, config), out_shardings=placement.sharding)(jax.random.key(config.seed))
+    log.info("going on from step %d of %s", int(state.step), workdir)
+    return state
+
+
+def _placed(shapes: Any, sharding: Any) -> Any:
+    def place(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    if isinstance(sharding, jax.sharding.Sharding):
+        return jax.tree.map(lambda leaf: place(leaf, sharding), shapes)
+    return jax.tree.map(place, shapes, sharding)
+
+
+def _checked(pending: Mapping[int, Mapping[str, Array]], workdir: pathlib.Path) -> dict[str, float]:
+    try:
+        return mean_metrics(pending)
+    except NonFiniteError as error:
+        saved = checkpoint.steps(workdir)
+        kept = f"the last good checkpoint is step {saved[-1]}" if saved else "there is no checkpoint yet"
+        raise NonFiniteError(f"{error}; {kept} in {workdir}") from error
+
+
+def _sample_grid(config: Experiment, state: TrainState, workdir: pathlib.Path, step: int) -> np.ndarray:
+    labels = cycling_labels(config, config.sampling.num)
+    images = generate(config, next(iter(state.ema.values())), labels, config.seed)
+    columns = max(config.model.num_classes, 1)
+    pictures.save_grid(pathlib.Path(workdir) / "samples" / f"step_{step:07d}.png", images, columns)
+    return pictures.grid(images, columns)
+
+
+def _claim(workdir: pathlib.Path, config: Experiment) -> None:
+    """Writes the config into a new run's directory, or compares it with the one that is there."""
+    path = pathlib.Path(workdir) / "config.json"
+    values = to_dict(config)
+    if path.exists():
+        found = differences(json.loads(path.read_text()), values)
+        if found:
+            raise ConfigError(f"{workdir} was made by another config: {'; '.join(found[:3])}; choose another --workdir")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(values, indent=2) + "\n")
