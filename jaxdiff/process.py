@@ -5,11 +5,13 @@ Time exists only inside a schedule, a function from `t` in [0, 1] (0 is clean) t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -54,8 +56,7 @@ def cosine(logsnr_min: float = -15.0, logsnr_max: float = 15.0) -> Schedule:
 
     Nichol & Dhariwal (2021), eq. 17, in the continuous and clipped form of Salimans & Ho (2022), appendix.
     """
-    first = jnp.arctan(jnp.exp(jnp.asarray(-logsnr_max / 2)))
-    last = jnp.arctan(jnp.exp(jnp.asarray(-logsnr_min / 2)))
+    first, last = (math.atan(math.exp(-logsnr / 2)) for logsnr in (logsnr_max, logsnr_min))
 
     def level(t):
         angle = first + jnp.asarray(t) * (last - first)
@@ -106,8 +107,7 @@ def lognormal(mean: float = -1.2, std: float = 1.2, tail: float = 1e-5) -> Sched
 
 def rectified_flow(logsnr_min: float = -15.0, logsnr_max: float = 15.0) -> Schedule:
     """`alpha = 1 - t`, `sigma = t`: the straight path (Liu et al. 2022, eq. 1), t clipped at the two logsnr bounds."""
-    first = jax.nn.sigmoid(jnp.asarray(-logsnr_max / 2))
-    last = jax.nn.sigmoid(jnp.asarray(-logsnr_min / 2))
+    first, last = (1 / (1 + math.exp(logsnr / 2)) for logsnr in (logsnr_max, logsnr_min))
 
     def level(t):
         t = jnp.clip(jnp.asarray(t), first, last)
@@ -116,7 +116,7 @@ def rectified_flow(logsnr_min: float = -15.0, logsnr_max: float = 15.0) -> Sched
     return level
 
 
-def from_betas(betas: Array, logsnr_max: float = 15.0) -> Schedule:
+def from_betas(betas: ArrayLike, logsnr_max: float = 15.0) -> Schedule:
     """A published discrete chain in continuous time: `t = (i + 1) / T` is the state after `betas[i]`, `alpha^2 = prod(1 - beta)`.
 
     Ho et al. (2020), eq. 4. Between two states `log alpha` is linear in t; t = 0 is clipped at `logsnr_max`.
@@ -124,14 +124,15 @@ def from_betas(betas: Array, logsnr_max: float = 15.0) -> Schedule:
     Raises:
         ValueError: `betas` is no vector with values in [0, 1).
     """
-    betas = jnp.asarray(betas)
-    if betas.ndim != 1 or not bool(jnp.all((betas >= 0) & (betas < 1))):
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or not np.all((betas >= 0) & (betas < 1)):
         raise ValueError(f"from_betas: betas must be a vector with values in [0, 1), got shape {betas.shape}")
-    exponents = jnp.concatenate([jnp.zeros_like(betas[:1]), -jnp.cumsum(jnp.log1p(-betas))])
-    times = jnp.linspace(0, 1, betas.size + 1, dtype=betas.dtype)
+    exponents = np.append(0.0, -np.cumsum(np.log1p(-betas)))
+    times = np.linspace(0, 1, betas.size + 1)
 
     def level(t):
-        return _variance_preserving(jnp.interp(jnp.asarray(t), times, exponents), logsnr_max)
+        t = jnp.asarray(t)
+        return _variance_preserving(jnp.interp(t, jnp.asarray(times, t.dtype), jnp.asarray(exponents, t.dtype)), logsnr_max)
 
     return level
 
@@ -194,5 +195,5 @@ def implied_x0(x: Array, x_s: Array, t: Level, s: Level) -> Array:
 
 def _variance_preserving(exponent: Array, logsnr_max: float) -> Level:
     """The level with `alpha^2 = exp(-exponent)`, `sigma^2 = 1 - alpha^2`, no cleaner than logsnr_max."""
-    exponent = jnp.maximum(exponent, jnp.log1p(jnp.exp(jnp.asarray(-logsnr_max, exponent.dtype))))
+    exponent = jnp.maximum(exponent, math.log1p(math.exp(-logsnr_max)))
     return Level(jnp.exp(-exponent / 2), jnp.sqrt(-jnp.expm1(-exponent)))

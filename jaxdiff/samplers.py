@@ -48,15 +48,13 @@ def trajectory(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key
 
 def _run(sampler, denoise, x, levels, key, keep):
     chex.assert_rank((levels.alpha, levels.sigma), 1)
-    num_steps = levels.sigma.size - 1
 
-    def body(carry, step):
+    def body(carry, index):
         x, memory = carry
-        t, s, index = step
-        x, memory = sampler.step(denoise, x, memory, t, s, jax.random.fold_in(key, index))
+        x, memory = sampler.step(denoise, x, memory, levels[index], levels[index + 1], jax.random.fold_in(key, index))
         return (x, memory), keep(x)
 
-    return jax.lax.scan(body, (x, sampler.init(x)), (levels[:-1], levels[1:], jnp.arange(num_steps)))
+    return jax.lax.scan(body, (x, sampler.init(x)), jnp.arange(levels.sigma.size - 1))
 
 
 def ddim(eta: float | Array = 0.0) -> Sampler:

@@ -14,13 +14,29 @@ zeros = nn.initializers.zeros_init()
 
 
 class Norm(nn.Module):
-    """Group normalisation (Wu & He 2018) in at most 32 groups of at least 4 channels, statistics in float32."""
+    """Group normalisation (Wu & He 2018) in at most 32 groups of at least 4 channels, statistics in float32.
+
+    `modulation`, a scale and a shift `[B, C]`, is applied on top: `y * (1 + scale) + shift`, in the same multiply-add.
+    """
 
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return nn.GroupNorm(num_groups=math.gcd(32, max(x.shape[-1] // 4, 1)), epsilon=1e-5, dtype=self.dtype)(x)
+    def __call__(self, x: Array, modulation: tuple[Array, Array] | None = None) -> Array:
+        batch, *_, channels = x.shape
+        groups = math.gcd(32, max(channels // 4, 1))
+        grouped = x.astype(jnp.float32).reshape(batch, -1, groups, channels // groups)
+        mean = jnp.mean(grouped, axis=(1, 3))
+        variance = jnp.maximum(jnp.mean(grouped**2, axis=(1, 3)) - mean**2, 0)
+        each = channels // groups
+        inverse, mean = (jnp.repeat(value, each, axis=1) for value in (jax.lax.rsqrt(variance + 1e-5), mean))
+        gain = inverse * self.param("scale", nn.initializers.ones_init(), (channels,))[None]
+        offset = self.param("bias", zeros, (channels,))[None] - mean * gain
+        if modulation is not None:
+            scale, shift = (value.astype(jnp.float32) for value in modulation)
+            gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
+        shape = (batch, *(1 for _ in x.shape[1:-1]), channels)
+        return (x.astype(jnp.float32) * gain.reshape(shape) + offset.reshape(shape)).astype(self.dtype)
 
 
 class Dropout(nn.Module):
@@ -57,10 +73,13 @@ class Attention(nn.Module):
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
         heads = max(channels // self.head_channels, 1)
+        if channels % heads:
+            raise ValueError(f"attention: {channels} channels cannot be shared by {heads} heads; change model.head_channels")
         tokens = Norm(self.dtype)(x).reshape(batch, height * width, channels)
         queries_keys_values = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(tokens)
         q, k, v = jnp.moveaxis(queries_keys_values.reshape(batch, height * width, 3, heads, channels // heads), 2, 0)
-        mixed = jax.nn.dot_product_attention(q, k, v).reshape(batch, height, width, channels)
+        with jax.numpy_dtype_promotion("standard"):  # jax's own attention promotes bfloat16 to float32 by itself
+            mixed = jax.nn.dot_product_attention(q, k, v).reshape(batch, height, width, channels)
         return x + nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")(mixed)
 
 
@@ -80,9 +99,8 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Array, condition: Array, train: bool) -> Array:
         hidden = resized(nn.silu(Norm(self.dtype)(x)), self.resample)
         hidden = nn.Conv(self.channels, (3, 3), dtype=self.dtype)(hidden)
-        scale_shift = nn.Dense(2 * self.channels, dtype=self.dtype)(nn.silu(condition))[:, None, None, :]
-        scale, shift = jnp.split(scale_shift, 2, axis=-1)
-        hidden = nn.silu(Norm(self.dtype)(hidden) * (1 + scale) + shift)
+        scale, shift = jnp.split(nn.Dense(2 * self.channels, dtype=self.dtype)(nn.silu(condition)), 2, axis=-1)
+        hidden = nn.silu(Norm(self.dtype)(hidden, (scale, shift)))
         hidden = Dropout(self.dropout)(hidden, train)
         hidden = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=zeros)(hidden)
         x = resized(x, self.resample)
@@ -94,7 +112,8 @@ class ResidualBlock(nn.Module):
 def resized(x: Array, factor: float) -> Array:
     """The images `[B, H, W, C]` halved by averaging (factor 0.5), doubled by repetition (2), or as they are (1)."""
     if factor == 0.5:
-        return nn.avg_pool(x, (2, 2), strides=(2, 2))
+        batch, height, width, channels = x.shape
+        return jnp.mean(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
     if factor == 2:
         return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
     return x

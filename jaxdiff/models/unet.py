@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -50,9 +51,12 @@ class UNet(nn.Module):
         if self.remat:
             residual, attention = nn.remat(ResidualBlock, static_argnums=(3,)), nn.remat(Attention)
 
+        numbers = itertools.count()
+
         def block(x: Array, channels: int, attend: bool, resample: float = 1.0) -> Array:
-            x = residual(channels, self.dropout, resample, self.dtype)(x, embedding, train)
-            return attention(self.head_channels, self.dtype)(x) if attend else x
+            number = next(numbers)  # named by hand, so that remat does not rename the parameters
+            x = residual(channels, self.dropout, resample, self.dtype, name=f"residual_{number}")(x, embedding, train)
+            return attention(self.head_channels, self.dtype, name=f"attention_{number}")(x) if attend else x
 
         def resample(x: Array, factor: float) -> Array:
             if self.residual_resampling:

@@ -1,0 +1,48 @@
+"""What the contract tables run over, and the mixture that is their truth."""
+
+import jax.numpy as jnp
+import numpy as np
+
+import jaxdiff as jd
+from jaxdiff import losses, oracles
+
+SCHEDULES = {
+    "cosine": jd.cosine(),
+    "linear": jd.linear(),
+    "karras": jd.karras(),
+    "rectified_flow": jd.rectified_flow(),
+    "from_betas": jd.from_betas(np.linspace(1e-4, 0.02, 1000)),
+    "shifted": jd.shifted(jd.cosine(), 2.0),
+    "shifted_flow": jd.shifted(jd.rectified_flow(), 3.0, size=jnp.add),
+    "lognormal": jd.lognormal(),
+}
+
+# Parameterization, its own weight, and the network output that is exactly right, from x0, noise, alpha, sigma.
+PARAMETERIZATIONS = {
+    "x0": (jd.predict_x0, losses.x0_weight, lambda x0, noise, a, s: x0),
+    "noise": (jd.predict_noise, losses.noise_weight, lambda x0, noise, a, s: noise),
+    "score": (jd.predict_score, losses.score_weight, lambda x0, noise, a, s: -noise / s),
+    "v": (jd.predict_v, losses.v_weight, lambda x0, noise, a, s: a * noise - s * x0),
+    "velocity": (jd.predict_velocity, losses.velocity_weight, lambda x0, noise, a, s: noise - x0),
+    "edm": (jd.edm(), losses.edm_weight(), lambda x0, noise, a, s: edm_target(x0, noise, s / a)),
+}
+
+SAMPLERS = {
+    "ddim": jd.ddim(),
+    "ddim_eta": jd.ddim(0.5),
+    "ddpm": jd.ddpm(),
+    "ddpm_large": jd.ddpm(jd.samplers.forward_std),
+}
+DETERMINISTIC = {"ddim"}
+
+
+def edm_target(x0, noise, sigma, sigma_data=0.5):
+    """Karras et al. (2022), eq. 8 and table 1, in their own coordinates y = x0 + sigma noise."""
+    skip = sigma_data**2 / (sigma**2 + sigma_data**2)
+    out = sigma * sigma_data / jnp.sqrt(sigma**2 + sigma_data**2)
+    return (x0 - skip * (x0 + sigma * noise)) / out
+
+
+def clouds():
+    """The mixture that the peer's trajectories were recorded on."""
+    return oracles.mixture([0.2, 0.5, 0.3], [[-1.0, 0.5], [0.8, 0.9], [0.3, -1.2]], [0.2, 0.1, 0.35])

@@ -1,0 +1,180 @@
+"""The tables: every parameterization, weight and sampler against every property that it must have."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import DETERMINISTIC, PARAMETERIZATIONS, SAMPLERS, SCHEDULES, clouds
+
+import jaxdiff as jd
+from jaxdiff import losses, oracles, targets
+
+ENDS = (0.0, 1e-3, 0.3, 0.7, 1 - 1e-3, 1.0)
+each_parameterization = pytest.mark.parametrize("prediction", PARAMETERIZATIONS)
+each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
+each_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+
+
+def example(schedule, times, shape=(5, 4)):
+    """x0, noise and level at the times, [T, ...]."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x0, noise = (jax.random.normal(key, (len(times), *shape)) for key in keys)
+    return x0, noise, SCHEDULES[schedule](jnp.array(times)).expand(len(shape) + 1)
+
+
+@each_parameterization
+@each_schedule
+def test_own_weight_times_out_squared_is_one(prediction, schedule, float64):
+    parameterization, weight, _ = PARAMETERIZATIONS[prediction]
+    level = SCHEDULES[schedule](jnp.linspace(0, 1, 101))
+    np.testing.assert_allclose(weight(level) * parameterization(level).out ** 2, 1, rtol=1e-9)
+
+
+@each_parameterization
+@each_schedule
+def test_the_right_output_gives_back_x0(prediction, schedule, float64):
+    parameterization, _, right = PARAMETERIZATIONS[prediction]
+    x0, noise, level = example(schedule, ENDS)
+    output = right(x0, noise, level.alpha, level.sigma)
+    denoise = jd.denoiser(lambda x, logsnr: output, parameterization)
+    np.testing.assert_allclose(denoise(jd.diffuse(x0, noise, level), level), x0, rtol=1e-6, atol=1e-6)
+
+
+@each_parameterization
+@each_schedule
+def test_any_denoiser_survives_the_round_trip_through_a_network(prediction, schedule, float64):
+    """The exact denoiser's output as a network's, and back: with the loss at its closed-form floor."""
+    parameterization, weight, _ = PARAMETERIZATIONS[prediction]
+    data = oracles.gaussian([0.3, -0.2], [0.5, 0.25])
+    exact = oracles.denoiser(data)
+    num = 4000
+    for time in (0.1, 0.5, 0.9):
+        level = SCHEDULES[schedule](time)
+        skip, out, scale = parameterization(level)
+
+        def network(scaled, logsnr, level=level, skip=skip, out=out, scale=scale):
+            return (exact(scaled / scale, level) - skip * scaled / scale) / out
+
+        denoise = jd.denoiser(network, parameterization)
+        x0 = oracles.draw(data, jax.random.key(1), num)
+        levels = jd.Level(*(jnp.full((num, 1), value) for value in (level.alpha, level.sigma)))
+        loss = jd.regression_loss(denoise, targets.data(x0), x0, levels, jax.random.key(2), weight)
+        variance = data.stds[0] ** 2
+        floor = weight(level) * jnp.mean(variance * level.sigma**2 / (level.alpha**2 * variance + level.sigma**2))
+        assert abs(jnp.mean(loss) - floor) < 5 * jnp.std(loss) / num**0.5
+        noise = losses.noise_like(jax.random.key(3), x0)
+        x = jd.diffuse(x0, noise, levels)
+        np.testing.assert_allclose(denoise(x, level), exact(x, level), rtol=1e-7, atol=1e-7)
+
+
+@each_parameterization
+@each_schedule
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_no_nan_at_both_ends(prediction, schedule, dtype):
+    parameterization, weight, _ = PARAMETERIZATIONS[prediction]
+    x0, noise, level = example(schedule, ENDS)
+    x = jd.diffuse(x0, noise, level)
+
+    def loss(scale):
+        denoise = jd.denoiser(lambda x, logsnr: (scale * x + jnp.sin(logsnr)[:, None, None]).astype(dtype), parameterization)
+        assert denoise(x, level).dtype == jnp.float32
+        return jnp.mean(jd.regression_loss(denoise, targets.data(x0), x0, level, jax.random.key(1), weight))
+
+    value, gradient = jax.value_and_grad(loss)(jnp.float32(0.5))
+    assert np.isfinite([value, gradient]).all()
+
+
+@each_parameterization
+def test_loss_is_zero_at_the_optimum_and_the_gradient_stops_at_the_target(prediction):
+    parameterization, weight, right = PARAMETERIZATIONS[prediction]
+    x0, noise, level = example("cosine", ENDS[1:-1])
+    x = jd.diffuse(x0, noise, level)
+
+    def loss(student_scale, target_scale):
+        return jnp.sum(
+            jd.regression_loss(
+                lambda x, level: student_scale * x, lambda x, level: target_scale * x, x0, level, jax.random.key(0), weight
+            )
+        )
+
+    assert loss(0.5, 0.5) == 0
+    assert loss(0.5, 0.6) > 0
+    student, target = jax.grad(loss, argnums=(0, 1))(jnp.float32(0.5), jnp.float32(0.6))
+    assert student != 0
+    assert target == 0
+    output = right(x0, noise, level.alpha, level.sigma)
+    denoise = jd.denoiser(lambda x, logsnr: output, parameterization)
+    np.testing.assert_allclose(losses.squared_error(denoise(x, level), x0), 0, atol=1e-4)
+
+
+def run(sampler, x, levels, key=None):
+    key = jax.random.key(0) if key is None else key
+    return jd.sample(SAMPLERS[sampler], oracles.denoiser(clouds()), x, levels, key)
+
+
+@each_sampler
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "karras", "rectified_flow"])
+def test_sampler_ends_at_clean_finite_data(sampler, schedule):
+    levels = jd.grid(SCHEDULES[schedule], 64)
+    x = levels.sigma[0] * jax.random.normal(jax.random.key(1), (256, 2))
+    with jax.debug_nans(True):
+        x0 = run(sampler, x, levels)
+    nearest = jnp.linalg.norm(x0[:, None] - clouds().means[None], axis=-1) / clouds().stds[None, :, 0]
+    assert float(jnp.quantile(nearest.min(-1), 0.99)) < 5
+
+
+@each_sampler
+def test_sampler_keeps_float64(sampler, float64):
+    levels = jd.grid(jd.cosine(), 4)
+    x0 = run(sampler, jnp.ones((3, 2)), levels)
+    assert x0.dtype == levels.sigma.dtype == jnp.float64
+
+
+@each_sampler
+def test_sampler_keeps_float32_and_compiles_once(sampler):
+    calls = []
+
+    @jax.jit
+    def sample(x, levels, key):
+        calls.append(None)
+        return run(sampler, x, levels, key)
+
+    for seed, schedule in enumerate((jd.cosine(), jd.linear())):
+        x0 = sample(jnp.ones((3, 2)), jd.grid(schedule, 5), jax.random.key(seed))
+    assert x0.dtype == jnp.float32
+    assert len(calls) == 1
+
+
+@each_sampler
+def test_sampler_uses_its_key_or_not(sampler):
+    levels, x = jd.grid(jd.cosine(), 5), jnp.ones((3, 2))
+    a, b, c = (run(sampler, x, levels, jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(a, b)
+    assert bool(jnp.all(a == c)) == (sampler in DETERMINISTIC)
+
+
+@each_sampler
+def test_sampler_under_vmap_equals_a_batch(sampler):
+    levels, x = jd.grid(jd.cosine(), 5), jax.random.normal(jax.random.key(1), (4, 3, 2))
+    keys = jax.random.split(jax.random.key(2), 4)
+    mapped = jax.vmap(lambda x, key: run(sampler, x, levels, key))(x, keys)
+    np.testing.assert_allclose(mapped, jnp.stack([run(sampler, *args) for args in zip(x, [levels] * 4, keys, strict=True)]), atol=1e-5)
+
+
+@each_sampler
+def test_trajectory_begins_at_x_and_ends_at_the_sample(sampler):
+    levels, x = jd.grid(jd.cosine(), 5), jnp.ones((3, 2))
+    states = jd.trajectory(SAMPLERS[sampler], oracles.denoiser(clouds()), x, levels, jax.random.key(0))
+    assert states.shape == (6, 3, 2)
+    np.testing.assert_array_equal(states[0], x)
+    np.testing.assert_array_equal(states[-1], run(sampler, x, levels))
+
+
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, with_pmap=True)
+    def test_every_sampler_in_every_variant(self):
+        for name in SAMPLERS:
+            levels, x = jd.grid(jd.cosine(), 3), jnp.ones((3, 2))
+            sample = self.variant(lambda x, levels, name=name: run(name, x, levels))
+            np.testing.assert_allclose(sample(x, levels), run(name, x, levels), atol=1e-5)

@@ -1,0 +1,130 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import recipe
+from jaxdiff.config import Experiment, Model, load
+from jaxdiff.models.layers import Attention, Dropout, Norm, frequencies, resized
+from jaxdiff.models.unet import UNet, network
+
+TINY = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=8, num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = UNet(**TINY)
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    params = jax.jit(model.init)(jax.random.key(0), x, jnp.zeros((2,)), jnp.zeros((2,), jnp.int32))["params"]
+    return params, x
+
+
+def randomised(params):
+    keys = iter(jax.random.split(jax.random.key(9), len(jax.tree.leaves(params))))
+    return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), params)
+
+
+def size(shapes):
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
+
+
+def test_parameter_counts_of_the_published_networks():
+    cifar10 = size(recipe.state_shapes(load("configs/cifar10.py")).params)
+    assert 35 < cifar10 < 39  # Ho et al. (2020): 35.7M without the scales, shifts and labels
+    adm = Model(channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), num_classes=1000, residual_resampling=True)
+    shapes = jax.eval_shape(
+        recipe.unet(Experiment(model=adm)).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+    )
+    assert 295 < size(shapes) < 297  # Dhariwal & Nichol (2021), table 4: 296M
+
+
+def test_output_starts_at_zero_and_parameters_are_float32(tiny):
+    params, x = tiny
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    output = network(UNet(**TINY))(params, x, jnp.zeros((2,)), jnp.array([3, 10]))
+    np.testing.assert_array_equal(output, jnp.zeros_like(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"residual_resampling": True}, {"remat": True}])
+def test_every_input_moves_the_output(tiny, options):
+    model, (params, x) = UNet(**TINY, **options), tiny
+    if "residual_resampling" in options:
+        params = jax.jit(model.init)(jax.random.key(0), x, jnp.zeros((2,)), jnp.zeros((2,), jnp.int32))["params"]
+    apply = jax.jit(network(model))
+    params = randomised(params)
+    plain = apply(params, x, jnp.zeros((2,)), jnp.array([3, 3]))
+    assert plain.shape == x.shape
+    assert bool(jnp.any(apply(params, x + 1, jnp.zeros((2,)), jnp.array([3, 3])) != plain))
+    assert bool(jnp.any(apply(params, x, jnp.ones((2,)), jnp.array([3, 3])) != plain))
+    other_label = apply(params, x, jnp.zeros((2,)), jnp.array([3, 10]))
+    np.testing.assert_array_equal(other_label[0], plain[0])
+    assert bool(jnp.any(other_label[1] != plain[1]))
+
+
+def test_remat_and_bfloat16_compute_the_same_function(tiny):
+    params, x = randomised(tiny[0]), tiny[1]
+    arguments = (x, jnp.ones((2,)), jnp.array([3, 10]))
+    plain = network(UNet(**TINY))(params, *arguments)
+    np.testing.assert_allclose(network(UNet(**TINY, remat=True))(params, *arguments), plain, atol=1e-5)
+    half = network(UNet(**TINY, dtype=jnp.bfloat16))(params, *arguments)
+    assert half.dtype == jnp.bfloat16
+    assert float(jnp.abs(half.astype(jnp.float32) - plain).mean() / jnp.abs(plain).mean()) < 0.05
+
+
+def test_dropout_only_with_a_key(tiny):
+    params, x = randomised(tiny[0]), tiny[1]
+    apply = network(UNet(**TINY, dropout=0.5))
+    arguments = (params, x, jnp.ones((2,)), jnp.array([3, 10]))
+    np.testing.assert_array_equal(apply(*arguments), apply(*arguments))
+    one, two = (apply(*arguments, jax.random.key(seed)) for seed in (0, 1))
+    assert bool(jnp.any(one != two))
+
+
+def test_dropout_keeps_mean_and_rate():
+    x = jnp.ones((1000, 100))
+    kept = Dropout(0.3).apply({}, x, True, rngs={"dropout": jax.random.key(0)})
+    assert abs(float(jnp.mean(kept == 0)) - 0.3) < 0.01
+    np.testing.assert_allclose(jnp.unique(kept)[-1], 1 / 0.7, rtol=1e-4)
+    assert abs(float(jnp.mean(kept)) - 1) < 0.01
+
+
+def test_norm_normalises_groups():
+    x = 5 + 3 * jax.random.normal(jax.random.key(0), (2, 8, 8, 64))
+    norm = Norm()
+    y = norm.apply(norm.init(jax.random.key(0), x), x).reshape(2, 64, 16, 4)  # 16 groups of 4 channels
+    np.testing.assert_allclose(y.mean((1, 3)), 0, atol=1e-4)
+    np.testing.assert_allclose(y.std((1, 3)), 1, atol=1e-3)
+
+
+def test_attention_equals_softmax_by_hand():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 3, 16))
+    attention = Attention(head_channels=8)
+    params = randomised(attention.init(jax.random.key(0), x)["params"])
+    h = Norm().apply({"params": params["Norm_0"]}, x).reshape(2, 9, 16)
+    q, k, v = np.moveaxis((h @ params["qkv"]["kernel"] + params["qkv"]["bias"][None, None]).reshape(2, 9, 3, 2, 8), 2, 0)
+    scores = np.einsum("bqhc,bkhc->bhqk", q, k) / np.sqrt(8)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    mixed = np.einsum("bhqk,bkhc->bqhc", weights / weights.sum(-1, keepdims=True), v).reshape(2, 9, 16)
+    expected = x + (mixed @ np.asarray(params["out"]["kernel"]) + np.asarray(params["out"]["bias"])).reshape(x.shape)
+    np.testing.assert_allclose(attention.apply({"params": params}, x), expected, atol=1e-5)
+
+
+def test_resizing_averages_and_repeats():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(resized(x, 0.5)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
+    np.testing.assert_array_equal(resized(resized(x, 2), 0.5), x)
+    assert resized(x, 1) is x
+
+
+def test_frequencies_tell_near_levels_apart():
+    features = frequencies(jnp.array([-15.0, 0.0, 0.1, 15.0]), 64)
+    distances = np.linalg.norm(features[:, None] - features[None], axis=-1)
+    assert distances[1, 2] > 0.3
+    assert distances[0, 3] > 3
+
+
+def test_what_the_network_cannot_do_is_said():
+    with pytest.raises(ValueError, match="28x28 cannot be halved 3 times; choose a size divisible by 8"):
+        UNet(multipliers=(1, 1, 1, 1)).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32))
+    with pytest.raises(ValueError, match="28 channels cannot be shared by 5 heads"):
+        Attention(head_channels=5).init(jax.random.key(0), jnp.zeros((1, 4, 4, 28)))

@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import SCHEDULES
+
+import jaxdiff as jd
+from jaxdiff.process import from_logsnr
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_are_finite_and_get_noisier(name):
+    level = SCHEDULES[name](jnp.linspace(0, 1, 1001))
+    assert level.alpha.dtype == level.sigma.dtype == jnp.float32
+    assert bool(jnp.all(level.sigma > 0))
+    assert bool(jnp.all(level.alpha > 0))
+    logsnr = np.asarray(level.logsnr)
+    assert np.isfinite(logsnr).all()
+    assert (np.diff(logsnr) <= 0).all()
+    assert logsnr[0] > logsnr[-1] + 9
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "from_betas", "shifted"])
+def test_variance_preserving_schedules_preserve_variance(name):
+    level = SCHEDULES[name](jnp.linspace(0, 1, 101))
+    np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, atol=1e-6)
+
+
+def test_schedules_at_known_times():
+    half = jd.cosine()(0.5)
+    np.testing.assert_allclose([half.alpha, half.sigma], np.sqrt(0.5), rtol=1e-6)
+    np.testing.assert_allclose([jd.cosine()(0.0).logsnr, jd.cosine()(1.0).logsnr], [15, -15], rtol=1e-5)
+    np.testing.assert_allclose(jd.linear()(1.0).alpha, np.exp(-0.5 * (0.1 + 19.9 / 2)), rtol=1e-6)
+    np.testing.assert_allclose([jd.karras()(0.0).sigma, jd.karras()(1.0).sigma], [0.002, 80], rtol=1e-5)
+    quarter = jd.rectified_flow()(0.25)
+    assert (float(quarter.alpha), float(quarter.sigma)) == (0.75, 0.25)
+    np.testing.assert_allclose(jd.rectified_flow()(0.0).logsnr, 15, rtol=1e-4)
+
+
+def test_lognormal_levels_have_the_papers_moments():
+    log_sigma = jnp.log(jd.lognormal()(jnp.linspace(1e-4, 1 - 1e-4, 20001)).sigma)
+    np.testing.assert_allclose([jnp.mean(log_sigma), jnp.std(log_sigma)], [-1.2, 1.2], atol=5e-3)
+
+
+def test_from_betas_follows_the_peers_table(float64):
+    """The recorded alphas_cumprod of a peer's linear betas, at every state of the chain."""
+    table = np.load("tests/data/ddpm.npz")["alphas_cumprod"]
+    betas = np.linspace(1e-4, 0.02, 1000)
+    level = jd.from_betas(jnp.asarray(betas))(jnp.arange(1, 1001) / 1000)
+    np.testing.assert_allclose(level.alpha**2, table, rtol=2e-5)  # the peer's table was made in float32
+    np.testing.assert_allclose(level.alpha**2, np.cumprod(1 - betas), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "size"), [("cosine", jnp.hypot), ("rectified_flow", jnp.add), ("karras", lambda a, s: a)])
+def test_shifted_multiplies_noise_to_signal_and_keeps_the_size(name, size):
+    times = jnp.linspace(0, 1, 11)
+    plain, shifted = SCHEDULES[name](times), jd.shifted(SCHEDULES[name], 4.0, size)(times)
+    np.testing.assert_allclose(shifted.sigma / shifted.alpha, 4 * plain.sigma / plain.alpha, rtol=1e-5)
+    np.testing.assert_allclose(size(shifted.alpha, shifted.sigma), size(plain.alpha, plain.sigma), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_grid_is_uniform_in_time_and_ends_clean(name):
+    levels = jd.grid(SCHEDULES[name], 10)
+    assert levels.sigma.shape == (11,)
+    assert (float(levels.alpha[-1]), float(levels.sigma[-1])) == (1, 0)
+    np.testing.assert_allclose(levels.sigma[:-1], SCHEDULES[name](jnp.arange(10, 0, -1) / 10).sigma, rtol=1e-5)
+    halved = levels[::2]
+    np.testing.assert_allclose(halved.sigma, jd.grid(SCHEDULES[name], 5).sigma, rtol=1e-5, atol=1e-6)
+
+
+def test_grid_says_what_is_wrong():
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        jd.grid(jd.cosine(), 0)
+    with pytest.raises(ValueError, match=r"t_min must lie in \[0, 1\), got 1"):
+        jd.grid(jd.cosine(), 10, t_min=1)
+    with pytest.raises(ValueError, match=r"values in \[0, 1\)"):
+        jd.from_betas(jnp.array([0.5, 1.0]))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_transfer_keeps_the_noise_and_implied_x0_inverts_it(name, float64):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x0, noise = jax.random.normal(keys[0], (64, 3)), jax.random.normal(keys[1], (64, 3))
+    t, s = (SCHEDULES[name](jnp.linspace(a, b, 64)).expand(2) for a, b in ((0.1, 1.0), (0.02, 0.8)))
+    x = jd.diffuse(x0, noise, t)
+    x_s = jd.transfer(x, x0, t, s)
+    np.testing.assert_allclose(x_s, jd.diffuse(x0, noise, s), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(jd.implied_x0(x, x_s, t, s), x0, rtol=1e-6, atol=1e-6)
+    clean = jd.Level(jnp.ones(()), jnp.zeros(()))
+    np.testing.assert_array_equal(jd.transfer(x, x0, t, clean), x0)
+
+
+def test_level_is_a_pytree_that_indexes_and_broadcasts():
+    levels = jd.grid(jd.cosine(), 4)
+    assert len(jax.tree.leaves(levels)) == 2
+    assert levels[1:3].alpha.shape == (2,)
+    assert levels[:-1].expand(4).sigma.shape == (4, 1, 1, 1)
+    np.testing.assert_allclose(from_logsnr(levels[:-1].logsnr).alpha, levels[:-1].alpha, rtol=1e-5)
