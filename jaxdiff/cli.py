@@ -88,6 +88,8 @@ class Evaluate:
     steps: int | None = None
     """As the run's config says if not given; so for guidance."""
     guidance: float | None = None
+    epochs: int | None = None
+    """Of the classifier's training."""
     data_dir: str | None = None
 
 
@@ -107,12 +109,12 @@ class Data:
 
 def train(args: Train) -> int:
     """`jaxdiff train`: the exit status."""
-    from jaxdiff import run
+    from jaxdiff import checkpoint, run
 
     config = validated(args.experiment, where="jaxdiff train")
     stopped = run.train(config, args.workdir, args.data_dir)
     if stopped:
-        print(f"{stopped}: saved; the same command goes on from there")
+        print(f"{stopped}: saved step {checkpoint.steps(args.workdir)[-1]}; the same command goes on from there")
         return 130 if stopped == "SIGINT" else 0
     print(run.finish(config, args.workdir, args.data_dir))
     return 0
@@ -148,9 +150,9 @@ def evaluate(args: Evaluate) -> int:
     from jaxdiff import run
 
     config = _resampled(run.read_config(args.run), steps=args.steps, guidance=args.guidance)
-    config = validated(
-        dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, num=args.num)), "jaxdiff evaluate"
-    )
+    changes = {"num": args.num} | ({} if args.epochs is None else {"epochs": args.epochs})
+    evaluation = dataclasses.replace(config.evaluation, **changes)
+    config = validated(dataclasses.replace(config, evaluation=evaluation), where="jaxdiff evaluate")
     print(run.finish(config, args.run, args.data_dir))
     return 0
 
@@ -208,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("jaxdiff").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # tfds and orbax warn of things that a user cannot mend
     try:
         return _run(argv[0], argv[1:])
     except Exception as error:

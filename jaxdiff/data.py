@@ -6,8 +6,11 @@ access, so a run goes on from any step, on any number of processes.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import logging
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -131,7 +134,7 @@ def fitted(image: np.ndarray, shape: tuple[int, int, int], fit: str) -> np.ndarr
 
 def _source(name: str, split: str, data_dir: str | None) -> tuple[Any, Any]:
     builder = _builder(name, data_dir)
-    where = builder.data_root
+    where = data_dir or pathlib.Path(builder.data_dir).parents[1]
     if not builder.info.splits:
         how = (
             f"jaxdiff data {name} --data-dir"
@@ -153,8 +156,10 @@ def _builder(name: str, data_dir: str | None) -> Any:
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-        near = difflib.get_close_matches(name, tfds.list_builders(), n=1)
+        near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=1)
         raise DataError(f"no data set is named {name!r}" + (f"; did you mean {near[0]}?" if near else "")) from error
-    if name == digits.Digits.name:
-        builder.download_and_prepare()
+    if name == digits.Digits.name and not builder.info.splits:
+        log.info("preparing digits in %s", builder.data_dir)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # tfds's bars: it takes a second
+            builder.download_and_prepare()
     return builder

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from tqdm import trange
 
 from jaxdiff.data import Images, normalized
 from jaxdiff.models.classifier import Classifier
+from jaxdiff.train import TrainState, initial_state, train_step
 
 
 class Judge(NamedTuple):
@@ -77,20 +78,31 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 def train_judge(train: Images, test: Images, epochs: int, seed: int = 0, batch_size: int = 64) -> Judge:
     """A classifier of the training images, shifted by at most one pixel at random, with its accuracy on the test images."""
     images, labels = train.fetch(np.arange(train.num_examples))
+    images = normalized(images)
     model = Classifier(train.num_classes)
-    init_key, order_key = jax.random.split(jax.random.key(seed))
-    params = jax.jit(model.init)(init_key, normalized(images[:1]))["params"]
-    steps = len(images) // batch_size
-    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, epochs * steps))
-    epoch = jax.jit(partial(_epoch, model, optimizer, batch_size))
-    state = (params, optimizer.init(params))
-    for number in trange(epochs, desc="training the classifier", unit="epoch", leave=False):
-        state = epoch(state, normalized(images), labels, jax.random.fold_in(order_key, number))
-    params = state[0]
-    apply = jax.jit(lambda x: model.apply({"params": params}, x))
+    num_steps = len(images) // batch_size
+    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, epochs * num_steps))
+    step = train_step(partial(_classification, model), optimizer, {})
+
+    @jax.jit
+    def epoch(state: TrainState, key: Array) -> TrainState:
+        order = jax.random.permutation(jax.random.fold_in(key, state.step), len(images))[: num_steps * batch_size]
+        batches = {"image": jnp.asarray(images)[order], "label": jnp.asarray(labels)[order]}
+        batches = jax.tree.map(lambda leaf: leaf.reshape(num_steps, batch_size, *leaf.shape[1:]), batches)
+        return jax.lax.scan(lambda state, batch: (step(state, batch, key)[0], None), state, batches)[0]
+
+    init_key, key = jax.random.split(jax.random.key(seed))
+    state = initial_state(jax.jit(model.init)(init_key, images[:1])["params"], optimizer, {})
+    for _ in trange(epochs, desc="training the classifier", unit="epoch", leave=False):
+        state = epoch(state, key)
+    return _judge(model, state.params, test)
+
+
+def _judge(model: Classifier, params: Any, test: Images) -> Judge:
+    apply = jax.jit(model.apply)
 
     def name(images: np.ndarray, chunk: int = 500) -> tuple[np.ndarray, np.ndarray]:
-        parts = [jax.device_get(apply(images[i : i + chunk])) for i in range(0, len(images), chunk)]
+        parts = [jax.device_get(apply({"params": params}, images[i : i + chunk])) for i in range(0, len(images), chunk)]
         logits, features = (np.concatenate(part) for part in zip(*parts, strict=True))
         return logits.argmax(-1), features
 
@@ -98,25 +110,11 @@ def train_judge(train: Images, test: Images, epochs: int, seed: int = 0, batch_s
     return Judge(name, float(np.mean(name(normalized(real))[0] == truth)))
 
 
-def _epoch(model, optimizer, batch_size, state, images, labels, key):
-    order_key, step_key = jax.random.split(key)
-    steps = len(images) // batch_size
-    order = jax.random.permutation(order_key, len(images))[: steps * batch_size].reshape(steps, batch_size)
-
-    def loss(params, x, y, key):
-        logits, _ = model.apply({"params": params}, x, train=True, rngs={"dropout": key})
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
-
-    def step(carry, indices):
-        params, opt_state, key = carry
-        key, shift_key, dropout_key = jax.random.split(key, 3)
-        x = _shifted(images[indices], shift_key)
-        grads = jax.grad(loss)(params, x, labels[indices], dropout_key)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state, key), None
-
-    (params, opt_state, _), _ = jax.lax.scan(step, (*state, step_key), order)
-    return params, opt_state
+def _classification(model: Classifier, params: Any, state: TrainState, batch: Mapping[str, Array], key: Array) -> Array:
+    shift_key, dropout_key = jax.random.split(key)
+    image = _shifted(batch["image"], shift_key)
+    logits, _ = model.apply({"params": params}, image, train=True, rngs={"dropout": dropout_key})
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))
 
 
 def _shifted(images: Array, key: Array) -> Array:

@@ -101,9 +101,10 @@ def jit_layout(mesh: Mesh, state: Any) -> Layout:
 def pmap_layout(state: Any) -> Layout:
     """The same step as `jax.pmap` over this process's devices: replicated data-parallel, gradients averaged by `pmean`."""
     devices = jax.local_devices()
+    copies = NamedSharding(Mesh(np.asarray(devices), ("data",)), PartitionSpec("data"))
 
     def enter(state: Any) -> Any:
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (len(devices), *leaf.shape)), state)
+        return jax.tree.map(lambda leaf: jax.device_put(jnp.broadcast_to(leaf[None], (len(devices), *leaf.shape)), copies), state)
 
     def compiled(make_step: MakeStep) -> Callable:
         step = make_step(average=lambda tree: jax.lax.pmean(tree, "data"))

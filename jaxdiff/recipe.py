@@ -100,9 +100,15 @@ def layout(config: Experiment) -> Layout:
     """Where the config's mesh puts the state.
 
     Raises:
-        ConfigError: the devices do not divide the batch.
+        ConfigError: the network cannot be built, or the devices do not fit the mesh or divide the batch.
     """
-    shapes = state_shapes(config)
+    try:
+        return _layout(config, state_shapes(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _layout(config: Experiment, shapes: TrainState) -> Layout:
     devices = jax.local_device_count() if config.mesh.mapping == "pmap" else jax.device_count()
     if config.data.batch_size % devices:
         raise ConfigError(f"data.batch_size {config.data.batch_size} is not divisible by {devices} devices")

@@ -70,7 +70,7 @@ def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = Non
 
 
 def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str | None:
-    """Trains the config in `workdir`, from its newest checkpoint if it has one; the signal that stopped it, or None.
+    """Trains the config in `workdir`, from its newest checkpoint if it has one; the signal that stopped it early, or None.
 
     Raises:
         ConfigError: `workdir` holds a run of another config, or the data does not fit the config.
@@ -89,8 +89,13 @@ def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None
     rows = data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=int(state.step), process=process)
     step = layout.compile(partial(train_step, recipe.objective(config), recipe.optimizer(config), config.ema))
     with stop_signals() as stopped:
-        _steps(config, workdir, layout, step, state, map(layout.shard, rows), stopped)
-        return stopped()
+        try:
+            _steps(config, workdir, layout, step, state, map(layout.shard, rows), stopped)
+        except NonFiniteError as error:
+            saved = checkpoint.steps(workdir)
+            kept = f"the last good checkpoint is step {saved[-1]} in {workdir}" if saved else f"{workdir} has no checkpoint yet"
+            raise NonFiniteError(f"{error}; {kept}") from error
+        return stopped() if checkpoint.steps(workdir)[-1] < config.steps else None
 
 
 def _steps(
@@ -116,7 +121,7 @@ def _steps(
             ends = number >= config.steps or stopped() is not None
             saves = ends or number % config.checkpoint_every == 0
             if saves or number % config.log_every == 0:
-                means = _checked(pending, workdir)
+                means = mean_metrics(pending)
                 bar.set_postfix(loss=f"{means['loss']:.4f}")
                 write(number, means)
                 pending.clear()
@@ -178,15 +183,6 @@ def _placed(shapes: Any, sharding: Any) -> Any:
     if isinstance(sharding, jax.sharding.Sharding):
         return jax.tree.map(lambda leaf: place(leaf, sharding), shapes)
     return jax.tree.map(place, shapes, sharding)
-
-
-def _checked(pending: Mapping[int, Mapping[str, Array]], workdir: pathlib.Path) -> dict[str, float]:
-    try:
-        return mean_metrics(pending)
-    except NonFiniteError as error:
-        saved = checkpoint.steps(workdir)
-        kept = f"the last good checkpoint is step {saved[-1]}" if saved else "there is no checkpoint yet"
-        raise NonFiniteError(f"{error}; {kept} in {workdir}") from error
 
 
 def _sample_grid(config: Experiment, state: TrainState, workdir: pathlib.Path, step: int) -> np.ndarray:

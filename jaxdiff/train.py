@@ -72,10 +72,11 @@ def train_step(
         chex.assert_equal_shape_prefix(jax.tree.leaves(batch), 1)
         key = jax.random.fold_in(key, state.step)
         loss, grads = average(jax.value_and_grad(lambda p: objective(gather(p), state, batch, key))(state.params))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax's schedules divide counts of steps
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = {name: _average(state.ema[name], params, opt_state, decay, state.step) for name, decay in ema_decays.items()}
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state, state.frozen), metrics
 
     return step
@@ -84,7 +85,7 @@ def train_step(
 def _average(ema: Params, params: Params, opt_state: optax.OptState, decay: float, step: Array) -> Params:
     moved, count = jnp.bool_(True), step
     if isinstance(opt_state, optax.MultiStepsState):
-        moved, count = jnp.asarray(opt_state.mini_step) == 0, jnp.asarray(opt_state.gradient_step)
+        moved, count = jnp.asarray(opt_state.mini_step) == 0, jnp.asarray(opt_state.gradient_step) - 1
     count = count.astype(jnp.float32)
     share = jnp.where(moved, 1 - jnp.minimum(decay, (1 + count) / (10 + count)), 0.0)
     return jax.tree.map(lambda old, new: old + share.astype(old.dtype) * (new - old), ema, params)

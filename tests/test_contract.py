@@ -159,7 +159,9 @@ def test_sampler_under_vmap_equals_a_batch(sampler):
     levels, x = jd.grid(jd.cosine(), 5), jax.random.normal(jax.random.key(1), (4, 3, 2))
     keys = jax.random.split(jax.random.key(2), 4)
     mapped = jax.vmap(lambda x, key: run(sampler, x, levels, key))(x, keys)
-    np.testing.assert_allclose(mapped, jnp.stack([run(sampler, *args) for args in zip(x, [levels] * 4, keys, strict=True)]), atol=1e-5)
+    np.testing.assert_allclose(
+        mapped, jnp.stack([run(sampler, *args) for args in zip(x, [levels] * 4, keys, strict=True)]), atol=1e-5
+    )
 
 
 @each_sampler

@@ -8,7 +8,7 @@ from jaxdiff.config import Experiment, Model, load
 from jaxdiff.models.layers import Attention, Dropout, Norm, frequencies, resized
 from jaxdiff.models.unet import UNet, network
 
-TINY = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=8, num_classes=10)
+TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "head_channels": 8, "num_classes": 10}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,11 @@ def test_parameter_counts_of_the_published_networks():
     assert 35 < cifar10 < 39  # Ho et al. (2020): 35.7M without the scales, shifts and labels
     adm = Model(channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), num_classes=1000, residual_resampling=True)
     shapes = jax.eval_shape(
-        recipe.unet(Experiment(model=adm)).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+        recipe.unet(Experiment(model=adm)).init,
+        jax.random.key(0),
+        jnp.zeros((1, 64, 64, 3)),
+        jnp.zeros((1,)),
+        jnp.zeros((1,), jnp.int32),
     )
     assert 295 < size(shapes) < 297  # Dhariwal & Nichol (2021), table 4: 296M
 
@@ -125,6 +129,8 @@ def test_frequencies_tell_near_levels_apart():
 
 def test_what_the_network_cannot_do_is_said():
     with pytest.raises(ValueError, match="28x28 cannot be halved 3 times; choose a size divisible by 8"):
-        UNet(multipliers=(1, 1, 1, 1)).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32))
+        UNet(multipliers=(1, 1, 1, 1)).init(
+            jax.random.key(0), jnp.zeros((1, 28, 28, 1)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+        )
     with pytest.raises(ValueError, match="28 channels cannot be shared by 5 heads"):
         Attention(head_channels=5).init(jax.random.key(0), jnp.zeros((1, 4, 4, 28)))

@@ -61,7 +61,9 @@ def test_ddpm_is_ddim_with_eta_one():
     x = jax.random.normal(jax.random.key(0), (8, 2))
     ends = [jd.sample(kind, oracles.denoiser(clouds()), x, levels, jax.random.key(1)) for kind in (jd.ddpm(), jd.ddim(1.0))]
     np.testing.assert_allclose(*ends, atol=1e-5)
-    deterministic = [jd.sample(kind, oracles.denoiser(clouds()), x, levels, jax.random.key(1)) for kind in (jd.ddim(), jd.ddim(jnp.zeros(())))]
+    deterministic = [
+        jd.sample(kind, oracles.denoiser(clouds()), x, levels, jax.random.key(1)) for kind in (jd.ddim(), jd.ddim(jnp.zeros(())))
+    ]
     np.testing.assert_allclose(*deterministic, atol=1e-6)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxdiff.models.layers import Dropout, Norm
+from jaxdiff.models.layers import Dropout, Norm, resized
 
 
 class Classifier(nn.Module):
@@ -24,9 +24,9 @@ class Classifier(nn.Module):
         channels = self.channels
         while True:
             x = nn.silu(Norm(self.dtype)(nn.Conv(channels, (3, 3), dtype=self.dtype)(x)))
-            if x.shape[1] < 8:
+            if x.shape[1] < 8 or x.shape[1] % 2 or x.shape[2] % 2:
                 break
-            x = nn.avg_pool(x, (2, 2), strides=(2, 2))
+            x = resized(x, 0.5)
             channels *= 2
         x = Dropout(self.dropout)(x.reshape(x.shape[0], -1), train)
         features = nn.silu(nn.Dense(self.features, dtype=self.dtype)(x))

@@ -1,0 +1,130 @@
+"""The command line: what is typed wrongly is answered in one line that says what to type instead."""
+
+import json
+import re
+
+import pytest
+
+from jaxdiff import cli, config
+
+
+def answer(capsys, *words):
+    status = cli.main(words)
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") <= 1, captured.err
+    return status, captured.err.strip() or captured.out
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    def write(body):
+        path = tmp_path / "recipe.py"
+        path.write_text(f"from jaxdiff.config import *\nconfig = {body}\n")
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--optimizer.learing-rate", "3e-4"), "--optimizer.learing-rate.*did you mean --optimizer.learning-rate"),
+        (("--optimizer.learning-rate", "abc"), "--optimizer.learning-rate: could not convert string to float: 'abc'"),
+        (
+            ("--diffusion.schedule", "cosin"),
+            "invalid choice 'cosin' for argument '--diffusion.schedule'. Expected one of .*'cosine'",
+        ),
+        (("--steps",), "Missing value for argument '--steps'"),
+        (("--steps", "0"), "steps must be at least 1, got 0"),
+        (("--data.image-shape", "28", "28", "1", "--model.multipliers", "1", "2", "2", "2"), "image_shape must be divisible by 8"),
+        (("--data.batch-size", "-4"), "data.batch_size must be at least 1, got -4"),
+        (("--model.dropout", "2"), "model.dropout must be between 0 and 1, got 2.0"),
+        (("--sampling.steps", "0"), "sampling.steps must be at least 1, got 0"),
+        (("--data.name", "mnisst"), "no data set is named 'mnisst'; did you mean mnist"),
+        (("--data.name", "mnist", "--data.image-shape", "28", "28", "1"), "mnist is not prepared in .*; run: jaxdiff data mnist"),
+        (("--data.image-shape", "8", "8", "3"), "digits has 1 channels; set data.image_shape to end in 1"),
+        (("--data.batch-size", "12"), "data.batch_size 12 is not divisible by 8 devices"),
+        (("--mesh.fsdp", "3"), "mesh: data 2 x fsdp 3 does not make up 8 devices"),
+        (("--model.num-classes", "5"), "model.num_classes must be at least 10 for the data set digits"),
+        (
+            ("--model.channels", "28", "--model.head-channels", "5", "--model.attention", "8"),
+            "28 channels cannot be shared by 5 heads",
+        ),
+    ],
+)
+def test_wrong_flags_of_train(capsys, tmp_path, tfds_dir, flags, message):
+    words = ("train", "configs/digits.py", "--workdir", str(tmp_path / "run"), "--data-dir", tfds_dir, *flags)
+    status, line = answer(capsys, *words)
+    assert status in (1, 2)
+    assert re.search(message, line), line
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("Experiment(stepz=5)", "unknown key stepz in Experiment; did you mean steps?"),
+        ("Experiment(data=Data(batchsize=5))", "unknown key batchsize in Data; did you mean batch_size?"),
+        ("Experiment(optimizer=Optimizer(learning_rate='fast'))", "optimizer.learning_rate: Input should be a valid number"),
+        ("Experiment(steps=2.5)", "steps: Input should be a valid integer"),
+        ("Experiment(diffusion=Diffusion(prediction='epsilon'))", "diffusion.prediction: Input should be 'x0', 'noise'"),
+        ("Experiment(diffusion=Diffusion(schedule='lognormal'))", "diffusion.sampling_schedule must be set"),
+        ("3", "must define config = jaxdiff.config.Experiment"),
+    ],
+)
+def test_wrong_values_in_a_config_file(capsys, recipe_file, body, message):
+    status, line = answer(capsys, "train", recipe_file(body))
+    assert status == 1
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train",), "train needs a recipe: jaxdiff train configs/digits.py"),
+        (("train", "configs/digit.py"), "no config file configs/digit.py; did you mean configs/digits.py?"),
+        (("trian",), "no command 'trian'; write one of train, sample, evaluate, data"),
+        (("sample", "nowhere"), "no run in nowhere; train one: jaxdiff train CONFIG --workdir nowhere"),
+        (("data", "svhn"), "'svhn' has no preparation here; write one of mnist, cifar10"),
+        (("data", "mnist", "--raw-dir", "nowhere"), "no file nowhere/train-images-idx3-ubyte.gz"),
+    ],
+)
+def test_wrong_words(capsys, tmp_path, words, message):
+    words = (*words, "--data-dir", str(tmp_path)) if words[0] == "data" else words
+    status, line = answer(capsys, *words)
+    assert status == 1
+    assert message in line
+
+
+def test_usage_and_help(capsys):
+    assert cli.main([]) == cli.main(["--help"]) == 0
+    assert "jaxdiff train CONFIG" in capsys.readouterr().out
+    for command in cli.COMMANDS:
+        words = [command, "configs/digits.py", "--help"] if command == "train" else [command, "--help"]
+        assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "--optimizer.learning-rate" in out
+    assert "(default: 0.002)" in out  # of the file, not of the class
+
+
+def test_labels():
+    assert cli.parse_labels("", 10) == cli.parse_labels("0..9", 10) == list(range(10))
+    assert cli.parse_labels("3", 10) == [3]
+    assert cli.parse_labels("0,3,7..9", 10) == [0, 3, 7, 8, 9]
+    assert cli.parse_labels("none", 10) == [10]
+    for text, message in (("0..10", "this run has the labels 0..9"), ("a", "write 0..9, 3, or 0,3,7"), ("5..3", "is empty")):
+        with pytest.raises(config.ConfigError, match=message):
+            cli.parse_labels(text, 10)
+
+
+def test_a_config_survives_json():
+    original = config.load("configs/cifar10.py")
+    assert config.from_dict(json.loads(json.dumps(config.to_dict(original)))) == original
+    with pytest.raises(config.ConfigError, match=r"unknown key model.chanels; did you mean model.channels\?"):
+        config.from_dict({**config.to_dict(original), "model": {"chanels": 3}})
+
+
+def test_differences_name_what_a_resumed_run_must_not_change():
+    old = config.to_dict(config.load("configs/digits.py"))
+    new = {**old, "steps": 7, "seed": 3, "optimizer": {**old["optimizer"], "learning_rate": 1.0}}
+    assert sorted(config.differences(old, new)) == ["optimizer.learning_rate was 0.002, now 1.0", "seed was 0, now 3"]

@@ -1,0 +1,188 @@
+import gzip
+import pathlib
+import time
+
+import grain
+import numpy as np
+import pytest
+from raw_files import idx, write_cifar10, write_mnist
+from sklearn import datasets
+
+from jaxdiff import data
+from jaxdiff.datasets import raw
+
+SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def digits(tfds_dir):
+    return data.images("digits", "train", (8, 8, 1), data_dir=tfds_dir)
+
+
+def take(source, num, **options):
+    stream = data.batches(source, 12, **options)
+    return [next(stream) for _ in range(num)]
+
+
+def test_digits_are_scikit_learns(digits, tfds_dir):
+    test = data.images("digits", "test", (8, 8, 1), data_dir=tfds_dir)
+    assert (digits.num_examples, test.num_examples, digits.num_classes) == (1498, 299, 10)
+    bundled = datasets.load_digits()
+    ours = np.concatenate([split.fetch(np.arange(split.num_examples))[0] for split in (digits, test)])
+    theirs = np.round(bundled.images * 255 / 16).astype(np.uint8)
+    assert sorted(map(bytes, ours.squeeze(-1).reshape(-1, 64))) == sorted(map(bytes, theirs.reshape(-1, 64)))
+    first = np.flatnonzero((ours.squeeze(-1) == theirs[0]).all((1, 2)))
+    labels = np.concatenate([split.fetch(np.arange(split.num_examples))[1] for split in (digits, test)])
+    assert (labels[first] == bundled.target[0]).all()
+
+
+def test_batches_have_the_documented_form(digits):
+    (batch,) = take(digits, 1)
+    assert {name: (value.shape, value.dtype) for name, value in batch.items()} == {
+        "image": ((12, 8, 8, 1), np.float32), "label": ((12,), np.int32), "index": ((12,), np.int32)}  # fmt: skip
+    assert batch["image"].min() == -1
+    assert batch["image"].max() == 1
+    np.testing.assert_array_equal(batch["index"], np.arange(12))
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4])
+def test_any_number_of_processes_sees_the_same_batches(digits, total):
+    """As sets, and an example has the same index: 12 rows a batch, of 1,498 examples, which no number of them divides."""
+    num = 130  # more than an epoch
+    alone = take(digits, num, flip=True, seed=3)
+    parts = [take(digits, num, flip=True, seed=3, process=(number, total)) for number in range(total)]
+    for k in range(num):
+        order = np.argsort(np.concatenate([part[k]["index"] for part in parts]))
+        for name in ("image", "label", "index"):
+            np.testing.assert_array_equal(np.concatenate([part[k][name] for part in parts])[order], alone[k][name])
+
+
+def test_an_epoch_holds_every_example_once_and_the_next_is_in_another_order(digits):
+    stream = data.batches(digits, 7 * 2, seed=0)
+    epochs = [[next(stream)["image"] for _ in range(107)] for _ in range(2)]  # 107 * 14 = 1498
+    images = [np.concatenate(epoch).reshape(-1, 64) for epoch in epochs]
+    assert sorted(map(bytes, images[0])) == sorted(map(bytes, images[1]))
+    assert (images[0] != images[1]).any()
+    assert (take(digits, 1, seed=1)[0]["image"] != take(digits, 1, seed=0)[0]["image"]).any()
+
+
+def test_the_stream_goes_on_from_any_batch(digits):
+    through = take(digits, 9, flip=True)
+    resumed = take(digits, 4, flip=True, start=5)
+    for a, b in zip(through[5:], resumed, strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+
+
+def test_grains_own_state_says_the_same_as_the_step(digits):
+    stream = data.batches(digits, 12)
+    assert isinstance(stream, grain.DatasetIterator)
+    for _ in range(5):
+        next(stream)
+    assert stream.get_state()["next_index"] == 5
+    other = data.batches(digits, 12)
+    other.set_state(stream.get_state())
+    np.testing.assert_array_equal(next(other)["image"], next(stream)["image"])
+
+
+def test_flip_mirrors_half(digits):
+    plain = np.concatenate([batch["image"] for batch in take(digits, 40)])
+    flipped = np.concatenate([batch["image"] for batch in take(digits, 40, flip=True)])
+    same = (plain == flipped).all((1, 2, 3))
+    mirrored = (plain[:, :, ::-1] == flipped).all((1, 2, 3))
+    assert (same | mirrored).all()
+    assert 0.4 < same.mean() < 0.6
+
+
+def test_images_are_padded_or_resized(tfds_dir):
+    small = data.images("digits", "test", (8, 8, 1), data_dir=tfds_dir).fetch(np.arange(5))[0]
+    padded = data.images("digits", "test", (12, 12, 1), data_dir=tfds_dir).fetch(np.arange(5))[0]
+    np.testing.assert_array_equal(padded[:, 2:-2, 2:-2], small)
+    assert padded.sum() == small.sum()
+    resized = data.images("digits", "test", (16, 16, 1), fit="resize", data_dir=tfds_dir).fetch(np.arange(5))[0]
+    assert resized.shape == (5, 16, 16, 1)
+    np.testing.assert_allclose(resized.mean((1, 2, 3)), small.mean((1, 2, 3)), rtol=0.05)
+
+
+def test_large_sets_are_read_from_disk_to_the_same_values(digits, tfds_dir, monkeypatch):
+    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    lazy = data.images("digits", "train", (8, 8, 1), data_dir=tfds_dir)
+    indices = np.array([3, 1400, 3])
+    for a, b in zip(lazy.fetch(indices), digits.fetch(indices), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("digitz", "train", (8, 8, 1)), "no data set is named 'digitz'; did you mean digits"),
+        (("digits", "valid", (8, 8, 1)), "no split 'valid'; write one of train, test"),
+        (("digits", "train", (8, 8, 3)), "digits has 1 channels; set data.image_shape to end in 1"),
+        (("digits", "train", (4, 4, 1)), "larger than data.image_shape .* set data.fit to resize"),
+        (("mnist", "train", (28, 28, 1)), "mnist is not prepared in .*; run: jaxdiff data mnist --data-dir"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_line(arguments, message, tfds_dir):
+    with pytest.raises(data.DataError, match=message) as error:
+        data.images(*arguments, data_dir=tfds_dir)
+    assert "\n" not in str(error.value)
+
+
+def test_processes_must_divide_the_batch(digits):
+    with pytest.raises(data.DataError, match="batch_size 12 is not divisible by 5 processes"):
+        data.batches(digits, 12, process=(0, 5))
+
+
+def test_mnist_is_prepared_from_raw_files(tmp_path):
+    images = write_mnist(tmp_path, np.random.default_rng(0))
+    raw.prepare("mnist", str(tmp_path / "tfds"), tmp_path)
+    for split in ("train", "test"):
+        read = data.images("mnist", split, (28, 28, 1), data_dir=str(tmp_path / "tfds"))
+        pixels, labels = read.fetch(np.arange(20))
+        expected = {bytes(image): number % 10 for number, image in enumerate(images[split])}
+        assert {bytes(image.squeeze(-1)): label for image, label in zip(pixels, labels, strict=True)} == expected
+
+
+def test_cifar10_is_prepared_from_raw_files(tmp_path):
+    rows = write_cifar10(tmp_path, np.random.default_rng(0))
+    raw.prepare("cifar10", str(tmp_path / "tfds"), tmp_path)
+    read = data.images("cifar10", "train", (32, 32, 3), data_dir=str(tmp_path / "tfds"))
+    pixels, labels = read.fetch(np.arange(read.num_examples))
+    train = np.concatenate([rows[name] for name in raw.CIFAR10_FILES["train"]])
+    expected = {bytes(np.stack(row[1:].reshape(3, 32, 32), -1)): row[0] for row in train}
+    assert {bytes(image): label for image, label in zip(pixels, labels, strict=True)} == expected
+
+
+def test_raw_files_that_are_missing_or_cut_short_are_named(tmp_path):
+    with pytest.raises(raw.PreparationError, match=r"no file .*train-images-idx3-ubyte.gz; --raw-dir must hold"):
+        raw.prepare("mnist", str(tmp_path / "a"), tmp_path)
+    write_mnist(tmp_path, np.random.default_rng(0))
+    labels = tmp_path / "train-labels-idx1-ubyte.gz"
+    labels.write_bytes(gzip.compress(gzip.decompress(labels.read_bytes())[:-5]))
+    with pytest.raises(raw.PreparationError, match=r"train-labels-idx1-ubyte.gz is cut short"):
+        raw.prepare("mnist", str(tmp_path / "b"), tmp_path)
+    with pytest.raises(raw.PreparationError, match="'svhn' has no preparation here; write one of mnist, cifar10"):
+        raw.prepare("svhn", str(tmp_path / "c"))
+
+
+def test_no_network_is_said_within_seconds(tmp_path, monkeypatch):
+    urls, parse = raw.RAW["mnist"]
+    closed = [url.replace("https://storage.googleapis.com", "http://127.0.0.1:9") for url in urls]
+    monkeypatch.setitem(raw.RAW, "mnist", (closed, parse))
+    start = time.monotonic()
+    with pytest.raises(raw.PreparationError, match=r"127.0.0.1 cannot be reached; .* jaxdiff data mnist --raw-dir DIR"):
+        raw.prepare("mnist", str(tmp_path))
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.skipif(not (SHARED / "mnist.npz").exists(), reason="needs the real MNIST")
+@pytest.mark.slow
+def test_the_real_mnist_through_its_raw_files(tmp_path):
+    real = np.load(SHARED / "mnist.npz")
+    for split, (image_file, label_file) in raw.MNIST_FILES.items():
+        (tmp_path / image_file).write_bytes(idx(real[f"{split}_images"]))
+        (tmp_path / label_file).write_bytes(idx(real[f"{split}_labels"]))
+    raw.prepare("mnist", str(tmp_path / "tfds"), tmp_path)
+    test = data.images("mnist", "test", (28, 28, 1), data_dir=str(tmp_path / "tfds"))
+    pixels, labels = test.fetch(np.arange(test.num_examples))
+    expected = sorted(zip(map(bytes, real["test_images"]), real["test_labels"].tolist(), strict=True))
+    assert sorted(zip(map(bytes, pixels.squeeze(-1)), labels.tolist(), strict=True)) == expected

@@ -1,0 +1,199 @@
+"""Real runs in real processes: killed, stopped, resumed, sampled."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdiff import checkpoint, cli, run
+
+TINY = (
+    *("--data.batch-size", "16", "--model.channels", "16", "--model.multipliers", "1", "--model.attention"),
+    *("--optimizer.warmup-steps", "5", "--optimizer.schedule", "constant", "--log-every", "4", "--checkpoint-every", "5"),
+    *("--sampling.every", "0", "--sampling.num", "20", "--sampling.steps", "2", "--evaluation.num", "0"),
+)
+STEPS = ("--steps", "120")
+
+
+def words(workdir, tfds_dir, *flags):
+    return ["train", "configs/digits.py", "--workdir", str(workdir), "--data-dir", tfds_dir, *TINY, *flags]
+
+
+def start(workdir, tfds_dir, *flags):
+    command = [sys.executable, "-m", "jaxdiff", *words(workdir, tfds_dir, *flags)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(process, workdir, step):
+    while process.poll() is None and not any(saved >= step for saved in checkpoint.steps(workdir)):
+        time.sleep(0.01)
+
+
+def final_state(workdir):
+    config = run.read_config(workdir)
+    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return checkpoint.restore(workdir, run._placed(run.recipe.state_shapes(config), single))
+
+
+def assert_same_run(a, b):
+    one, other = final_state(a), final_state(b)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), one, other)
+    lines = [[json.loads(line) for line in (pathlib.Path(w) / "metrics.jsonl").read_text().splitlines()] for w in (a, b)]
+    assert [line["step"] for line in lines[0]] == sorted({line["step"] for line in lines[0]})
+    shared = {line["step"]: line["loss"] for line in lines[1]}
+    assert all(line["loss"] == shared[line["step"]] for line in lines[0] if line["step"] in shared and line["step"] % 20 == 0)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, tfds_dir):
+    """A run of 120 steps from start to end, by one process with one device."""
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    process = start(workdir, tfds_dir, *STEPS)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert f"20 samples of step 120: {workdir / 'samples.png'}" in out
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_random_and_resumed_is_bit_equal(tmp_path, tfds_dir, unbroken, seed):
+    chance = random.Random(seed)
+    for first in (5, 25):
+        process = start(tmp_path, tfds_dir, *STEPS)
+        wait_for_step(process, tmp_path, first)
+        time.sleep(chance.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        assert checkpoint.steps(tmp_path)[-1] < 120
+    process = start(tmp_path, tfds_dir, *STEPS)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "going on from step" in err
+    assert_same_run(tmp_path, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_first(tmp_path, tfds_dir, unbroken, number, status):
+    process = start(tmp_path, tfds_dir, "--steps", "100000", "--checkpoint-every", "100000")
+    while process.poll() is None and not (tmp_path / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == status, err
+    assert "Traceback" not in err
+    (step,) = checkpoint.steps(tmp_path)
+    assert step < 120
+    assert f"{number.name}: saved step {step}; the same command goes on from there" in out
+    process = start(tmp_path, tfds_dir, *STEPS)
+    process.communicate(timeout=300)
+    assert_same_run(tmp_path, unbroken)
+
+
+def test_a_run_goes_on_over_eight_devices(tmp_path, tfds_dir, unbroken, capsys):
+    """Made by one device, resumed by eight with fsdp: the same losses to rounding."""
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((unbroken / name).read_bytes())
+    (tmp_path / "checkpoints").symlink_to(unbroken / "checkpoints")
+    assert cli.main(words(tmp_path, tfds_dir, *STEPS, "--mesh.fsdp", "8")) == 0
+    assert "samples of step 120" in capsys.readouterr().out
+
+
+@pytest.fixture
+def answer(capsys):
+    def ask(*words):
+        status = cli.main(words)
+        return status, capsys.readouterr()
+
+    return ask
+
+
+def test_sample_writes_png_and_npz(answer, tmp_path, unbroken):
+    status, text = answer(
+        "sample",
+        str(unbroken),
+        "--steps",
+        "3",
+        "--guidance",
+        "2",
+        "--labels",
+        "0..9",
+        "--num",
+        "30",
+        "--out",
+        str(tmp_path / "a.png"),
+    )
+    assert status == 0
+    assert f"30 samples of step 120: {tmp_path / 'a.png'}" in text.out
+    width, height = Image.open(tmp_path / "a.png").size
+    assert width / height == pytest.approx(10 / 3, rel=0.05)
+    words = ("sample", str(unbroken), "--sampler", "ddpm", "--steps", "3", "--labels", "3,7", "--num", "5", "--batch-size", "2")
+    assert answer(*words, "--out", str(tmp_path / "a.npz"))[0] == 0
+    saved = np.load(tmp_path / "a.npz")
+    assert saved["image"].shape == (5, 8, 8, 1)
+    assert saved["image"].dtype == np.uint8
+    assert saved["label"].tolist() == [3, 7, 3, 7, 3]
+    assert len({bytes(image) for image in saved["image"]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--labels", "0..12"), "--labels 0..12: this run has the labels 0..9"),
+        (("--steps", "0"), "sampling.steps must be at least 1, got 0"),
+        (("--num", "0"), "--num must be at least 1, got 0"),
+        (("--out", "a.jpg"), "--out a.jpg: write a name that ends in .png or .npz"),
+        (("--ema", "slow"), "has no ema 'slow'; write one of ema"),
+        (("--sampler", "heun"), "invalid choice 'heun'"),
+    ],
+)
+def test_wrong_flags_of_sample(answer, unbroken, flags, message):
+    status, text = answer("sample", str(unbroken), *flags)
+    assert status in (1, 2)
+    assert message in text.err
+    assert text.err.count("\n") == 1
+
+
+def test_another_config_does_not_touch_the_run(answer, tfds_dir, unbroken):
+    before = (unbroken / "config.json").read_bytes()
+    status, text = answer(*words(unbroken, tfds_dir, "--seed", "7", "--optimizer.learning-rate", "1"))
+    assert status == 1
+    assert "was made by another config: " in text.err
+    assert "optimizer.learning_rate was 0.002, now 1.0" in text.err
+    assert "seed was 0, now 7" in text.err
+    assert "choose another --workdir" in text.err
+    assert (unbroken / "config.json").read_bytes() == before
+
+
+def test_the_first_loss_that_is_no_number_stops_the_run(answer, tmp_path, tfds_dir):
+    flags = ("--optimizer.learning-rate", "1e38", "--optimizer.clip-norm", "0", "--steps", "50", "--checkpoint-every", "1")
+    status, text = answer(*words(tmp_path, tfds_dir, *flags))
+    assert status == 1
+    line = text.err.strip().splitlines()[-1]
+    (saved,) = checkpoint.steps(tmp_path)[-1:]
+    assert f"at step {saved + 1}; try a lower learning rate" in line
+    assert f"the last good checkpoint is step {saved} in {tmp_path}" in line
+
+
+@pytest.mark.slow
+def test_evaluation_reports_agreement_and_distance(tfds_dir, unbroken):
+    """In a process of its own with the compiler's optimisations: the classifier is trained for real."""
+    flags = ["--num", "40", "--steps", "2", "--epochs", "12", "--data-dir", tfds_dir]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "jaxdiff", "evaluate", str(unbroken), *flags]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert "label agreement: " in result.stdout, result.stderr
+    report = json.loads((unbroken / "report.json").read_text())
+    assert report["accuracy"] >= 0.97
+    assert 0.1 < report["agreement"] < 0.95  # a hundred steps of a tiny network: more than chance, not yet digits
+    assert report["frechet"] > 2 * report["frechet_real"]

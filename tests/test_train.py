@@ -1,0 +1,164 @@
+"""The step and its layouts: one number of devices or another, jit or pmap, fsdp or not, the losses are the same."""
+
+import dataclasses
+import os
+import signal
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdiff import mesh, recipe, train
+from jaxdiff.config import Data, Experiment, Model, Optimizer
+from jaxdiff.config import Mesh as MeshConfig
+
+TINY = Experiment(
+    data=Data(batch_size=16),
+    model=Model(channels=16, multipliers=(1,), blocks=1, attention=(), head_channels=8),
+    optimizer=Optimizer(learning_rate=1e-3),
+    ema={"fast": 0.9, "slow": 0.99},
+)
+
+
+def batches(num, size=16):
+    rng = np.random.default_rng(0)
+    for _ in range(num):
+        image = rng.uniform(-1, 1, (size, 8, 8, 1)).astype(np.float32)
+        yield {"image": image, "label": rng.integers(0, 10, size).astype(np.int32), "index": np.arange(size, dtype=np.int32)}
+
+
+def run(layout, config=TINY, num=6, optimizer=None):
+    """Losses and the final plain state."""
+    optimizer = recipe.optimizer(config) if optimizer is None else optimizer
+    step = layout.compile(partial(train.train_step, recipe.objective(config), optimizer, config.ema))
+
+    def init(key):
+        return train.initial_state(recipe.init(config, key).params, optimizer, config.ema)
+
+    state = jax.jit(init, out_shardings=layout.sharding)(jax.random.key(0))
+    steps = train.loop(step, layout.enter(state), map(layout.shard, batches(num)), jax.random.key(1))
+    losses = []
+    for after, metrics in steps:
+        losses.append(float(metrics["loss"]))
+        state = after
+    return losses, layout.leave(state)
+
+
+def jit_over(devices, fsdp=1, config=TINY):
+    return mesh.jit_layout(mesh.make_mesh(-1, fsdp, jax.devices()[:devices]), recipe.state_shapes(config))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return run(jit_over(1))
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (4, 1), (8, 1), (2, 2), (4, 4), (8, 2), (8, 8)])
+@pytest.mark.slow
+def test_losses_do_not_depend_on_the_mesh(alone, devices, fsdp):
+    losses, state = run(jit_over(devices, fsdp))
+    np.testing.assert_allclose(losses, alone[0], rtol=2e-5)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone[1].params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    if fsdp > 1:
+        sharded = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
+        assert sharded
+        assert all(leaf.addressable_shards[0].data.size == leaf.size // fsdp for leaf in sharded)
+
+
+def test_pmap_twin_equals_jit(alone):
+    """And its gradients, with SGD, which hides no factor as Adam does."""
+    losses, _ = run(mesh.pmap_layout(recipe.state_shapes(TINY)))
+    np.testing.assert_allclose(losses, alone[0], rtol=2e-5)
+    sgd = optax.sgd(0.1)
+    shapes = dataclasses.replace(recipe.state_shapes(TINY), opt_state=sgd.init(recipe.state_shapes(TINY).params))
+    pmapped = run(mesh.pmap_layout(shapes), optimizer=sgd, num=2)[1].params
+    jitted = run(mesh.jit_layout(mesh.make_mesh(1, 1, jax.devices()[:1]), shapes), optimizer=sgd, num=2)[1].params
+    for a, b in zip(jax.tree.leaves(pmapped), jax.tree.leaves(jitted), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_a_run_repeats_itself_bit_for_bit(alone):
+    again = run(jit_over(1))
+    assert again[0] == alone[0]
+    jax.tree.map(np.testing.assert_array_equal, again[1], alone[1])
+
+
+def quadratic(params, state, batch, key):
+    return jnp.mean((params["w"] - batch["image"]) ** 2)
+
+
+def test_ema_follows_its_recursion():
+    optimizer, decays = optax.sgd(0.1), {"ema": 0.5}
+    state = train.initial_state({"w": jnp.float32(0.0)}, optimizer, decays)
+    step = jax.jit(train.train_step(quadratic, optimizer, decays))
+    w = ema = 0.0
+    for k in range(20):
+        state, metrics = step(state, {"image": jnp.ones((4,))}, jax.random.key(0))
+        np.testing.assert_allclose(metrics["grad_norm"], 2 * abs(w - 1), rtol=1e-5)
+        w -= 0.1 * 2 * (w - 1)
+        decay = min(0.5, (1 + k) / (10 + k))
+        ema = decay * ema + (1 - decay) * w
+        np.testing.assert_allclose([state.params["w"], state.ema["ema"]["w"]], [w, ema], rtol=1e-5)
+    assert int(state.step) == 20
+
+
+def test_accumulated_batches_equal_one_large_batch():
+    """Four batches of 4 make the step of one batch of 16, for params and EMA."""
+    values = np.random.default_rng(0).normal(size=(16,)).astype(np.float32)
+    decays = {"ema": 0.9}
+    states = []
+    for parts in (1, 4):
+        optimizer = optax.adam(0.1)
+        optimizer = optax.MultiSteps(optimizer, parts).gradient_transformation() if parts > 1 else optimizer
+        state = train.initial_state({"w": jnp.float32(0.3)}, optimizer, decays)
+        step = jax.jit(train.train_step(quadratic, optimizer, decays))
+        for _ in range(3):
+            for part in np.split(values, parts):
+                state, _ = step(state, {"image": part}, jax.random.key(0))
+        states.append(state)
+    np.testing.assert_allclose(states[0].params["w"], states[1].params["w"], rtol=1e-5)
+    np.testing.assert_allclose(states[0].ema["ema"]["w"], states[1].ema["ema"]["w"], rtol=1e-5)
+
+
+def test_optimizer_of_a_config():
+    config = dataclasses.replace(
+        TINY, steps=100, optimizer=Optimizer(learning_rate=1.0, warmup_steps=10, schedule="cosine", clip_norm=1.0, weight_decay=0.0)
+    )
+    optimizer = recipe.optimizer(config)
+    params = {"w": jnp.zeros((2,))}
+    state = optimizer.init(params)
+    sizes = []
+    for _ in range(100):
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update({"w": jnp.array([3.0, 4.0])}, state, params)
+        sizes.append(float(jnp.abs(updates["w"]).max()))
+    np.testing.assert_allclose(sizes[:10], np.linspace(1 / 11, 1, 11)[:10], rtol=1e-2)  # Adam's step is the learning rate
+    np.testing.assert_allclose(sizes[55], 0.5, rtol=2e-2)
+    assert sizes[-1] < 1e-2
+
+
+def test_first_number_that_is_none_is_named():
+    metrics = {step: {"loss": jnp.float32(value)} for step, value in ((7, 1.0), (8, jnp.inf), (9, jnp.nan))}
+    with pytest.raises(train.NonFiniteError, match="loss is inf at step 8"):
+        train.mean_metrics(metrics)
+    assert train.mean_metrics({1: {"loss": jnp.float32(1)}, 2: {"loss": jnp.float32(3)}}) == {"loss": 2.0}
+
+
+def test_meshes_that_do_not_fit_are_said():
+    with pytest.raises(ValueError, match="data 3 x fsdp 1 does not make up 8 devices"):
+        mesh.make_mesh(3, 1)
+    with pytest.raises(ValueError, match=r"data.batch_size 12 is not divisible by 8 devices"):
+        recipe.layout(dataclasses.replace(TINY, data=Data(batch_size=12), mesh=MeshConfig()))
+
+
+def test_stop_signals_are_remembered_once_and_restored():
+    before = signal.getsignal(signal.SIGTERM)
+    with train.stop_signals() as stopped:
+        assert stopped() is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped() == "SIGTERM"
+        assert signal.getsignal(signal.SIGTERM) == before
