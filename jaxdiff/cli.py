@@ -69,7 +69,7 @@ class Sample:
     """0..9, or 3, or 0,3,7, or none for the unconditional model; all in turn if not given."""
     num: int = 100
     out: pathlib.Path | None = None
-    """A .png grid, one label a column, or .npz with `image` uint8 and `label`; RUN/samples.png if not given."""
+    """A .png grid, one label a column, or .npz with `image` uint8 and `label`; a .png in RUN/samples if not given."""
     seed: int = 0
     ema: str | None = None
     batch_size: int = 500
@@ -132,11 +132,12 @@ def sample(args: Sample) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     chosen = parse_labels(args.labels, config.model.num_classes)
     labels = np.resize(np.array(chosen, np.int32), args.num)
-    out = args.out or args.run / "samples.png"
+    s = config.sampling
+    out = args.out or args.run / "samples" / f"{s.sampler}_{s.steps}_guidance_{s.guidance:g}_seed_{args.seed}.png"
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
     step, params = run.read_params(config, args.run, args.ema)
-    images = run.generate(config, params, labels, args.seed, args.batch_size)
+    images = run.generation(config, args.batch_size)(params, labels, args.seed)
     if out.suffix == ".npz":
         pictures.save_npz(out, images, labels)
     else:
@@ -213,6 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # tfds and orbax warn of things that a user cannot mend
     try:
         return _run(argv[0], argv[1:])
+    except KeyboardInterrupt:
+        return 130
     except Exception as error:
         if not isinstance(error, _mendable()):
             raise

@@ -27,16 +27,20 @@ from jaxdiff.train import NonFiniteError, Step, TrainState, loop, mean_metrics, 
 log = logging.getLogger(__name__)
 
 
-def generate(config: Experiment, params: Any, labels: np.ndarray, seed: int, batch_size: int = 500) -> np.ndarray:
-    """Images `[N, H, W, C]` for labels `[N]`, in batches of one compiled size, with a progress bar where there are several."""
+def generation(config: Experiment, batch_size: int = 500) -> Callable[[Any, np.ndarray, int], np.ndarray]:
+    """A function `(params, labels [N], seed) -> images [N, H, W, C]` that compiles once and works in batches of one size."""
     compiled = jax.jit(recipe.generator(config))
-    size = min(batch_size, len(labels))
-    parts = []
-    for start in tqdm(range(0, len(labels), size), desc="sampling", unit="batch", leave=False, disable=len(labels) <= size):
-        label = jnp.asarray(np.resize(labels[start : start + size], size), jnp.int32)
-        key = jax.random.fold_in(jax.random.key(seed), start)
-        parts.append(np.asarray(compiled(params, key, label)))
-    return np.concatenate(parts)[: len(labels)]
+
+    def generate(params: Any, labels: np.ndarray, seed: int) -> np.ndarray:
+        size = min(batch_size, len(labels))
+        key = jax.random.key(seed)
+        parts = []
+        for start in tqdm(range(0, len(labels), size), desc="sampling", unit="batch", leave=False, disable=len(labels) <= size):
+            label = jnp.asarray(np.resize(labels[start : start + size], size), jnp.int32)
+            parts.append(np.asarray(compiled(params, jax.random.fold_in(key, start), label)))
+        return np.concatenate(parts)[: len(labels)]
+
+    return generate
 
 
 def cycling_labels(config: Experiment, num: int) -> np.ndarray:
@@ -112,6 +116,7 @@ def _steps(
     if first >= config.steps:
         return
     states = loop(step, layout.enter(state), batches, jax.random.key(config.seed + 1))
+    sample_grid = _sample_grids(config, workdir)
     pending: dict[int, Mapping[str, Array]] = {}
     bar = tqdm(total=config.steps, initial=first, desc="training", unit="step", dynamic_ncols=True)
     with metrics.writer(workdir, first) as (write, show), checkpoint.manager(workdir, config.keep) as to, bar:
@@ -128,7 +133,7 @@ def _steps(
             if saves:
                 checkpoint.save(to, layout.leave(state), to_dict(config))
             if config.sampling.every and number % config.sampling.every == 0 and not ends:
-                show(number, _sample_grid(config, layout.leave(state), workdir, number))
+                show(number, sample_grid(layout.leave(state), number))
             if ends:
                 break
 
@@ -138,7 +143,7 @@ def finish(config: Experiment, workdir: pathlib.Path, data_dir: str | None = Non
     step, params = read_params(config, workdir)
     num = max(config.evaluation.num, config.sampling.num)
     labels = cycling_labels(config, num)
-    samples = generate(config, params, labels, config.seed, config.evaluation.batch_size)
+    samples = generation(config, config.evaluation.batch_size)(params, labels, config.seed)
     path = pathlib.Path(workdir) / "samples.png"
     pictures.save_grid(path, samples[: config.sampling.num], columns=max(config.model.num_classes, 1))
     lines = [f"{config.sampling.num} samples of step {step}: {path}"]
@@ -185,12 +190,17 @@ def _placed(shapes: Any, sharding: Any) -> Any:
     return jax.tree.map(place, shapes, sharding)
 
 
-def _sample_grid(config: Experiment, state: TrainState, workdir: pathlib.Path, step: int) -> np.ndarray:
-    labels = cycling_labels(config, config.sampling.num)
-    images = generate(config, next(iter(state.ema.values())), labels, config.seed)
-    columns = max(config.model.num_classes, 1)
-    pictures.save_grid(pathlib.Path(workdir) / "samples" / f"step_{step:07d}.png", images, columns)
-    return pictures.grid(images, columns)
+def _sample_grids(config: Experiment, workdir: pathlib.Path) -> Callable[[TrainState, int], np.ndarray]:
+    """A function that draws a grid of samples from a state at a step, and writes it."""
+    generate = generation(config)
+    labels, columns = cycling_labels(config, config.sampling.num), max(config.model.num_classes, 1)
+
+    def draw(state: TrainState, step: int) -> np.ndarray:
+        images = generate(next(iter(state.ema.values())), labels, config.seed)
+        pictures.save_grid(pathlib.Path(workdir) / "samples" / f"step_{step:07d}.png", images, columns)
+        return pictures.grid(images, columns)
+
+    return draw
 
 
 def _claim(workdir: pathlib.Path, config: Experiment) -> None:
