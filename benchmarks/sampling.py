@@ -3,7 +3,7 @@
 For the networks of configs/digits.py and configs/cifar10.py, in float32: the seconds of a 10-step DDIM, of ten calls of
 the jitted network alone, and their ratio (1: the sampler costs nothing); then the temporary memory of the compiled
 1,000-step and 10-step DDPM and their ratio (1: memory does not grow with the number of steps). The two timings take
-turns; each figure is the median of the rounds.
+turns; each figure is the median of the rounds. Exit status 1: a ratio of times is above 1.1, or of memory above 1.02.
 
 Run: python benchmarks/sampling.py
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -65,11 +66,12 @@ def memory(config: Experiment, batch_size: int, steps: int) -> int:
     return sampled(config, "ddpm", steps).lower(params, key, label).compile().memory_analysis().temp_size_in_bytes
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    good = True
     for name in ("digits", "cifar10"):
         config = configs.load(CONFIGS / f"{name}.py")
         config = replace(config, model=replace(config.model, dtype="float32"))
@@ -80,7 +82,9 @@ def main() -> None:
         long, short = (memory(config, args.batch_size, steps) for steps in (1000, STEPS))
         sizes = f"1,000 steps {long / 2**20:.2f} MiB, {STEPS} steps {short / 2**20:.2f} MiB"
         print(f"{name:8} DDPM, temporary memory: {sizes}, ratio {long / short:.3f}", flush=True)
+        good = good and ddim / calls <= 1.1 and long / short <= 1.02
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

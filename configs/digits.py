@@ -14,8 +14,8 @@ config = Experiment(
     diffusion=Diffusion(schedule="cosine", prediction="v", weight="v"),
     optimizer=Optimizer(learning_rate=2e-3, schedule="cosine", warmup_steps=50),
     ema={"ema": 0.995},
-    steps=500,
+    steps=400,
     checkpoint_every=100,
-    sampling=Sampling(sampler="ddim", steps=50, guidance=2.0, every=250),
+    sampling=Sampling(sampler="ddim", steps=50, guidance=2.0, every=200),
     evaluation=Evaluation(num=1000),
 )

@@ -7,9 +7,10 @@ the runs that it was taken from.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from jaxdiff.errors import CheckpointError
 from jaxdiff.train import TrainState
 
 log = logging.getLogger(__name__)
@@ -24,14 +26,20 @@ log = logging.getLogger(__name__)
 DAMAGED = "damaged"  # unreadable steps are moved here, never deleted
 
 
-class DamagedError(RuntimeError):
-    """A checkpoint that cannot be read or whose values are not those that were saved."""
+@contextlib.contextmanager
+def manager(workdir: pathlib.Path, keep: int = 3) -> Iterator[ocp.CheckpointManager]:
+    """An orbax manager of `workdir/checkpoints` that keeps the last `keep` steps; the end of the block waits for all saves.
 
-
-def manager(workdir: pathlib.Path, keep: int = 3) -> ocp.CheckpointManager:
-    """An orbax manager of `workdir/checkpoints` that keeps the last `keep` steps; close it (or use `with`)."""
+    Raises:
+        CheckpointError: the last save failed, on a full disk for example.
+    """
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-    return ocp.CheckpointManager(_directory(workdir), options=options)
+    made = ocp.CheckpointManager(_directory(workdir), options=options)
+    try:
+        yield made
+    finally:
+        with _saving(made):
+            made.close()
 
 
 def steps(workdir: pathlib.Path) -> list[int]:
@@ -46,7 +54,7 @@ def save(to: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any]
     """Saves the state under its step in the background, with the config and the checksums. The same step again: nothing.
 
     Raises:
-        ValueError: also where an earlier save in the background failed, a full disk for example.
+        CheckpointError: this save or an earlier one in the background failed, on a full disk for example.
     """
     items = _items(state)
     step = int(state.step)
@@ -54,7 +62,8 @@ def save(to: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any]
         return
     meta = {"step": step, "config": dict(config), "checksums": {name: checksums(item) for name, item in items.items()}}
     arrays: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-    to.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
+    with _saving(to):
+        to.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
 
 
 def restore(workdir: pathlib.Path, like: TrainState) -> TrainState | None:
@@ -62,31 +71,29 @@ def restore(workdir: pathlib.Path, like: TrainState) -> TrainState | None:
 
     `like` is a state of `jax.ShapeDtypeStruct` with the shardings wanted, on however many devices. A step that cannot be
     read is said in one line, moved to `workdir/damaged`, and the one before it is used.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none can be read. They stay where they are.
     """
-    for step in reversed(steps(workdir)):
-        try:
-            items = _read(workdir, step, _items(like))
-        except DamagedError as error:
-            log.warning("%s; going back to the checkpoint before it", error)
-            _move_away(workdir, step)
-            continue
-        ema = {name: items[_ema_item(name)] for name in like.ema}
-        return replace(like, step=items["step"]["step"], params=items["params"], ema=ema, opt_state=items["opt_state"])
-    return None
+    if not steps(workdir):
+        return None
+    items, damaged = _newest(workdir, _items(like))
+    for step in damaged:
+        _move_away(workdir, step)
+    ema = {name: items[_ema_item(name)] for name in like.ema}
+    return replace(like, step=items["step"]["step"], params=items["params"], ema=ema, opt_state=items["opt_state"])
 
 
 def restore_ema(workdir: pathlib.Path, name: str, like: Any) -> tuple[int, Any]:
     """Step and params of one EMA of the newest whole checkpoint, reading nothing else. Changes no file.
 
     Raises:
-        DamagedError: no checkpoint in `workdir` can be read.
+        CheckpointError: `workdir` has no checkpoint, or none that can be read.
     """
-    for step in reversed(steps(workdir)):
-        try:
-            return step, _read(workdir, step, {_ema_item(name): like})[_ema_item(name)]
-        except DamagedError as error:
-            log.warning("%s; going back to the checkpoint before it", error)
-    raise DamagedError(f"{workdir} has no checkpoint that can be read; train it first: jaxdiff train CONFIG --workdir {workdir}")
+    if not steps(workdir):
+        raise CheckpointError(f"{workdir} has no checkpoint; train it first: jaxdiff train CONFIG --workdir {workdir}")
+    items, damaged = _newest(workdir, {_ema_item(name): like})
+    return max(set(steps(workdir)) - set(damaged)), items[_ema_item(name)]
 
 
 def checksums(tree: Any) -> dict[str, int]:
@@ -107,10 +114,28 @@ def _checksum(array: jax.Array) -> jax.Array:
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[array.dtype.itemsize]
     words = array.astype(unsigned) if array.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(array, unsigned)
     words = words.astype(jnp.uint32)
+    words = words ^ (words >> 16)  # or two flipped sign bits would cancel: 2^31 times any odd number is 2^31
     position = jnp.zeros(words.shape, jnp.uint32)
     for axis, length in enumerate(words.shape):  # not a reshape to one axis, which would gather a sharded array
         position = position * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
     return jnp.sum(words * (position * jnp.uint32(2654435761) | jnp.uint32(1)), dtype=jnp.uint32)
+
+
+def _newest(workdir: pathlib.Path, like: Mapping[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    """The named items of the newest step that can be read, and the newer steps that cannot."""
+    damaged: list[int] = []
+    reasons: list[str] = []
+    for step in reversed(steps(workdir)):
+        try:
+            items = _read(workdir, step, like)
+        except CheckpointError as error:
+            damaged.append(step)
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            log.warning("%s; going back to the checkpoint before it", reason)
+        return items, damaged
+    raise CheckpointError(f"{reasons[0]}; no other checkpoint can be read either, nothing was changed; choose another --workdir")
 
 
 def _read(workdir: pathlib.Path, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,11 +147,19 @@ def _read(workdir: pathlib.Path, step: int, like: Mapping[str, Any]) -> dict[str
             items = reader.restore(directory, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **wanted))
     except Exception as error:  # orbax and tensorstore raise bare Exceptions too
         reason = str(error).strip().splitlines()
-        raise DamagedError(f"checkpoint {directory} cannot be read ({(reason or [type(error).__name__])[0][:120]})") from error
+        raise CheckpointError(f"checkpoint {directory} cannot be read ({(reason or [type(error).__name__])[0][:120]})") from error
     for name in like:
-        if checksums(items[name]) != items["meta"]["checksums"][name]:
-            raise DamagedError(f"checkpoint {directory}: the values of {name} are not those that were saved")
+        if checksums(items[name]) != items["meta"].get("checksums", {}).get(name):
+            raise CheckpointError(f"checkpoint {directory}: the values of {name} are not those that were saved")
     return {name: items[name] for name in like}
+
+
+@contextlib.contextmanager
+def _saving(to: ocp.CheckpointManager) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"a checkpoint in {to.directory} could not be saved: {str(error).splitlines()[0][:200]}") from error
 
 
 def _items(state: TrainState) -> dict[str, Any]:

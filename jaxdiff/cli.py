@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxdiff.config import ConfigError, Experiment, load, validated
+from jaxdiff.config import Experiment, load, validated
+from jaxdiff.errors import ConfigError, UserError
 
 USAGE = """jaxdiff: diffusion models on JAX
 
@@ -116,7 +117,7 @@ def train(args: Train) -> int:
     if stopped:
         print(f"{stopped}: saved step {checkpoint.steps(args.workdir)[-1]}; the same command goes on from there")
         return 130 if stopped == "SIGINT" else 0
-    print(run.finish(config, args.workdir, args.data_dir))
+    print(run.finish(config, args.workdir, args.workdir / "samples.png", args.data_dir))
     return 0
 
 
@@ -132,8 +133,7 @@ def sample(args: Sample) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     chosen = parse_labels(args.labels, config.model.num_classes)
     labels = np.resize(np.array(chosen, np.int32), args.num)
-    s = config.sampling
-    out = args.out or args.run / "samples" / f"{s.sampler}_{s.steps}_guidance_{s.guidance:g}_seed_{args.seed}.png"
+    out = args.out or args.run / "samples" / run.default_name(config, args.seed)
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
     step, params = run.read_params(config, args.run, args.ema)
@@ -154,7 +154,7 @@ def evaluate(args: Evaluate) -> int:
     changes = {"num": args.num} | ({} if args.epochs is None else {"epochs": args.epochs})
     evaluation = dataclasses.replace(config.evaluation, **changes)
     config = validated(dataclasses.replace(config, evaluation=evaluation), where="jaxdiff evaluate")
-    print(run.finish(config, args.run, args.data_dir))
+    print(run.finish(config, args.run, args.run / "samples" / run.default_name(config, config.seed), args.data_dir))
     return 0
 
 
@@ -175,18 +175,16 @@ def parse_labels(text: str, num_classes: int) -> list[int]:
         ConfigError: no such form, or a label that the run was not trained on.
     """
     if text in ("", "none"):
-        return [num_classes] if text or not num_classes else list(range(num_classes))
+        return [num_classes] if text else list(range(num_classes))
     labels: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part.strip())
         if not found:
             raise ConfigError(f"--labels {text}: write 0..9, 3, or 0,3,7")
-        labels.extend(range(int(found[1]), int(found[2] or found[1]) + 1))
-    outside = [label for label in labels if label >= num_classes]
-    if outside or not labels:
-        raise ConfigError(
-            f"--labels {text}: this run has the labels 0..{num_classes - 1}" if outside else f"--labels {text} is empty"
-        )
+        first, last = int(found[1]), int(found[2] or found[1])
+        if first > last or last >= num_classes:
+            raise ConfigError(f"--labels {text}: this run has the labels 0..{num_classes - 1}, the first of a range comes first")
+        labels.extend(range(first, last + 1))
     return labels
 
 
@@ -216,9 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(argv[0], argv[1:])
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
-        if not isinstance(error, _mendable()):
-            raise
+    except (UserError, OSError) as error:
         print(f"jaxdiff: {error}", file=sys.stderr)
         return 1
 
@@ -229,7 +225,8 @@ def _run(name: str, argv: list[str]) -> int:
     kind, function = COMMANDS[name]
     default = None
     if name == "train":
-        path = next((pathlib.Path(word) for word in argv if not word.startswith("-")), None)
+        words = [word for word in argv if word.endswith(".py")] or [word for word in argv[:1] if not word.startswith("-")]
+        path = pathlib.Path(words[0]) if words else None
         default = Train(
             path or pathlib.Path("CONFIG"), pathlib.Path("runs") / (path.stem if path else "CONFIG"), None, _recipe(path, argv)
         )
@@ -258,18 +255,6 @@ def _one_line(box: str) -> str:
     text = " ".join(line for line in lines if line)
     text = re.split(r"(Argument helptext|For full helptext)", text)[0].strip()
     return re.sub(r"Perhaps you meant:\s*(--\S+).*", r"did you mean \1?", text)
-
-
-def _mendable() -> tuple[type[BaseException], ...]:
-    """The errors whose message says all that a user needs."""
-    from jaxdiff import checkpoint, train
-
-    kinds: list[type[BaseException]] = [ConfigError, checkpoint.DamagedError, train.NonFiniteError]
-    if "jaxdiff.data" in sys.modules:
-        kinds.append(sys.modules["jaxdiff.data"].DataError)
-    if "jaxdiff.datasets.raw" in sys.modules:
-        kinds.append(sys.modules["jaxdiff.datasets.raw"].PreparationError)
-    return tuple(kinds)
 
 
 def entry() -> None:

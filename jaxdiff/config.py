@@ -1,6 +1,6 @@
 """What a run is: typed frozen dataclasses, written as plain Python in `configs/`, one recipe a file.
 
-Strings that choose code live here and on the command line alone; `run.py` turns them into functions.
+Strings that choose code live here and on the command line alone; `recipe.py` turns them into functions.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import pathlib
 import re
 import runpy
@@ -17,9 +18,7 @@ from typing import Any, Literal
 
 import pydantic
 
-
-class ConfigError(ValueError):
-    """A config that cannot be used: says what is wrong, where, and what to write instead."""
+from jaxdiff.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Model:
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     """Width of each level; every level but the last halves the image."""
     blocks: int = 2
-    attention: tuple[int, ...] = (16,)
+    attention: tuple[int, ...] = ()
     """Image sizes at which attention follows each residual block."""
     head_channels: int = 64
     num_classes: int = 10
@@ -148,6 +147,21 @@ class Experiment:
     evaluation: Evaluation = Evaluation()
 
 
+POSITIVE = (
+    *("steps", "log_every", "checkpoint_every", "keep", "data.batch_size", "optimizer.accumulate"),
+    *("model.channels", "model.blocks", "model.head_channels", "model.num_classes"),
+    *("sampling.steps", "sampling.num", "evaluation.epochs", "evaluation.batch_size"),
+)
+
+# Schedules between which a network that does not scale its input may change: x has the same size at the same logsnr.
+FAMILIES = {
+    "cosine": "variance preserving",
+    "linear": "variance preserving",
+    "karras": "variance exploding",
+    "lognormal": "variance exploding",
+    "rectified_flow": "straight",
+}
+
 # What may differ when a run is resumed: none of it changes what the steps already taken have computed.
 RESUMABLE = ("steps", "log_every", "checkpoint_every", "keep", "mesh", "sampling", "evaluation")
 
@@ -163,8 +177,8 @@ def load(path: pathlib.Path) -> Experiment:
         raise ConfigError(f"no config file {path}" + (f"; did you mean {near[0]}?" if near else ""))
     try:
         config = runpy.run_path(str(path)).get("config")
-    except TypeError as error:
-        raise ConfigError(f"{path}: {_explain_unknown_field(str(error))}") from error
+    except Exception as error:  # the user's own code
+        raise ConfigError(f"{path}: {type(error).__name__}: {_explain_unknown_field(str(error))}") from error
     if not isinstance(config, Experiment):
         raise ConfigError(f"{path}: must define config = jaxdiff.config.Experiment(...)")
     return validated(config, where=str(path))
@@ -176,12 +190,16 @@ def validated(config: Experiment, where: str = "config") -> Experiment:
     Raises:
         ConfigError: names the first field that is wrong.
     """
+    for field_ in dataclasses.fields(config):
+        kind = type(field_.default)
+        if dataclasses.is_dataclass(kind) and type(getattr(config, field_.name)) is not kind:
+            raise ConfigError(f"{where}: {field_.name} must be a {kind.__name__}(...), got {getattr(config, field_.name)!r}")
     return from_dict(to_dict(config), where)
 
 
 def to_dict(config: Experiment) -> dict[str, Any]:
     """The config as JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def from_dict(values: Mapping[str, Any], where: str = "config") -> Experiment:
@@ -190,9 +208,12 @@ def from_dict(values: Mapping[str, Any], where: str = "config") -> Experiment:
     Raises:
         ConfigError: names the first field that is unknown, of the wrong type or out of range.
     """
-    unknown = sorted(set(_flat(values)) - set(_flat(to_dict(Experiment()))) - {f"ema.{name}" for name in values.get("ema", {})})
-    if unknown:
-        raise ConfigError(f"{where}: unknown key {unknown[0]}{_nearest(unknown[0], _flat(to_dict(Experiment())))}")
+    known = _flat(to_dict(Experiment()))
+    for name, value in _flat(values).items():
+        if name not in known and not name.startswith("ema"):
+            raise ConfigError(f"{where}: unknown key {name}{_nearest(name, known)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: {name} must be a finite number, got {value}")
     try:
         config = pydantic.TypeAdapter(Experiment).validate_json(json.dumps(values), strict=True)
     except pydantic.ValidationError as error:
@@ -217,23 +238,38 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
     c = config
     height, width, channels = c.data.image_shape
     factor = 2 ** (len(c.model.multipliers) - 1)
-    halves = f"divisible by {factor}, as {len(c.model.multipliers)} model.multipliers halve it {len(c.model.multipliers) - 1} times"
-    for name in ("steps", "log_every", "checkpoint_every", "keep", "data.batch_size", "model.channels", "model.blocks",
-                 "model.head_channels", "optimizer.accumulate", "sampling.steps", "sampling.num", "evaluation.epochs",
-                 "evaluation.batch_size"):  # fmt: skip
+    levels = len(c.model.multipliers)
+    halves = f"divisible by {factor}, as {levels} model.multipliers halve it {levels - 1} times"
+    for name in POSITIVE:
         yield name, "at least 1", _value(c, name) >= 1
-    for name in ("model.num_classes", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "sampling.every",
-                 "evaluation.num", "seed"):  # fmt: skip
+    for name in (
+        "optimizer.warmup_steps",
+        "optimizer.weight_decay",
+        "optimizer.clip_norm",
+        "sampling.every",
+        "evaluation.num",
+        "seed",
+    ):
         yield name, "at least 0", _value(c, name) >= 0
-    for name in ("model.dropout", "diffusion.label_dropout"):
+    for name in ("diffusion.label_dropout", "sampling.eta"):
         yield name, "between 0 and 1", 0 <= _value(c, name) <= 1
+    for name in ("model.dropout", "optimizer.b1", "optimizer.b2"):
+        yield name, "at least 0 and below 1", 0 <= _value(c, name) < 1
     yield "optimizer.learning_rate", "above 0", c.optimizer.learning_rate > 0
     yield "model.multipliers", "at least one number, each at least 1", bool(c.model.multipliers) and min(c.model.multipliers) > 0
     yield "data.image_shape", "three positive numbers", min(height, width, channels) > 0
     yield "data.image_shape", halves, height % factor == 0 and width % factor == 0
     yield "ema", "at least one name with a decay between 0 and 1", bool(c.ema) and all(0 <= d <= 1 for d in c.ema.values())
+    yield "ema", "named in letters, digits, _ and - alone", all(re.fullmatch(r"[\w-]+", name) for name in c.ema)
+    sizes = {height // 2**level for level in range(len(c.model.multipliers))}
+    yield "model.attention", f"sizes that the network has: {sorted(sizes)}", set(c.model.attention) <= sizes
+    yield "evaluation.num", "0 or at least 2", c.evaluation.num != 1
+    yield "sampling.eta", "0 for a sampler that is not ddim", c.sampling.sampler == "ddim" or c.sampling.eta == 0
     trained_only = c.diffusion.schedule == "lognormal" and not c.diffusion.sampling_schedule
     yield "diffusion.sampling_schedule", "set (to karras, say) when training draws lognormal levels", not trained_only
+    families = {FAMILIES[name] for name in (c.diffusion.schedule, c.diffusion.sampling_schedule) if name}
+    alike = f"of the family of {c.diffusion.schedule}, unless the prediction is edm: the network has not seen such inputs"
+    yield "diffusion.sampling_schedule", alike, len(families) == 1 or c.diffusion.prediction == "edm"
 
 
 def _value(config: Any, name: str) -> Any:

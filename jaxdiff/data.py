@@ -20,13 +20,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
+from jaxdiff.errors import DataError
+
 log = logging.getLogger(__name__)
 
 IN_MEMORY = 2 * 2**30  # bytes of decoded images up to which a split is decoded once, at the start
-
-
-class DataError(RuntimeError):
-    """A data set that cannot be read: says what is missing and how to get it."""
 
 
 class Images(NamedTuple):
@@ -55,8 +53,13 @@ def images(name: str, split: str, image_shape: tuple[int, int, int], fit: str = 
     num_classes = info.features["label"].num_classes
     if len(source) * np.prod(image_shape) > IN_MEMORY:
         return Images(lambda indices: decode(source.__getitems__(indices.tolist())), len(source), num_classes)
+    if not len(source):
+        raise DataError(f"data set {name}, split {split!r}: no example in it")
     starts = tqdm(range(0, len(source), 256), desc=f"decoding {name} {split}", unit="batch", delay=2, leave=False)
-    parts = [decode(source.__getitems__(list(range(i, min(i + 256, len(source)))))) for i in starts]
+    try:
+        parts = [decode(source.__getitems__(list(range(i, min(i + 256, len(source)))))) for i in starts]
+    except RuntimeError as error:
+        raise DataError(f"data set {name} is damaged, remove and prepare it again: {_first_line(error)}") from error
     pixels, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Images(lambda indices: (pixels[indices], labels[indices]), len(source), num_classes)
 
@@ -142,12 +145,17 @@ def _source(name: str, split: str, data_dir: str | None) -> tuple[Any, Any]:
             else f"tfds build {name} --file_format array_record --data_dir"
         )
         raise DataError(f"data set {name} is not prepared in {where}; run: {how} {where}")
-    if split.split("[")[0] not in builder.info.splits:
-        raise DataError(f"data set {name} has no split {split!r}; write one of {', '.join(builder.info.splits)}")
-    missing = {"image", "label"} - set(builder.info.features)
-    if missing:
-        raise DataError(f"data set {name} has no feature {missing.pop()!r}; jaxdiff reads sets with image and label")
-    return builder.as_data_source(split=split), builder.info
+    features = builder.info.features
+    if "image" not in features or "label" not in features or not isinstance(features["label"], tfds.features.ClassLabel):
+        raise DataError(f"data set {name} must have the features image and label (a class); it has {', '.join(features)}")
+    try:
+        return builder.as_data_source(split=split), builder.info
+    except Exception as error:  # tfds raises many kinds: an unknown split, a slice that is none, another file format
+        raise DataError(f"data set {name}, split {split!r}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _builder(name: str, data_dir: str | None) -> Any:

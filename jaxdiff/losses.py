@@ -40,7 +40,7 @@ def regression_loss(
     Every training method is this loss with its own target. `key` is one key, or `[B]` keys so that an example's noise
     does not depend on the batch around it.
     """
-    chex.assert_equal_rank((x0, level.alpha))
+    chex.assert_rank(level.alpha, {0, x0.ndim})
     x = diffuse(x0, noise_like(key, x0), level)
     error = distance(student(x, level), jax.lax.stop_gradient(target(x, level)))
     return jnp.broadcast_to(jnp.ravel(weight(level)), error.shape) * error
@@ -100,5 +100,5 @@ def truncated_snr(level: Level) -> Array:
 
 
 def min_snr(gamma: float = 5.0) -> Weight:
-    """`min(snr, gamma)` (Hang et al. 2023, eq. 8)."""
+    """`min(snr, gamma)` (Hang et al. 2023, section 3.4)."""
     return lambda level: jnp.minimum(noise_weight(level), gamma)

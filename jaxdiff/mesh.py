@@ -15,12 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdiff.train import Step, TrainState
-
 BATCH_AXES = ("data", "fsdp")
 SMALL = 2**12  # arrays with fewer values are replicated: moving them costs more than keeping them
 
-MakeStep = Callable[..., Step]  # train_step with its objective, optimizer and EMAs bound; takes gather= and average=
+MakeStep = Callable[..., Callable]  # train_step with its objective, optimizer and EMAs bound; takes gather= and average=
 
 
 class Layout(NamedTuple):
@@ -36,7 +34,7 @@ class Layout(NamedTuple):
 
     sharding: Any
     enter: Callable[[Any], Any]
-    leave: Callable[[Any], TrainState]
+    leave: Callable[[Any], Any]
     shard: Callable[[Mapping[str, np.ndarray]], Any]
     compile: Callable[[MakeStep], Callable]
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from jaxdiff import files
+
 Write = Callable[[int, Mapping[str, float]], None]
 
 
@@ -43,6 +45,4 @@ def _cut(path: pathlib.Path, start: int) -> None:
     if not path.exists():
         return
     whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text("".join(line for line in whole if json.loads(line)["step"] <= start))
-    draft.replace(path)
+    files.write(path, "".join(line for line in whole if json.loads(line)["step"] <= start))

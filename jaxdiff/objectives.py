@@ -1,8 +1,9 @@
 """Objectives: networks and losses bound together into what is trained.
 
 An objective is a pure function `(params, state, batch, key) -> loss []`. A batch is a mapping of arrays: `image`
-`[B, H, W, C]` in [-1, 1], `label` `[B]`, and `index` `[B]`, an example's position in the whole batch. All randomness is
-keyed by that index, so a loss does not depend on how the batch is cut over devices.
+`[B, H, W, C]` in [-1, 1], `label` `[B]`, and `index` `[B]`, an example's position in the whole batch. Times, noise and
+dropped labels are keyed by that index, so a loss does not depend on how the batch is cut over devices. Dropout masks
+alone are drawn for the array at hand: the same on every mesh, others under pmap or another number of processes.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def diffusion(
         time_key, noise_key, label_key, dropout_key = jax.random.split(key, 4)
         level = schedule(losses.spread_times(time_key, index)).expand(x0.ndim)
         label = drop_label(label_key, index, batch["label"], null_label, label_dropout)
-        student = labelled(network, parameterization, params, label, jax.random.fold_in(dropout_key, index[0]))
+        dropout_key = jax.random.fold_in(dropout_key, jnp.min(index))  # not index[0]: a slice of a sharded array shards the key
+        student = labelled(network, parameterization, params, label, dropout_key)
         return jnp.mean(losses.regression_loss(student, targets.data(x0), x0, level, _keys(noise_key, index), weight, distance))
 
     return objective

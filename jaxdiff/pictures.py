@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
+
+from jaxdiff import files
 
 GAP = 0.125  # between two images of a grid, relative to their size
 PAPER = 235  # grey level of the gaps, so that black images keep their edges
@@ -31,22 +31,14 @@ def grid(images: np.ndarray, columns: int, min_size: int = 48) -> np.ndarray:
 def save_grid(path: pathlib.Path, images: np.ndarray, columns: int) -> None:
     """Writes `grid` as a PNG file, whole or not at all."""
     picture = grid(images, columns)
-    with _draft(path) as draft:
+    with files.whole(path) as draft:
         Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(draft, format="PNG")
 
 
 def save_npz(path: pathlib.Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Writes `image` uint8 `[N, H, W, C]` and `label` `[N]` as a .npz file, whole or not at all."""
-    with _draft(path) as draft, draft.open("wb") as file:
+    with files.whole(path) as draft, draft.open("wb") as file:
         np.savez_compressed(file, image=to_uint8(images), label=labels)
-
-
-@contextlib.contextmanager
-def _draft(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    yield draft
-    draft.replace(path)
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ def from_logsnr(logsnr: Array) -> Level:
 def cosine(logsnr_min: float = -15.0, logsnr_max: float = 15.0) -> Schedule:
     """`alpha = cos(angle)`, `sigma = sin(angle)`, the angle linear in t between the two logsnr bounds.
 
-    Nichol & Dhariwal (2021), eq. 17, in the continuous and clipped form of Salimans & Ho (2022), appendix.
+    Nichol & Dhariwal (2021), eq. 17, in the clipped form `logsnr = -2 log tan(angle)` of Ho & Salimans (2022), section 2.
     """
     first, last = (math.atan(math.exp(-logsnr / 2)) for logsnr in (logsnr_max, logsnr_min))
 
@@ -131,7 +131,7 @@ def from_betas(betas: ArrayLike, logsnr_max: float = 15.0) -> Schedule:
     times = np.linspace(0, 1, betas.size + 1)
 
     def level(t):
-        t = jnp.asarray(t)
+        t = 1.0 * jnp.asarray(t)
         return _variance_preserving(jnp.interp(t, jnp.asarray(times, t.dtype), jnp.asarray(exponents, t.dtype)), logsnr_max)
 
     return level
@@ -140,7 +140,7 @@ def from_betas(betas: ArrayLike, logsnr_max: float = 15.0) -> Schedule:
 def shifted(schedule: Schedule, factor: float, size: Callable[[Array, Array], Array] = jnp.hypot) -> Schedule:
     """The schedule with `sigma / alpha` multiplied by `factor`: more noise for larger images.
 
-    Hoogeboom et al. (2023), eq. 7 (`factor` = resolution / 64); Esser et al. (2024), eq. 23 (factor = sqrt(m / n)).
+    Hoogeboom et al. (2023), section 3.1 (`factor` = resolution / 64); Esser et al. (2024), eq. 23 (factor = sqrt(m / n)).
     `size(alpha, sigma)` is what stays as it was: `jnp.hypot` for variance-preserving schedules, `jnp.add` for
     rectified flow.
     """
@@ -155,7 +155,9 @@ def shifted(schedule: Schedule, factor: float, size: Callable[[Array, Array], Ar
 
 
 def grid(schedule: Schedule, num_steps: int, t_min: float = 0.0) -> Level:
-    """The levels `[num_steps + 1]` at uniform times from 1 down to t_min, noisiest first; the last is clean, (1, 0).
+    """The levels `[num_steps + 1]` at uniform times from 1 down to t_min, noisiest first; clean, (1, 0), in place of t_min's.
+
+    `levels[::2]` is the grid of half as many steps.
 
     Raises:
         ValueError: `num_steps` is below 1 or `t_min` outside [0, 1).
@@ -177,7 +179,7 @@ def diffuse(x0: Array, noise: Array, level: Level) -> Array:
 def transfer(x: Array, x0: Array, t: Level, s: Level) -> Array:
     """`r * x + (alpha_s - r * alpha_t) * x0`, `r = sigma_s / sigma_t`: keeps the implied noise, changes the level.
 
-    DDIM (Song et al. 2021, eq. 12 with eta = 0). Never divides by alpha; returns x0 where sigma_s = 0. Fails where
+    DDIM (Song, Meng & Ermon 2021, eq. 12 with eta = 0). Never divides by alpha; returns x0 where sigma_s = 0. Fails where
     sigma_t = 0.
     """
     ratio = s.sigma / t.sigma
@@ -187,7 +189,7 @@ def transfer(x: Array, x0: Array, t: Level, s: Level) -> Array:
 def implied_x0(x: Array, x_s: Array, t: Level, s: Level) -> Array:
     """`(x_s - r * x) / (alpha_s - r * alpha_t)`, `r = sigma_s / sigma_t`: inverse of `transfer` in x0.
 
-    Salimans & Ho (2022), eq. 9 of appendix G. Fails where s = t.
+    Salimans & Ho (2022), algorithm 2 and appendix G. Fails where s = t.
     """
     ratio = s.sigma / t.sigma
     return (x_s - ratio * x) / (s.alpha - ratio * t.alpha)

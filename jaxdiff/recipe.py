@@ -12,8 +12,9 @@ import optax
 from jax import Array
 
 from jaxdiff import losses, objectives, process, samplers
-from jaxdiff.config import ConfigError, Experiment
+from jaxdiff.config import Experiment
 from jaxdiff.denoiser import Parameterization, clip, edm, predict_noise, predict_score, predict_v, predict_velocity, predict_x0
+from jaxdiff.errors import ConfigError
 from jaxdiff.guidance import guide
 from jaxdiff.mesh import Layout, jit_layout, make_mesh, pmap_layout
 from jaxdiff.models.unet import UNet, network

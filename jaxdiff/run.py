@@ -1,6 +1,6 @@
 """A run: a directory where a config is trained, resumed, sampled and evaluated.
 
-It holds config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ and, at the end, samples.png and report.json.
+It holds config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ and, at the end, samples.png and samples.json.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from jaxdiff import checkpoint, metrics, pictures, recipe
-from jaxdiff.config import ConfigError, Experiment, differences, from_dict, to_dict
+from jaxdiff import checkpoint, files, metrics, pictures, recipe
+from jaxdiff.config import Experiment, differences, from_dict, to_dict
+from jaxdiff.errors import ConfigError, NonFiniteError
 from jaxdiff.mesh import Layout
-from jaxdiff.train import NonFiniteError, Step, TrainState, loop, mean_metrics, stop_signals, train_step
+from jaxdiff.train import Step, TrainState, loop, mean_metrics, stop_signals, train_step
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +39,17 @@ def generation(config: Experiment, batch_size: int = 500) -> Callable[[Any, np.n
         for start in tqdm(range(0, len(labels), size), desc="sampling", unit="batch", leave=False, disable=len(labels) <= size):
             label = jnp.asarray(np.resize(labels[start : start + size], size), jnp.int32)
             parts.append(np.asarray(compiled(params, jax.random.fold_in(key, start), label)))
-        return np.concatenate(parts)[: len(labels)]
+        images = np.concatenate(parts)[: len(labels)]
+        if not np.isfinite(images).all():
+            raise NonFiniteError("the samples hold values that are no numbers; try more --steps or another --sampler")
+        return images
 
     return generate
 
 
 def cycling_labels(config: Experiment, num: int) -> np.ndarray:
     """All labels in turn `[num]`: a grid with `num_classes` columns shows one label a column."""
-    return np.arange(num, dtype=np.int32) % max(config.model.num_classes, 1)
+    return np.arange(num, dtype=np.int32) % config.model.num_classes
 
 
 def read_config(workdir: pathlib.Path) -> Experiment:
@@ -57,7 +61,13 @@ def read_config(workdir: pathlib.Path) -> Experiment:
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         raise ConfigError(f"no run in {workdir}; train one: jaxdiff train CONFIG --workdir {workdir}")
-    return from_dict(json.loads(path.read_text()), where=str(path))
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a config")
+    return from_dict(values, where=str(path))
 
 
 def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = None) -> tuple[int, Any]:
@@ -138,22 +148,31 @@ def _steps(
                 break
 
 
-def finish(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:
-    """Samples and, where the config asks for it, evaluates a trained run; writes samples.png and report.json; what to print."""
+def finish(config: Experiment, workdir: pathlib.Path, out: pathlib.Path, data_dir: str | None = None) -> str:
+    """Samples a trained run and, where the config asks for it, judges the samples; what to print.
+
+    Writes a grid to `out`, a .png, and the report beside it, with the same name and .json.
+    """
     step, params = read_params(config, workdir)
-    num = max(config.evaluation.num, config.sampling.num)
+    num = config.evaluation.num or config.sampling.num
     labels = cycling_labels(config, num)
     samples = generation(config, config.evaluation.batch_size)(params, labels, config.seed)
-    path = pathlib.Path(workdir) / "samples.png"
-    pictures.save_grid(path, samples[: config.sampling.num], columns=max(config.model.num_classes, 1))
-    lines = [f"{config.sampling.num} samples of step {step}: {path}"]
+    shown = samples[: config.sampling.num]
+    pictures.save_grid(out, shown, columns=config.model.num_classes)
+    lines = [f"{len(shown)} samples of step {step}: {out}"]
     if config.evaluation.num:
         report = judge(config, samples, labels, data_dir)
-        write_whole(
-            pathlib.Path(workdir) / "report.json", json.dumps({"step": step, **dataclasses.asdict(report)}, indent=2) + "\n"
-        )
+        record = {"step": step, "sampling": dataclasses.asdict(config.sampling), "report": dataclasses.asdict(report)}
+        files.write(out.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
         lines.append(str(report))
     return "\n".join(lines)
+
+
+def default_name(config: Experiment, seed: int) -> str:
+    """A file name that says how samples were made, such as `ddim_50_guidance_2_seed_0.png`."""
+    sampling = config.sampling
+    eta = f"_eta_{sampling.eta:g}" if sampling.eta else ""
+    return f"{sampling.sampler}_{sampling.steps}{eta}_guidance_{sampling.guidance:g}_seed_{seed}.png"
 
 
 def judge(config: Experiment, samples: np.ndarray, labels: np.ndarray, data_dir: str | None = None) -> Any:
@@ -163,13 +182,6 @@ def judge(config: Experiment, samples: np.ndarray, labels: np.ndarray, data_dir:
     c = config.data
     train, test = (data.images(c.name, split, c.image_shape, c.fit, data_dir) for split in (c.split, "test"))
     return evaluate.report(evaluate.train_judge(train, test, config.evaluation.epochs), samples, labels, train, test)
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text)
-    draft.replace(path)
 
 
 def _start(config: Experiment, workdir: pathlib.Path, placement: Layout) -> TrainState:
@@ -193,10 +205,11 @@ def _placed(shapes: Any, sharding: Any) -> Any:
 def _sample_grids(config: Experiment, workdir: pathlib.Path) -> Callable[[TrainState, int], np.ndarray]:
     """A function that draws a grid of samples from a state at a step, and writes it."""
     generate = generation(config)
-    labels, columns = cycling_labels(config, config.sampling.num), max(config.model.num_classes, 1)
+    labels, columns = cycling_labels(config, config.sampling.num), config.model.num_classes
 
     def draw(state: TrainState, step: int) -> np.ndarray:
-        images = generate(next(iter(state.ema.values())), labels, config.seed)
+        params = jax.device_put(next(iter(state.ema.values())), jax.local_devices()[0])
+        images = generate(params, labels, config.seed)
         pictures.save_grid(pathlib.Path(workdir) / "samples" / f"step_{step:07d}.png", images, columns)
         return pictures.grid(images, columns)
 
@@ -208,8 +221,7 @@ def _claim(workdir: pathlib.Path, config: Experiment) -> None:
     path = pathlib.Path(workdir) / "config.json"
     values = to_dict(config)
     if path.exists():
-        found = differences(json.loads(path.read_text()), values)
+        found = differences(to_dict(read_config(workdir)), values)
         if found:
             raise ConfigError(f"{workdir} was made by another config: {'; '.join(found[:3])}; choose another --workdir")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(values, indent=2) + "\n")
+    files.write(path, json.dumps(values, indent=2) + "\n")

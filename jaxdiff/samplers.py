@@ -60,14 +60,16 @@ def _run(sampler, denoise, x, levels, key, keep):
 def ddim(eta: float | Array = 0.0) -> Sampler:
     """Aims at D(x, t) with fresh noise of std `eta * posterior_std`: eta = 0 is the probability-flow ODE, eta = 1 DDPM.
 
-    Song, Meng & Ermon (2021), eq. 12 and 16. A literal 0 draws no noise at all; a traced eta does not recompile.
+    Song, Meng & Ermon (2021), eq. 12 and 16, for eta in [0, 1]. A literal 0 draws no noise at all; a traced eta does not
+    recompile.
     """
     if isinstance(eta, int | float) and eta == 0:
         return _stateless(lambda denoise, x, t, s, key: transfer(x, denoise(x, t), t, s))
 
     def step(denoise, x, t, s, key):
         fresh = eta * _fresh_share(t, s)
-        kept = Level(s.alpha, s.sigma * jnp.sqrt(1 - fresh**2))
+        rest = 1 - fresh**2
+        kept = Level(s.alpha, s.sigma * jnp.where(rest > 0, jnp.sqrt(jnp.where(rest > 0, rest, 1)), 0))  # grad at 0 is finite
         return transfer(x, denoise(x, t), t, kept) + s.sigma * fresh * jax.random.normal(key, x.shape, x.dtype)
 
     return _stateless(step)

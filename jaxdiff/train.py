@@ -15,6 +15,8 @@ import numpy as np
 import optax
 from jax import Array
 
+from jaxdiff.errors import NonFiniteError
+
 Params = Any
 Batch = Mapping[str, Array]
 Metrics = Mapping[str, Array]
@@ -76,7 +78,7 @@ def train_step(
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = {name: _average(state.ema[name], params, opt_state, decay, state.step) for name, decay in ema_decays.items()}
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
         return TrainState(state.step + 1, params, ema, opt_state, state.frozen), metrics
 
     return step
@@ -101,21 +103,17 @@ def loop(step: Step, state: TrainState, batches: Iterable[Batch], key: Array) ->
         yield state, metrics
 
 
-class NonFiniteError(RuntimeError):
-    """A loss or gradient that is no number."""
-
-
 def mean_metrics(pending: Mapping[int, Metrics]) -> dict[str, float]:
     """The mean of each metric over the pending steps (step -> metrics), read from the device here.
 
     Raises:
-        NonFiniteError: names the first step whose loss or gradient is infinite or not a number.
+        NonFiniteError: names the first step whose loss, gradient or params are infinite or not a number.
     """
     values = {step: {name: float(value) for name, value in jax.device_get(m).items()} for step, m in pending.items()}
     for step, metrics in values.items():
         for name, value in metrics.items():
             if not np.isfinite(value):
-                raise NonFiniteError(f"{name} is {value} at step {step}; try a lower learning rate or gradient clipping")
+                raise NonFiniteError(f"{name} is {value} at step {step}; try a lower learning rate in another --workdir")
     return {name: float(np.mean([m[name] for m in values.values()])) for name in next(iter(values.values()))}
 
 

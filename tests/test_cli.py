@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from jaxdiff import cli, config
+from jaxdiff import cli, config, errors
 
 
 def answer(capsys, *words):
@@ -38,10 +38,17 @@ def recipe_file(tmp_path):
         (("--steps", "0"), "steps must be at least 1, got 0"),
         (("--data.image-shape", "28", "28", "1", "--model.multipliers", "1", "2", "2", "2"), "image_shape must be divisible by 8"),
         (("--data.batch-size", "-4"), "data.batch_size must be at least 1, got -4"),
-        (("--model.dropout", "2"), "model.dropout must be between 0 and 1, got 2.0"),
+        (("--model.dropout", "1"), "model.dropout must be at least 0 and below 1, got 1.0"),
+        (("--sampling.eta", "2"), "sampling.eta must be between 0 and 1, got 2.0"),
+        (("--sampling.sampler", "ddpm", "--sampling.eta", "0.5"), "sampling.eta must be 0 for a sampler that is not ddim"),
+        (("--sampling.guidance", "nan"), "sampling.guidance must be a finite number, got nan"),
+        (("--optimizer.b1", "2"), "optimizer.b1 must be at least 0 and below 1"),
+        (("--model.attention", "5"), r"model.attention must be sizes that the network has: .4, 8."),
+        (("--model.num-classes", "0"), "model.num_classes must be at least 1"),
+        (("--diffusion.sampling-schedule", "karras"), "diffusion.sampling_schedule must be of the family of cosine, unless"),
         (("--sampling.steps", "0"), "sampling.steps must be at least 1, got 0"),
         (("--data.name", "mnisst"), "no data set is named 'mnisst'; did you mean mnist"),
-        (("--data.name", "mnist", "--data.image-shape", "28", "28", "1"), "mnist is not prepared in .*; run: jaxdiff data mnist"),
+        (("--data.name", "mnist", "--data.image-shape", "28", "28", "1", "--model.attention", "14"), "mnist is not prepared in .*; run: jaxdiff data mnist"),
         (("--data.image-shape", "8", "8", "3"), "digits has 1 channels; set data.image_shape to end in 1"),
         (("--data.batch-size", "12"), "data.batch_size 12 is not divisible by 8 devices"),
         (("--mesh.fsdp", "3"), "mesh: data 2 x fsdp 3 does not make up 8 devices"),
@@ -69,6 +76,10 @@ def test_wrong_flags_of_train(capsys, tmp_path, tfds_dir, flags, message):
         ("Experiment(steps=2.5)", "steps: Input should be a valid integer"),
         ("Experiment(diffusion=Diffusion(prediction='epsilon'))", "diffusion.prediction: Input should be 'x0', 'noise'"),
         ("Experiment(diffusion=Diffusion(schedule='lognormal'))", "diffusion.sampling_schedule must be set"),
+        ("Experiment(data=5)", "data must be a Data(...), got 5"),
+        ("Experiment(ema=0.99)", "ema: Input should be an object, got 0.99"),
+        ("Experiment(steps=no)", "NameError: name 'no' is not defined"),
+        ("Experiment(", "SyntaxError: "),
         ("3", "must define config = jaxdiff.config.Experiment"),
     ],
 )
@@ -96,6 +107,26 @@ def test_wrong_words(capsys, tmp_path, words, message):
     assert message in line
 
 
+def test_flags_may_stand_before_the_config(capsys, tmp_path):
+    status, line = answer(capsys, "train", "--steps", "0", "--workdir", str(tmp_path / "run"), "configs/digits.py")
+    assert status == 1
+    assert "steps must be at least 1, got 0" in line
+
+
+def test_a_workdir_that_is_a_file_or_holds_no_config(capsys, tmp_path, tfds_dir):
+    (tmp_path / "file").write_text("")
+    status, line = answer(
+        capsys, "train", "configs/digits.py", "--data-dir", tfds_dir, "--workdir", str(tmp_path / "file"), "--data.batch-size", "8"
+    )
+    assert status == 1
+    assert str(tmp_path / "file") in line
+    for text, message in (('{"steps"', "is no JSON"), ("[]", "must hold a config")):
+        (tmp_path / "config.json").write_text(text)
+        status, line = answer(capsys, "sample", str(tmp_path))
+        assert status == 1
+        assert message in line
+
+
 def test_usage_and_help(capsys):
     assert cli.main([]) == cli.main(["--help"]) == 0
     assert "jaxdiff train CONFIG" in capsys.readouterr().out
@@ -112,15 +143,20 @@ def test_labels():
     assert cli.parse_labels("3", 10) == [3]
     assert cli.parse_labels("0,3,7..9", 10) == [0, 3, 7, 8, 9]
     assert cli.parse_labels("none", 10) == [10]
-    for text, message in (("0..10", "this run has the labels 0..9"), ("a", "write 0..9, 3, or 0,3,7"), ("5..3", "is empty")):
-        with pytest.raises(config.ConfigError, match=message):
+    for text, message in (
+        ("0..10", "this run has the labels 0..9"),
+        ("a", "write 0..9, 3, or 0,3,7"),
+        ("5..3", "the first of a range comes first"),
+        ("0..1000000000", "this run has the labels 0..9"),
+    ):
+        with pytest.raises(errors.ConfigError, match=message):
             cli.parse_labels(text, 10)
 
 
 def test_a_config_survives_json():
     original = config.load("configs/cifar10.py")
     assert config.from_dict(json.loads(json.dumps(config.to_dict(original)))) == original
-    with pytest.raises(config.ConfigError, match=r"unknown key model.chanels; did you mean model.channels\?"):
+    with pytest.raises(errors.ConfigError, match=r"unknown key model.chanels; did you mean model.channels\?"):
         config.from_dict({**config.to_dict(original), "model": {"chanels": 3}})
 
 

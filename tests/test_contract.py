@@ -43,6 +43,19 @@ def test_the_right_output_gives_back_x0(prediction, schedule, float64):
 
 @each_parameterization
 @each_schedule
+def test_own_weight_makes_the_plain_error_of_the_output(prediction, schedule, float64):
+    """The weighted x0 loss of any network equals the squared error of its output to the right one, by the papers' formulas."""
+    parameterization, weight, right = PARAMETERIZATIONS[prediction]
+    x0, noise, level = example(schedule, ENDS[1:-1])
+    output = jax.random.normal(jax.random.key(5), x0.shape)
+    denoise = jd.denoiser(lambda x, logsnr: output, parameterization)
+    weighted = weight(level).ravel() * losses.squared_error(denoise(jd.diffuse(x0, noise, level), level), x0)
+    plain = losses.squared_error(output, right(x0, noise, level.alpha, level.sigma))
+    np.testing.assert_allclose(weighted, plain, rtol=1e-6)
+
+
+@each_parameterization
+@each_schedule
 def test_any_denoiser_survives_the_round_trip_through_a_network(prediction, schedule, float64):
     """The exact denoiser's output as a network's, and back: with the loss at its closed-form floor."""
     parameterization, weight, _ = PARAMETERIZATIONS[prediction]

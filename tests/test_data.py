@@ -115,9 +115,11 @@ def test_large_sets_are_read_from_disk_to_the_same_values(digits, tfds_dir, monk
     ("arguments", "message"),
     [
         (("digitz", "train", (8, 8, 1)), "no data set is named 'digitz'; did you mean digits"),
-        (("digits", "valid", (8, 8, 1)), "no split 'valid'; write one of train, test"),
+        (("digits", "valid", (8, 8, 1)), r"split 'valid': Unknown split 'valid'. Should be one of .'train', 'test'."),
         (("digits", "train", (8, 8, 3)), "digits has 1 channels; set data.image_shape to end in 1"),
         (("digits", "train", (4, 4, 1)), "larger than data.image_shape .* set data.fit to resize"),
+        (("digits", "train[:10", (8, 8, 1)), "split 'train.:10': "),
+        (("digits", "train[:0]", (8, 8, 1)), "split 'train.:0.': "),
         (("mnist", "train", (28, 28, 1)), "mnist is not prepared in .*; run: jaxdiff data mnist --data-dir"),
     ],
 )
@@ -153,14 +155,21 @@ def test_cifar10_is_prepared_from_raw_files(tmp_path):
 
 
 def test_raw_files_that_are_missing_or_cut_short_are_named(tmp_path):
-    with pytest.raises(raw.PreparationError, match=r"no file .*train-images-idx3-ubyte.gz; --raw-dir must hold"):
+    with pytest.raises(data.DataError, match=r"no file .*train-images-idx3-ubyte.gz; --raw-dir must hold"):
         raw.prepare("mnist", str(tmp_path / "a"), tmp_path)
     write_mnist(tmp_path, np.random.default_rng(0))
     labels = tmp_path / "train-labels-idx1-ubyte.gz"
     labels.write_bytes(gzip.compress(gzip.decompress(labels.read_bytes())[:-5]))
-    with pytest.raises(raw.PreparationError, match=r"train-labels-idx1-ubyte.gz is cut short"):
+    with pytest.raises(data.DataError, match=r"train-labels-idx1-ubyte.gz is cut short"):
         raw.prepare("mnist", str(tmp_path / "b"), tmp_path)
-    with pytest.raises(raw.PreparationError, match="'svhn' has no preparation here; write one of mnist, cifar10"):
+    images = tmp_path / "train-images-idx3-ubyte.gz"
+    content = bytearray(images.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    images.write_bytes(content)
+    with pytest.raises(data.DataError, match="mnist could not be prepared: ") as error:
+        raw.prepare("mnist", str(tmp_path / "d"), tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(data.DataError, match="'svhn' has no preparation here; write one of mnist, cifar10"):
         raw.prepare("svhn", str(tmp_path / "c"))
 
 
@@ -169,7 +178,7 @@ def test_no_network_is_said_within_seconds(tmp_path, monkeypatch):
     closed = [url.replace("https://storage.googleapis.com", "http://127.0.0.1:9") for url in urls]
     monkeypatch.setitem(raw.RAW, "mnist", (closed, parse))
     start = time.monotonic()
-    with pytest.raises(raw.PreparationError, match=r"127.0.0.1 cannot be reached; .* jaxdiff data mnist --raw-dir DIR"):
+    with pytest.raises(data.DataError, match=r"127.0.0.1 cannot be reached; .* jaxdiff data mnist --raw-dir DIR"):
         raw.prepare("mnist", str(tmp_path))
     assert time.monotonic() - start < 10
 

@@ -54,7 +54,6 @@ def test_named_weights():
 
 def test_one_key_or_one_key_an_example():
     x0, level = jnp.zeros((4, 3)), jd.cosine()(0.5)
-    level = jd.Level(level.alpha.reshape(1, 1), level.sigma.reshape(1, 1))
     loss = jd.regression_loss(lambda x, level: x, targets.data(x0), x0, level, jax.random.key(0), losses.x0_weight)
     assert loss.shape == (4,)
     keys = jax.random.split(jax.random.key(0), 4)

@@ -20,6 +20,14 @@ def test_schedules_are_finite_and_get_noisier(name):
     assert logsnr[0] > logsnr[-1] + 9
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_times_may_be_integers(name):
+    with jax.numpy_dtype_promotion("standard"):
+        for time in (0, 1):
+            np.testing.assert_allclose(SCHEDULES[name](time).alpha, SCHEDULES[name](float(time)).alpha)
+            np.testing.assert_allclose(SCHEDULES[name](jnp.array(time)).sigma, SCHEDULES[name](float(time)).sigma)
+
+
 @pytest.mark.parametrize("name", ["cosine", "linear", "from_betas", "shifted"])
 def test_variance_preserving_schedules_preserve_variance(name):
     level = SCHEDULES[name](jnp.linspace(0, 1, 101))

@@ -29,13 +29,23 @@ def words(workdir, tfds_dir, *flags):
     return ["train", "configs/digits.py", "--workdir", str(workdir), "--data-dir", tfds_dir, *TINY, *flags]
 
 
+# Children compile with the compiler's optimisations, as users' runs do; the tests' own process does not.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
 def start(workdir, tfds_dir, *flags):
     command = [sys.executable, "-m", "jaxdiff", *words(workdir, tfds_dir, *flags)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
 def wait_for_step(process, workdir, step):
-    while process.poll() is None and not any(saved >= step for saved in checkpoint.steps(workdir)):
+    wait_until(process, lambda: any(saved >= step for saved in checkpoint.steps(workdir)))
+
+
+def wait_until(process, happened, seconds=180):
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and not happened():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
@@ -50,8 +60,8 @@ def assert_same_run(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), one, other)
     lines = [[json.loads(line) for line in (pathlib.Path(w) / "metrics.jsonl").read_text().splitlines()] for w in (a, b)]
     assert [line["step"] for line in lines[0]] == sorted({line["step"] for line in lines[0]})
-    shared = {line["step"]: line["loss"] for line in lines[1]}
-    assert all(line["loss"] == shared[line["step"]] for line in lines[0] if line["step"] in shared and line["step"] % 20 == 0)
+    ends = [{line["step"]: line["loss"] for line in run if line["step"] > 100} for run in lines]  # means over the same steps again
+    assert ends[0] == ends[1] != {}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +72,7 @@ def unbroken(tmp_path_factory, tfds_dir):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert f"20 samples of step 120: {workdir / 'samples.png'}" in out
+    assert [path.stat().st_size > 1000 for path in (workdir / "tensorboard").iterdir()] == [True]
     return workdir
 
 
@@ -87,8 +98,7 @@ def test_killed_at_random_and_resumed_is_bit_equal(tmp_path, tfds_dir, unbroken,
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_saves_first(tmp_path, tfds_dir, unbroken, number, status):
     process = start(tmp_path, tfds_dir, "--steps", "100000", "--checkpoint-every", "100000")
-    while process.poll() is None and not (tmp_path / "metrics.jsonl").exists():
-        time.sleep(0.01)
+    wait_until(process, (tmp_path / "metrics.jsonl").exists)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == status, err
@@ -186,7 +196,7 @@ def test_another_config_does_not_touch_the_run(answer, tfds_dir, unbroken):
 
 
 def test_the_first_loss_that_is_no_number_stops_the_run(answer, tmp_path, tfds_dir):
-    flags = ("--optimizer.learning-rate", "1e38", "--optimizer.clip-norm", "0", "--steps", "50", "--checkpoint-every", "1")
+    flags = ("--optimizer.learning-rate", "1e30", "--optimizer.clip-norm", "0", "--steps", "50", "--checkpoint-every", "1")
     status, text = answer(*words(tmp_path, tfds_dir, *flags))
     assert status == 1
     line = text.err.strip().splitlines()[-1]
@@ -197,13 +207,40 @@ def test_the_first_loss_that_is_no_number_stops_the_run(answer, tmp_path, tfds_d
 
 @pytest.mark.slow
 def test_evaluation_reports_agreement_and_distance(tfds_dir, unbroken):
-    """In a process of its own with the compiler's optimisations: the classifier is trained for real."""
+    """The classifier is trained for real; the run is too short for digits."""
     flags = ["--num", "40", "--steps", "2", "--epochs", "12", "--data-dir", tfds_dir]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-m", "jaxdiff", "evaluate", str(unbroken), *flags]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert "label agreement: " in result.stdout, result.stderr
-    report = json.loads((unbroken / "report.json").read_text())
+    saved = json.loads((unbroken / "samples" / "ddim_2_guidance_2_seed_0.json").read_text())
+    assert saved["sampling"]["steps"] == 2
+    assert saved["report"]["accuracy"] >= 0.97
+    assert 0.1 < saved["report"]["agreement"] < 0.95
+    assert saved["report"]["frechet"] > 2 * saved["report"]["frechet_real"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_cut_short_is_passed_over_by_train(tmp_path, tfds_dir, unbroken, capsys, caplog):
+    workdir = tmp_path / "run"
+    shutil.copytree(unbroken, workdir)
+    files = [path for path in (workdir / "checkpoints" / "120" / "opt_state").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    assert cli.main(words(workdir, tfds_dir, *STEPS)) == 0
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("jaxdiff")]
+    assert "going back to the checkpoint before it" in lines[0]
+    assert lines[1] == f"going on from step 115 of {workdir}"
+    assert checkpoint.steps(workdir)[-1] == 120
+
+
+@pytest.mark.slow
+def test_the_first_command_makes_digits(tmp_path, tfds_dir):
+    """The recipe as it stands: what the README promises."""
+    command = [sys.executable, "-m", "jaxdiff", "train", "configs/digits.py", "--workdir", str(tmp_path), "--data-dir", tfds_dir]
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "samples.png").exists()
+    report = json.loads((tmp_path / "samples.json").read_text())["report"]
+    assert report["num"] == 1000
     assert report["accuracy"] >= 0.97
-    assert 0.1 < report["agreement"] < 0.95  # a hundred steps of a tiny network: more than chance, not yet digits
-    assert report["frechet"] > 2 * report["frechet_real"]
+    assert report["agreement"] >= 0.95

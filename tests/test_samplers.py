@@ -18,7 +18,7 @@ def ends(sampler, schedule, num_steps, x, data):
     return sample(levels.sigma[0] * x, levels)
 
 
-@pytest.mark.parametrize("schedule", FOUR)
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "lognormal"])
 def test_ddim_converges_with_order_one(schedule, float64):
     """Median error over starts, against Richardson's extrapolation of twice the finest run."""
     x = jax.random.normal(jax.random.key(0), (64, 2))
@@ -67,14 +67,26 @@ def test_ddpm_is_ddim_with_eta_one():
     np.testing.assert_allclose(*deterministic, atol=1e-6)
 
 
-def test_standard_deviations_equal_the_textbook():
+def test_gradients_through_a_sampler_are_finite():
+    """With respect to eta too, up to its end, where the kept noise is the root of nothing."""
+    levels = jd.grid(jd.cosine(), 5)
+
+    def end(x, eta):
+        return jnp.sum(jd.sample(jd.ddim(eta), oracles.denoiser(clouds()), x, levels, jax.random.key(1)))
+
+    for eta in (0.0, 0.5, 1.0):
+        gradients = jax.grad(end, argnums=(0, 1))(jnp.ones((3, 2)), jnp.float32(eta))
+        assert all(bool(jnp.all(jnp.isfinite(gradient))) for gradient in gradients)
+
+
+def test_standard_deviations_equal_the_textbook(float64):
     """Ho et al. (2020), eq. 7, from betas."""
     betas = np.linspace(1e-4, 0.02, 1000)
     bars = np.cumprod(1 - betas)
-    level = jd.Level(jnp.asarray(np.sqrt(bars), jnp.float32), jnp.asarray(np.sqrt(1 - bars), jnp.float32))
+    level = jd.Level(jnp.asarray(np.sqrt(bars)), jnp.asarray(np.sqrt(1 - bars)))
     t, s = level[1:], level[:-1]
-    np.testing.assert_allclose(samplers.posterior_std(t, s) ** 2, betas[1:] * (1 - bars[:-1]) / (1 - bars[1:]), rtol=2e-2)
-    np.testing.assert_allclose(samplers.forward_std(t, s) ** 2, betas[1:], rtol=2e-2)
+    np.testing.assert_allclose(samplers.posterior_std(t, s) ** 2, betas[1:] * (1 - bars[:-1]) / (1 - bars[1:]), rtol=1e-9)
+    np.testing.assert_allclose(samplers.forward_std(t, s) ** 2, betas[1:], rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["ddim_leading", "ddim_trailing_v", "ddim_eta1", "ddpm", "ddpm_large"])

@@ -14,10 +14,11 @@ import pytest
 from jaxdiff import mesh, recipe, train
 from jaxdiff.config import Data, Experiment, Model, Optimizer
 from jaxdiff.config import Mesh as MeshConfig
+from jaxdiff.errors import NonFiniteError
 
 TINY = Experiment(
     data=Data(batch_size=16),
-    model=Model(channels=16, multipliers=(1,), blocks=1, attention=(), head_channels=8),
+    model=Model(channels=16, multipliers=(1,), blocks=1, attention=(), head_channels=8, dropout=0.1),
     optimizer=Optimizer(learning_rate=1e-3),
     ema={"fast": 0.9, "slow": 0.99},
 )
@@ -69,16 +70,15 @@ def test_losses_do_not_depend_on_the_mesh(alone, devices, fsdp):
         assert all(leaf.addressable_shards[0].data.size == leaf.size // fsdp for leaf in sharded)
 
 
-def test_pmap_twin_equals_jit(alone):
-    """And its gradients, with SGD, which hides no factor as Adam does."""
-    losses, _ = run(mesh.pmap_layout(recipe.state_shapes(TINY)))
-    np.testing.assert_allclose(losses, alone[0], rtol=2e-5)
-    sgd = optax.sgd(0.1)
-    shapes = dataclasses.replace(recipe.state_shapes(TINY), opt_state=sgd.init(recipe.state_shapes(TINY).params))
-    pmapped = run(mesh.pmap_layout(shapes), optimizer=sgd, num=2)[1].params
-    jitted = run(mesh.jit_layout(mesh.make_mesh(1, 1, jax.devices()[:1]), shapes), optimizer=sgd, num=2)[1].params
-    for a, b in zip(jax.tree.leaves(pmapped), jax.tree.leaves(jitted), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-6)
+def test_pmap_twin_equals_jit():
+    """Without dropout, whose masks are the layout's own; with SGD, which hides no factor in the gradient as Adam does."""
+    sgd, plain = optax.sgd(0.1), dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, dropout=0.0))
+    shapes = dataclasses.replace(recipe.state_shapes(plain), opt_state=jax.eval_shape(sgd.init, recipe.state_shapes(plain).params))
+    pmapped = run(mesh.pmap_layout(shapes), plain, optimizer=sgd)
+    jitted = run(mesh.jit_layout(mesh.make_mesh(1, 1, jax.devices()[:1]), shapes), plain, optimizer=sgd)
+    np.testing.assert_allclose(pmapped[0], jitted[0], rtol=2e-5)
+    for a, b in zip(jax.tree.leaves(pmapped[1].params), jax.tree.leaves(jitted[1].params), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6)
 
 
 def test_a_run_repeats_itself_bit_for_bit(alone):
@@ -143,7 +143,7 @@ def test_optimizer_of_a_config():
 
 def test_first_number_that_is_none_is_named():
     metrics = {step: {"loss": jnp.float32(value)} for step, value in ((7, 1.0), (8, jnp.inf), (9, jnp.nan))}
-    with pytest.raises(train.NonFiniteError, match="loss is inf at step 8"):
+    with pytest.raises(NonFiniteError, match="loss is inf at step 8"):
         train.mean_metrics(metrics)
     assert train.mean_metrics({1: {"loss": jnp.float32(1)}, 2: {"loss": jnp.float32(3)}}) == {"loss": 2.0}
 

@@ -17,6 +17,7 @@ import requests
 import tensorflow_datasets as tfds
 
 from jaxdiff.datasets.digits import png
+from jaxdiff.errors import DataError
 
 MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -25,10 +26,6 @@ MNIST_FILES = {"train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.
 CIFAR10_FILES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
 
 Examples = Iterator[tuple[Any, dict[str, Any]]]
-
-
-class PreparationError(RuntimeError):
-    """A data set that cannot be prepared: says why and what to do."""
 
 
 def prepare(name: str, data_dir: str | None = None, raw_dir: pathlib.Path | None = None) -> tfds.core.DatasetBuilder:
@@ -40,10 +37,10 @@ def prepare(name: str, data_dir: str | None = None, raw_dir: pathlib.Path | None
         raw_dir: a folder with the raw files, for a machine without network.
 
     Raises:
-        PreparationError: another name, no network, or raw files that are missing or damaged.
+        DataError: another name, no network, or raw files that are missing or damaged.
     """
     if name not in RAW:
-        raise PreparationError(f"data: {name!r} has no preparation here; write one of {', '.join(RAW)}")
+        raise DataError(f"data: {name!r} has no preparation here; write one of {', '.join(RAW)}")
     builder: Any = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     if raw_dir is None and not builder.info.splits:
         _check_network(name)
@@ -56,8 +53,9 @@ def prepare(name: str, data_dir: str | None = None, raw_dir: pathlib.Path | None
     builder._split_generators = split_generators
     try:
         builder.download_and_prepare()
-    except (OSError, ValueError, EOFError, tarfile.TarError) as error:
-        raise PreparationError(f"data: {name} could not be prepared: {error}") from error
+    except Exception as error:  # of gzip, tar, the parser, the download, the disk
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"data: {name} could not be prepared: {reason}") from error
     return builder
 
 
@@ -84,7 +82,8 @@ def _cifar10(split: str, paths: dict[str, pathlib.Path]) -> Examples:
     with tarfile.open(paths[_file_name(CIFAR10_URL)]) as archive:
         for name in CIFAR10_FILES[split]:
             member = archive.extractfile(f"cifar-10-batches-bin/{name}")
-            assert member is not None
+            if member is None:
+                raise ValueError(f"{name} in {_file_name(CIFAR10_URL)} is no file")
             rows = np.frombuffer(member.read(), np.uint8).reshape(-1, 1 + 3 * 32 * 32)
             for row in rows:
                 key = f"{split}_{number:05d}"
@@ -116,6 +115,6 @@ def _check_network(name: str, timeout: float = 5.0) -> None:
     try:
         requests.head(url, timeout=timeout)
     except requests.RequestException as error:
-        raise PreparationError(
+        raise DataError(
             f"data: {urlparse(url).hostname} cannot be reached; connect, or give the raw files: jaxdiff data {name} --raw-dir DIR"
         ) from error

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxdiff.models.layers import Dropout, Norm, resized
+from jaxdiff.models.layers import Norm, resized
 
 
 class Classifier(nn.Module):
@@ -28,6 +28,6 @@ class Classifier(nn.Module):
                 break
             x = resized(x, 0.5)
             channels *= 2
-        x = Dropout(self.dropout)(x.reshape(x.shape[0], -1), train)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
         features = nn.silu(nn.Dense(self.features, dtype=self.dtype)(x))
         return nn.Dense(self.num_classes, dtype=self.dtype)(features), features

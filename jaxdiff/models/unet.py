@@ -108,5 +108,5 @@ def _check_size(shape: tuple[int, ...], levels: int) -> None:
     if shape[1] % factor or shape[2] % factor:
         raise ValueError(
             f"UNet: an image of {shape[1]}x{shape[2]} cannot be halved {levels - 1} times; "
-            f"choose a size divisible by {factor} (data.image_size) or fewer model.multipliers"
+            f"choose a size divisible by {factor} (data.image_shape) or fewer model.multipliers"
         )
