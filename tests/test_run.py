@@ -19,10 +19,10 @@ from jaxdiff import checkpoint, cli, run
 
 TINY = (
     *("--data.batch-size", "16", "--model.channels", "16", "--model.multipliers", "1", "--model.attention"),
-    *("--optimizer.warmup-steps", "5", "--optimizer.schedule", "constant", "--log-every", "4", "--checkpoint-every", "5"),
+    *("--optimizer.warmup-steps", "5", "--optimizer.schedule", "constant", "--log-every", "4", "--checkpoint-every", "10"),
     *("--sampling.every", "0", "--sampling.num", "20", "--sampling.steps", "2", "--evaluation.num", "0"),
 )
-STEPS = ("--steps", "120")
+STEPS = ("--steps", "80")
 
 
 def words(workdir, tfds_dir, *flags):
@@ -60,18 +60,18 @@ def assert_same_run(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), one, other)
     lines = [[json.loads(line) for line in (pathlib.Path(w) / "metrics.jsonl").read_text().splitlines()] for w in (a, b)]
     assert [line["step"] for line in lines[0]] == sorted({line["step"] for line in lines[0]})
-    ends = [{line["step"]: line["loss"] for line in run if line["step"] > 100} for run in lines]  # means over the same steps again
+    ends = [{line["step"]: line["loss"] for line in run if line["step"] > 70} for run in lines]  # means over the same steps again
     assert ends[0] == ends[1] != {}
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, tfds_dir):
-    """A run of 120 steps from start to end, by one process with one device."""
+    """A run of 80 steps from start to end, by one process with one device."""
     workdir = tmp_path_factory.mktemp("runs") / "unbroken"
     process = start(workdir, tfds_dir, *STEPS)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert f"20 samples of step 120: {workdir / 'samples.png'}" in out
+    assert f"20 samples of step 80: {workdir / 'samples.png'}" in out
     assert [path.stat().st_size > 1000 for path in (workdir / "tensorboard").iterdir()] == [True]
     return workdir
 
@@ -80,13 +80,13 @@ def unbroken(tmp_path_factory, tfds_dir):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_random_and_resumed_is_bit_equal(tmp_path, tfds_dir, unbroken, seed):
     chance = random.Random(seed)
-    for first in (5, 25):
+    for first in (10, 40):
         process = start(tmp_path, tfds_dir, *STEPS)
         wait_for_step(process, tmp_path, first)
         time.sleep(chance.uniform(0, 0.3))
         process.kill()
         process.communicate()
-        assert checkpoint.steps(tmp_path)[-1] < 120
+        assert checkpoint.steps(tmp_path)[-1] < 80
     process = start(tmp_path, tfds_dir, *STEPS)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -104,7 +104,7 @@ def test_a_signal_saves_first(tmp_path, tfds_dir, unbroken, number, status):
     assert process.returncode == status, err
     assert "Traceback" not in err
     (step,) = checkpoint.steps(tmp_path)
-    assert step < 120
+    assert step < 80
     assert f"{number.name}: saved step {step}; the same command goes on from there" in out
     process = start(tmp_path, tfds_dir, *STEPS)
     process.communicate(timeout=300)
@@ -118,10 +118,10 @@ def test_a_run_goes_on_over_eight_devices(tmp_path, tfds_dir, unbroken):
     for number, flags in enumerate(([], ["--mesh.fsdp", "8"], ["--mesh.mapping", "pmap"])):
         workdir = tmp_path / str(number)
         shutil.copytree(unbroken, workdir)
-        assert cli.main(words(workdir, tfds_dir, "--steps", "124", *flags)) == 0
-        assert checkpoint.steps(workdir)[-1] == 124
+        assert cli.main(words(workdir, tfds_dir, "--steps", "84", *flags)) == 0
+        assert checkpoint.steps(workdir)[-1] == 84
         losses.append(json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1]))
-    assert losses[0]["step"] == 124
+    assert losses[0]["step"] == 84
     np.testing.assert_allclose([line["loss"] for line in losses], losses[0]["loss"], rtol=2e-5)
 
 
@@ -150,7 +150,7 @@ def test_sample_writes_png_and_npz(answer, tmp_path, unbroken):
         str(tmp_path / "a.png"),
     )
     assert status == 0
-    assert f"30 samples of step 120: {tmp_path / 'a.png'}" in text.out
+    assert f"30 samples of step 80: {tmp_path / 'a.png'}" in text.out
     width, height = Image.open(tmp_path / "a.png").size
     assert width / height == pytest.approx(10 / 3, rel=0.05)
     assert (
@@ -196,7 +196,7 @@ def test_another_config_does_not_touch_the_run(answer, tfds_dir, unbroken):
 
 
 def test_the_first_loss_that_is_no_number_stops_the_run(answer, tmp_path, tfds_dir):
-    flags = ("--optimizer.learning-rate", "1e30", "--optimizer.clip-norm", "0", "--steps", "50", "--checkpoint-every", "1")
+    flags = ("--optimizer.learning-rate", "1e14", "--optimizer.clip-norm", "0", "--steps", "50", "--checkpoint-every", "1")
     status, text = answer(*words(tmp_path, tfds_dir, *flags))
     assert status == 1
     line = text.err.strip().splitlines()[-1]
@@ -208,7 +208,7 @@ def test_the_first_loss_that_is_no_number_stops_the_run(answer, tmp_path, tfds_d
 @pytest.mark.slow
 def test_evaluation_reports_agreement_and_distance(tfds_dir, unbroken):
     """The classifier is trained for real; the run is too short for digits."""
-    flags = ["--num", "40", "--steps", "2", "--epochs", "12", "--data-dir", tfds_dir]
+    flags = ["--num", "40", "--steps", "2", "--epochs", "24", "--data-dir", tfds_dir]
     command = [sys.executable, "-m", "jaxdiff", "evaluate", str(unbroken), *flags]
     result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert "label agreement: " in result.stdout, result.stderr
@@ -223,14 +223,14 @@ def test_evaluation_reports_agreement_and_distance(tfds_dir, unbroken):
 def test_a_checkpoint_cut_short_is_passed_over_by_train(tmp_path, tfds_dir, unbroken, capsys, caplog):
     workdir = tmp_path / "run"
     shutil.copytree(unbroken, workdir)
-    files = [path for path in (workdir / "checkpoints" / "120" / "opt_state").rglob("*") if path.is_file()]
+    files = [path for path in (workdir / "checkpoints" / "80" / "opt_state").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     assert cli.main(words(workdir, tfds_dir, *STEPS)) == 0
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("jaxdiff")]
     assert "going back to the checkpoint before it" in lines[0]
-    assert lines[1] == f"going on from step 115 of {workdir}"
-    assert checkpoint.steps(workdir)[-1] == 120
+    assert lines[1] == f"going on from step 70 of {workdir}"
+    assert checkpoint.steps(workdir)[-1] == 80
 
 
 @pytest.mark.slow
