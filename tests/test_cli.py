@@ -48,7 +48,10 @@ def recipe_file(tmp_path):
         (("--diffusion.sampling-schedule", "karras"), "diffusion.sampling_schedule must be of the family of cosine, unless"),
         (("--sampling.steps", "0"), "sampling.steps must be at least 1, got 0"),
         (("--data.name", "mnisst"), "no data set is named 'mnisst'; did you mean mnist"),
-        (("--data.name", "mnist", "--data.image-shape", "28", "28", "1", "--model.attention", "14"), "mnist is not prepared in .*; run: jaxdiff data mnist"),
+        (
+            ("--data.name", "mnist", "--data.image-shape", "28", "28", "1", "--model.attention", "14"),
+            "mnist is not prepared in .*; run: jaxdiff data mnist",
+        ),
         (("--data.image-shape", "8", "8", "3"), "digits has 1 channels; set data.image_shape to end in 1"),
         (("--data.batch-size", "12"), "data.batch_size 12 is not divisible by 8 devices"),
         (("--mesh.fsdp", "3"), "mesh: data 2 x fsdp 3 does not make up 8 devices"),
