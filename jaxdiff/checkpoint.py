@@ -77,9 +77,10 @@ def restore(workdir: pathlib.Path, like: TrainState) -> TrainState | None:
     """
     if not steps(workdir):
         return None
-    items, damaged = _newest(workdir, _items(like))
-    for step in damaged:
-        _move_away(workdir, step)
+    newest, items = _newest(workdir, _items(like))
+    for step in steps(workdir):
+        if step > newest:
+            _move_away(workdir, step)
     ema = {name: items[_ema_item(name)] for name in like.ema}
     return replace(like, step=items["step"]["step"], params=items["params"], ema=ema, opt_state=items["opt_state"])
 
@@ -92,8 +93,8 @@ def restore_ema(workdir: pathlib.Path, name: str, like: Any) -> tuple[int, Any]:
     """
     if not steps(workdir):
         raise CheckpointError(f"{workdir} has no checkpoint; train it first: jaxdiff train CONFIG --workdir {workdir}")
-    items, damaged = _newest(workdir, {_ema_item(name): like})
-    return max(set(steps(workdir)) - set(damaged)), items[_ema_item(name)]
+    step, items = _newest(workdir, {_ema_item(name): like})
+    return step, items[_ema_item(name)]
 
 
 def checksums(tree: Any) -> dict[str, int]:
@@ -121,20 +122,18 @@ def _checksum(array: jax.Array) -> jax.Array:
     return jnp.sum(words * (position * jnp.uint32(2654435761) | jnp.uint32(1)), dtype=jnp.uint32)
 
 
-def _newest(workdir: pathlib.Path, like: Mapping[str, Any]) -> tuple[dict[str, Any], list[int]]:
-    """The named items of the newest step that can be read, and the newer steps that cannot."""
-    damaged: list[int] = []
+def _newest(workdir: pathlib.Path, like: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The newest step that can be read, and its named items; says in one line each why newer ones cannot."""
     reasons: list[str] = []
     for step in reversed(steps(workdir)):
         try:
             items = _read(workdir, step, like)
         except CheckpointError as error:
-            damaged.append(step)
             reasons.append(str(error))
             continue
         for reason in reasons:
             log.warning("%s; going back to the checkpoint before it", reason)
-        return items, damaged
+        return step, items
     raise CheckpointError(f"{reasons[0]}; no other checkpoint can be read either, nothing was changed; choose another --workdir")
 
 

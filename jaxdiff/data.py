@@ -12,7 +12,7 @@ import io
 import logging
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import grain
 import numpy as np
@@ -35,7 +35,9 @@ class Images(NamedTuple):
     num_classes: int
 
 
-def images(name: str, split: str, image_shape: tuple[int, int, int], fit: str = "pad", data_dir: str | None = None) -> Images:
+def images(
+    name: str, split: str, image_shape: tuple[int, int, int], fit: Literal["pad", "resize"] = "pad", data_dir: str | None = None
+) -> Images:
     """The images of a tfds split, padded (`fit="pad"`) or resized (`"resize"`) to the shape; `digits` is prepared on first use.
 
     Raises:
@@ -116,7 +118,7 @@ def normalized(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.float32) / 127.5 - 1
 
 
-def fitted(image: np.ndarray, shape: tuple[int, int, int], fit: str) -> np.ndarray:
+def fitted(image: np.ndarray, shape: tuple[int, int, int], fit: Literal["pad", "resize"]) -> np.ndarray:
     """One uint8 image brought to a shape: padded with zeros on all sides, or resized (bicubic, antialiased).
 
     Raises:
