@@ -138,6 +138,15 @@ def test_sampler_ends_at_clean_finite_data(sampler, schedule):
 
 
 @each_sampler
+def test_the_step_to_clean_adds_no_noise(sampler):
+    """Ho et al. (2020), algorithm 2: the last step returns the clean image that it aims at."""
+    levels, x = jd.grid(jd.cosine(), 4), jnp.ones((3, 2))
+    denoise, kind = oracles.denoiser(clouds()), SAMPLERS[sampler]
+    x0, _ = kind.step(denoise, x, kind.init(x), levels[-2], levels[-1], jax.random.key(0))
+    np.testing.assert_array_equal(x0, denoise(x, levels[-2]))
+
+
+@each_sampler
 def test_sampler_keeps_float64(sampler, float64):
     levels = jd.grid(jd.cosine(), 4)
     x0 = run(sampler, jnp.ones((3, 2)), levels)
