@@ -210,7 +210,7 @@ def from_dict(values: Mapping[str, Any], where: str = "config") -> Experiment:
     """
     known = _flat(to_dict(Experiment()))
     for name, value in _flat(values).items():
-        if name not in known and not name.startswith("ema"):
+        if name not in known and name.split(".")[0] != "ema":
             raise ConfigError(f"{where}: unknown key {name}{_nearest(name, known)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where}: {name} must be a finite number, got {value}")

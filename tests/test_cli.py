@@ -163,6 +163,12 @@ def test_a_config_survives_json():
         config.from_dict({**config.to_dict(original), "model": {"chanels": 3}})
 
 
+def test_a_key_that_begins_like_ema_is_unknown_all_the_same():
+    values = {**config.to_dict(config.load("configs/digits.py")), "emas": {"ema": 0.9}}
+    with pytest.raises(errors.ConfigError, match=r"unknown key emas.ema; did you mean"):
+        config.from_dict(values)
+
+
 def test_differences_name_what_a_resumed_run_must_not_change():
     old = config.to_dict(config.load("configs/digits.py"))
     new = {**old, "steps": 7, "seed": 3, "optimizer": {**old["optimizer"], "learning_rate": 1.0}}
