@@ -55,8 +55,6 @@ def images(
     num_classes = info.features["label"].num_classes
     if len(source) * np.prod(image_shape) > IN_MEMORY:
         return Images(lambda indices: decode(source.__getitems__(indices.tolist())), len(source), num_classes)
-    if not len(source):
-        raise DataError(f"data set {name}, split {split!r}: no example in it")
     starts = tqdm(range(0, len(source), 256), desc=f"decoding {name} {split}", unit="batch", delay=2, leave=False)
     try:
         parts = [decode(source.__getitems__(list(range(i, min(i + 256, len(source)))))) for i in starts]
