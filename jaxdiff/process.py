@@ -124,9 +124,7 @@ def from_betas(betas: ArrayLike, logsnr_max: float = 15.0) -> Schedule:
     Raises:
         ValueError: `betas` is no vector with values in [0, 1).
     """
-    betas = np.asarray(betas, np.float64)
-    if betas.ndim != 1 or not np.all((betas >= 0) & (betas < 1)):
-        raise ValueError(f"from_betas: betas must be a vector with values in [0, 1), got shape {betas.shape}")
+    betas = _checked(betas, "from_betas", "values in [0, 1)", lambda b: (b >= 0) & (b < 1))
     exponents = np.append(0.0, -np.cumsum(np.log1p(-betas)))
     times = np.linspace(0, 1, betas.size + 1)
 
@@ -154,21 +152,96 @@ def shifted(schedule: Schedule, factor: float, size: Callable[[Array, Array], Ar
     return level
 
 
-def grid(schedule: Schedule, num_steps: int, t_min: float = 0.0) -> Level:
-    """The levels `[num_steps + 1]` at uniform times from 1 down to t_min, noisiest first; clean, (1, 0), in place of t_min's.
+def respaced(schedule: Schedule, measure: Callable[[Level], Array]) -> Schedule:
+    """The same levels walked at another pace: `measure(level)`, which must be monotonic, is linear in t.
 
-    `levels[::2]` is the grid of half as many steps.
+    >>> respaced(karras(), lambda level: level.sigma)(0.5).sigma.round(2).item()
+    40.0
+    """
+
+    def level(t):
+        t = 1.0 * jnp.asarray(t)
+        first, last = (measure(schedule(jnp.full_like(t, end))) for end in (0, 1))
+        wanted = first + t * (last - first)
+
+        def halved(_, bounds):
+            low, high = bounds
+            middle = (low + high) / 2
+            short = (measure(schedule(middle)) - wanted) * (last - first) < 0
+            return jnp.where(short, middle, low), jnp.where(short, high, middle)
+
+        return schedule(jax.lax.fori_loop(0, 64, halved, (jnp.zeros_like(t), jnp.ones_like(t)))[1])
+
+    return level
+
+
+def uniform_logsnr(schedule: Schedule) -> Schedule:
+    """The schedule with logsnr linear in t (Lu et al. 2022, section 3.3): the pace that solvers of high order want."""
+    return respaced(schedule, lambda level: level.logsnr)
+
+
+def karras_spaced(schedule: Schedule, rho: float = 7.0) -> Schedule:
+    """The schedule with `(sigma / alpha)^(1 / rho)` linear in t: the pace of Karras et al. (2022), eq. 5, on any levels."""
+    return respaced(schedule, lambda level: (level.sigma / level.alpha) ** (1 / rho))
+
+
+def quadratic(schedule: Schedule) -> Schedule:
+    """The schedule at `t^2`: short steps near the data (Song, Meng & Ermon 2021, appendix D.3)."""
+    return lambda t: schedule(jnp.asarray(t) ** 2)
+
+
+def grid(schedule: Schedule, num_steps: int, t_min: float | None = None) -> Level:
+    """The levels `[num_steps + 1]` at uniform times from 1 down to t_min, then clean, (1, 0): noisiest first.
+
+    t_min is 1 / num_steps unless given: all steps are equally long, and `levels[::2]` is the grid of half as many.
+    `grid(karras(), num_steps, t_min=0)` is the list of Karras et al. (2022), eq. 5. Other paces: `uniform_logsnr`,
+    `karras_spaced`, `quadratic`.
 
     Raises:
         ValueError: `num_steps` is below 1 or `t_min` outside [0, 1).
     """
     if num_steps < 1:
         raise ValueError(f"grid: num_steps must be at least 1, got {num_steps}")
-    if not 0 <= t_min < 1:
+    if t_min is not None and not 0 <= t_min < 1:
         raise ValueError(f"grid: t_min must lie in [0, 1), got {t_min}")
-    noisy = schedule(jnp.linspace(1.0, t_min, num_steps + 1)[:-1])
-    clean = (jnp.full_like(noisy.alpha[:1], value) for value in CLEAN)
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), noisy, Level(*clean))
+    return _to_clean(schedule(jnp.linspace(1.0, 1 / num_steps if t_min is None else t_min, num_steps)))
+
+
+SPACINGS = {
+    "leading": lambda total, steps: np.arange(1, total + 1, total // steps)[:steps][::-1],
+    "linspace": lambda total, steps: np.linspace(1, total, steps).round()[::-1],
+    "trailing": lambda total, steps: np.arange(total, 0, -total / steps).round()[:steps],
+}
+
+
+def from_timesteps(betas: ArrayLike, num_steps: int, spacing: str = "trailing") -> Level:
+    """The levels `[num_steps + 1]` of a published discrete chain at some of its time steps, then clean.
+
+    Lin et al. (2023), table 2: spacing is "leading" (misses the noisiest), "linspace" or "trailing". Betas may end in 1
+    (`zero_terminal_snr`), where alpha = 0: a network that predicts noise has no x0 there.
+
+    Raises:
+        ValueError: `betas` is no vector with values in [0, 1], or there is no such spacing or number of steps.
+    """
+    betas = _checked(betas, "from_timesteps", "values in [0, 1]", lambda b: (b >= 0) & (b <= 1))
+    if spacing not in SPACINGS:
+        raise ValueError(f"from_timesteps: no spacing {spacing!r}; write one of {', '.join(SPACINGS)}")
+    if not 1 <= num_steps <= betas.size:
+        raise ValueError(f"from_timesteps: num_steps must lie in 1..{betas.size}, got {num_steps}")
+    alpha2 = np.cumprod(1 - betas)[SPACINGS[spacing](betas.size, num_steps).astype(int) - 1]
+    return _to_clean(Level(jnp.asarray(np.sqrt(alpha2)), jnp.asarray(np.sqrt(1 - alpha2))))
+
+
+def zero_terminal_snr(betas: ArrayLike) -> np.ndarray:
+    """The betas of a chain that ends in pure noise, alpha = 0 (Lin et al. 2023, algorithm 1).
+
+    Raises:
+        ValueError: `betas` is no vector with values in (0, 1).
+    """
+    betas = _checked(betas, "zero_terminal_snr", "values in (0, 1)", lambda b: (b > 0) & (b < 1))
+    alpha = np.sqrt(np.cumprod(1 - betas))
+    alpha2 = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+    return 1 - alpha2 / np.append(1.0, alpha2[:-1])
 
 
 def diffuse(x0: Array, noise: Array, level: Level) -> Array:
@@ -199,3 +272,16 @@ def _variance_preserving(exponent: Array, logsnr_max: float) -> Level:
     """The level with `alpha^2 = exp(-exponent)`, `sigma^2 = 1 - alpha^2`, no cleaner than logsnr_max."""
     exponent = jnp.maximum(exponent, math.log1p(math.exp(-logsnr_max)))
     return Level(jnp.exp(-exponent / 2), jnp.sqrt(-jnp.expm1(-exponent)))
+
+
+def _checked(betas: ArrayLike, where: str, rule: str, good: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or not betas.size or not np.all(good(betas)):
+        raise ValueError(f"{where}: betas must be a vector with {rule}, got shape {betas.shape}")
+    return betas
+
+
+def _to_clean(noisy: Level) -> Level:
+    """The list of levels with clean, (1, 0), after its end."""
+    clean = (jnp.full_like(noisy.alpha[:1], value) for value in CLEAN)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), noisy, Level(*clean))

@@ -77,7 +77,73 @@ def test_grid_is_uniform_in_time_and_ends_clean(name):
     np.testing.assert_allclose(halved.sigma, jd.grid(SCHEDULES[name], 5).sigma, rtol=1e-5, atol=1e-6)
 
 
+def test_grid_down_to_zero_is_edms_list():
+    """Karras et al. (2022), eq. 5, as it is printed."""
+    i, n = np.arange(18), 18
+    expected = (80 ** (1 / 7) + i / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    levels = jd.grid(jd.karras(), n, t_min=0)
+    np.testing.assert_allclose(levels.sigma, np.append(expected, 0), rtol=2e-5)
+    spaced = jd.grid(jd.karras_spaced(jd.from_betas(np.linspace(1e-4, 0.02, 1000))), n, t_min=0)
+    first, last = (spaced.sigma / spaced.alpha)[jnp.array([0, -2])]
+    expected = (first ** (1 / 7) + i / (n - 1) * (last ** (1 / 7) - first ** (1 / 7))) ** 7
+    np.testing.assert_allclose((spaced.sigma / spaced.alpha)[:-1], expected, rtol=1e-3)
+    np.testing.assert_allclose(jnp.hypot(spaced.alpha, spaced.sigma), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_uniform_logsnr_is_uniform_and_keeps_the_ends_and_the_family(name, float64):
+    schedule = SCHEDULES[name]
+    level = jd.uniform_logsnr(schedule)(jnp.linspace(0, 1, 33))
+    np.testing.assert_allclose(level.logsnr, np.linspace(schedule(0.0).logsnr, schedule(1.0).logsnr, 33), rtol=1e-9, atol=1e-9)
+    if name in ("cosine", "linear", "from_betas", "shifted"):
+        np.testing.assert_allclose(jnp.hypot(level.alpha, level.sigma), 1, rtol=1e-9)
+
+
+def test_quadratic_is_uniform_in_the_root_of_time():
+    np.testing.assert_allclose(jd.quadratic(jd.rectified_flow())(0.5).sigma, 0.25)
+
+
+BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+
+
+@pytest.mark.parametrize(
+    ("spacing", "first", "last"),  # Lin et al. (2023), table 2, for T = 1000 and S = 10
+    [("leading", 901, 1), ("linspace", 1000, 1), ("trailing", 1000, 100)],
+)
+def test_timesteps_are_those_of_the_table(spacing, first, last, float64):
+    levels = jd.from_timesteps(BETAS, 10, spacing)
+    bars = np.cumprod(1 - BETAS)
+    assert levels.sigma.shape == (11,)
+    np.testing.assert_allclose(levels.alpha[jnp.array([0, -2, -1])] ** 2, [bars[first - 1], bars[last - 1], 1], rtol=1e-9)
+    np.testing.assert_allclose(levels.alpha**2 + levels.sigma**2, 1, rtol=1e-12)
+    assert (np.diff(levels.sigma) < 0).all()
+
+
+@pytest.mark.parametrize(("name", "spacing"), [("ddim_leading", "leading"), ("ddim_trailing_v", "trailing")])
+def test_timesteps_are_those_of_the_peer(name, spacing, float64):
+    recorded = np.load(f"tests/data/{name}.npz")
+    bars = recorded["alphas_cumprod"]
+    betas = 1 - bars / np.append(1.0, bars[:-1])
+    expected = np.sqrt(bars[recorded["timesteps"].astype(int)])
+    np.testing.assert_allclose(jd.from_timesteps(betas, 10, spacing).alpha[:-1], expected, rtol=1e-12)
+
+
+def test_zero_terminal_snr_ends_in_pure_noise_and_begins_as_before(float64):
+    betas = jd.zero_terminal_snr(BETAS)
+    levels = jd.from_timesteps(betas, 10)
+    assert (float(levels.alpha[0]), float(levels.sigma[0])) == (0, 1)
+    np.testing.assert_allclose([betas[0], betas[-1]], [BETAS[0], 1], rtol=1e-9)
+    alpha = np.sqrt(np.cumprod(1 - BETAS))  # shifted and scaled: linear in the old alpha
+    np.testing.assert_allclose(np.sqrt(np.cumprod(1 - betas)), (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1]), atol=1e-9)
+
+
 def test_grid_says_what_is_wrong():
+    with pytest.raises(ValueError, match=r"no spacing 'leadin'; write one of leading, linspace, trailing"):
+        jd.from_timesteps(BETAS, 10, "leadin")
+    with pytest.raises(ValueError, match=r"num_steps must lie in 1..1000, got 1001"):
+        jd.from_timesteps(BETAS, 1001)
+    with pytest.raises(ValueError, match=r"zero_terminal_snr: betas must be a vector with values in \(0, 1\)"):
+        jd.zero_terminal_snr([0.5, 1.0])
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         jd.grid(jd.cosine(), 0)
     with pytest.raises(ValueError, match=r"t_min must lie in \[0, 1\), got 1"):
