@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxdiff as jd
-from jaxdiff import losses, oracles
+from jaxdiff import losses, oracles, samplers
 
 SCHEDULES = {
     "cosine": jd.cosine(),
@@ -31,9 +31,18 @@ SAMPLERS = {
     "ddim": jd.ddim(),
     "ddim_eta": jd.ddim(0.5),
     "ddpm": jd.ddpm(),
-    "ddpm_large": jd.ddpm(jd.samplers.forward_std),
+    "ddpm_large": jd.ddpm(samplers.forward_std),
+    "euler_maruyama": jd.euler_maruyama(),
+    "heun": jd.heun(),
+    "dpmpp_2m": jd.dpmpp_2m(),
+    "dpmpp_2m_sde": jd.dpmpp_2m_sde(),
+    "dpmpp_3m": jd.dpmpp_3m(),
+    "unipc": jd.unipc(),
+    "churn": jd.churn(jd.heun(), 0.1),
+    "consistency": jd.consistency(),
+    "latent_consistency": jd.consistency(noise=samplers.full_std),
 }
-DETERMINISTIC = {"ddim"}
+DETERMINISTIC = {"ddim", "heun", "dpmpp_2m", "dpmpp_3m", "unipc"}
 
 
 def edm_target(x0, noise, sigma, sigma_data=0.5):

@@ -137,7 +137,7 @@ def test_sampler_ends_at_clean_finite_data(sampler, schedule):
     assert float(jnp.quantile(nearest.min(-1), 0.99)) < 5
 
 
-@each_sampler
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "churn"])  # which adds its noise before the call
 def test_the_step_to_clean_adds_no_noise(sampler):
     """Ho et al. (2020), algorithm 2: the last step returns the clean image that it aims at."""
     levels, x = jd.grid(jd.cosine(), 4), jnp.ones((3, 2))
@@ -201,4 +201,4 @@ class Variants(chex.TestCase):
         for name in SAMPLERS:
             levels, x = jd.grid(jd.cosine(), 3), jnp.ones((3, 2))
             sample = self.variant(lambda x, levels, name=name: run(name, x, levels))
-            np.testing.assert_allclose(sample(x, levels), run(name, x, levels), atol=1e-5)
+            np.testing.assert_allclose(sample(x, levels), run(name, x, levels), rtol=1e-5, atol=1e-5)

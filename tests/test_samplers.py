@@ -18,16 +18,38 @@ def ends(sampler, schedule, num_steps, x, data):
     return sample(levels.sigma[0] * x, levels)
 
 
-@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "lognormal"])
-def test_ddim_converges_with_order_one(schedule, float64):
-    """Median error over starts, against Richardson's extrapolation of twice the finest run."""
+# Sampler, its order, and the tolerance on it. UniPC-2's corrector brings order 3 (Zhao et al. 2023, theorem 3.1).
+ORDERS = {
+    "ddim": (jd.ddim(), 1, 0.1),
+    "heun": (samplers.heun(), 2, 0.2),
+    "dpmpp_2m": (samplers.dpmpp_2m(), 2, 0.2),
+    "dpmpp_3m": (samplers.dpmpp_3m(), 3, 0.5),
+    "unipc": (samplers.unipc(), 3, 0.2),
+}
+
+
+def measured_order(sampler, order, grid):
+    """Slope of the median error over starts, against Richardson's extrapolation of the two finest runs."""
     x = jax.random.normal(jax.random.key(0), (64, 2))
-    coarse, fine = (ends(jd.ddim(), schedule, n, x, clouds()) for n in (4096, 8192))
-    truth = 2 * fine - coarse
+    sample = jax.jit(lambda levels: jd.sample(sampler, oracles.denoiser(clouds()), levels.sigma[0] * x, levels, jax.random.key(7)))
+    coarse, fine = sample(grid(2048)), sample(grid(4096))
+    truth = fine + (fine - coarse) / (2**order - 1)
     numbers = [64, 128, 256, 512]
-    errors = [jnp.median(jnp.linalg.norm(ends(jd.ddim(), schedule, n, x, clouds()) - truth, axis=-1)) for n in numbers]
-    order = -np.polyfit(np.log(numbers), np.log(np.array(errors)), 1)[0]
-    assert 0.9 < order < 1.1
+    errors = [jnp.median(jnp.linalg.norm(sample(grid(n)) - truth, axis=-1)) for n in numbers]
+    return -np.polyfit(np.log(numbers), np.log(np.array(errors)), 1)[0]
+
+
+@pytest.mark.parametrize("schedule", FOUR)
+@pytest.mark.parametrize("name", ORDERS)
+def test_order_of_convergence(name, schedule, float64):
+    sampler, order, tolerance = ORDERS[name]
+    pace = jd.uniform_logsnr(SCHEDULES[schedule])
+    assert abs(measured_order(sampler, order, lambda n: jd.grid(pace, n, t_min=0)) - order) < tolerance
+
+
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "lognormal"])
+def test_ddim_converges_with_order_one_in_uniform_time(schedule, float64):
+    assert abs(measured_order(jd.ddim(), 1, lambda n: jd.grid(SCHEDULES[schedule], n)) - 1) < 0.1
 
 
 @pytest.mark.parametrize("schedule", FOUR)
@@ -89,29 +111,133 @@ def test_standard_deviations_equal_the_textbook(float64):
     np.testing.assert_allclose(samplers.forward_std(t, s) ** 2, betas[1:], rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["ddim_leading", "ddim_trailing_v", "ddim_eta1", "ddpm", "ddpm_large"])
+# Sampler, and how far it may be from the peer. In float32 it holds the tables of DPM-Solver and UniPC, the differences of
+# Heun's levels, and Euler's x (about 20 at first).
+PEERS = {
+    "ddim_leading": (jd.ddim(), 1e-12),
+    "ddim_trailing_v": (jd.ddim(), 1e-12),
+    "ddim_eta1": (jd.ddim(1.0), 1e-12),
+    "ddpm": (jd.ddpm(), 1e-12),
+    "ddpm_large": (jd.ddpm(samplers.forward_std), 1e-12),
+    "dpmpp_1": (jd.ddim(), 1e-5),
+    "dpmpp_2m": (samplers.dpmpp_2m(), 1e-5),
+    "unipc_2": (samplers.unipc(), 1e-5),
+    "euler_karras": (jd.ddim(), 5e-6),
+    "heun_karras": (samplers.heun(), 1e-6),
+    "lcm": (samplers.consistency(noise=samplers.full_std), 1e-12),
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
 def test_follows_the_peers_trajectory(name, float64):
-    """Every recorded state from the one before it, with the recorded noise in the place of ours."""
+    """Every recorded state, from the one before it, with the recorded noise in the place of ours."""
     recorded = np.load(f"tests/data/{name}.npz")
-    sampler = {"ddim_leading": jd.ddim(), "ddim_trailing_v": jd.ddim(), "ddim_eta1": jd.ddim(1.0), "ddpm": jd.ddpm(),
-               "ddpm_large": jd.ddpm(samplers.forward_std)}[name]  # fmt: skip
-    bars = recorded["alphas_cumprod"][recorded["timesteps"].astype(int)]
-    levels = jd.Level(jnp.asarray(np.append(np.sqrt(bars), 1.0)), jnp.asarray(np.append(np.sqrt(1 - bars), 0.0)))
+    sampler, tolerance = PEERS[name]
+    stages = 2 if name == "heun_karras" else 1  # it records the states inside a step too
+    states, noises, levels = recorded["x"], recorded["noise"], peers_levels(recorded, stages)
+    states = np.concatenate([states[:-1:stages], states[-1:]])
     denoise = oracles.denoiser(oracles.mixture(recorded["weights"], recorded["means"], recorded["stds"]))
-    x = jnp.asarray(recorded["x"][0])
-    for number in range(len(bars)):
-        noise = jnp.asarray(recorded["noise"][number]) if number < len(recorded["noise"]) else jnp.zeros_like(x)
-        x = with_noise(sampler, denoise, x, levels[number], levels[number + 1], noise)
-        np.testing.assert_allclose(x, recorded["x"][number + 1], atol=1e-6)
+    denoise = lcm_boundary(denoise, recorded) if name == "lcm" else denoise
+    x = jnp.asarray(states[0], jnp.float64)
+    memory = sampler.init(x)
+    for number in range(levels.sigma.size - 1):
+        noise = jnp.asarray(noises[number]) if number < len(noises) else jnp.zeros_like(x)
+        x, memory = with_noise(sampler, denoise, x, memory, levels[number], levels[number + 1], noise)
+        np.testing.assert_allclose(x, states[number + 1], rtol=0, atol=tolerance)
 
 
-def with_noise(sampler, denoise, x, t, s, noise):
+def peers_levels(recorded, stages):
+    if "karras" in str(recorded["spec"]):  # in the coordinates x / alpha
+        sigma = recorded["sigmas"].astype(np.float64)
+        sigma = np.append(sigma[:-1:stages], 0.0)
+        return jd.Level(jnp.ones(len(sigma)), jnp.asarray(sigma))
+    bars = recorded["alphas_cumprod"][recorded["timesteps"].astype(int)]
+    return jd.Level(jnp.asarray(np.append(np.sqrt(bars), 1.0)), jnp.asarray(np.append(np.sqrt(1 - bars), 0.0)))
+
+
+def lcm_boundary(denoise, recorded):
+    """Luo et al. (2023), section 4.1: `c_skip x + c_out D`, from the time step times ten, sigma_data 0.5."""
+    sigmas = jnp.asarray(np.sqrt(1 - recorded["alphas_cumprod"]))
+
+    def consistent(x, level):
+        time = 10.0 * jnp.argmin(jnp.abs(sigmas - level.sigma)).astype(x.dtype)
+        return 0.25 / (time**2 + 0.25) * x + time / jnp.sqrt(time**2 + 0.25) * denoise(x, level)
+
+    return consistent
+
+
+def with_noise(sampler, denoise, x, memory, t, s, noise):
     """The step with this noise: a step is linear in its noise, so two steps with noises that are known tell it."""
     keys = jax.random.split(jax.random.key(0), 2)
-    one, two = (sampler.step(denoise, x, sampler.init(x), t, s, key)[0] for key in keys)
+    (one, after), (two, _) = (sampler.step(denoise, x, memory, t, s, key) for key in keys)
     z_one, z_two = (jax.random.normal(key, x.shape, x.dtype) for key in keys)
     std = (one - two) / (z_one - z_two)
-    return one + std * (noise - z_one)
+    return one + std * (noise - z_one), after
+
+
+def test_trajectory_keeps_every_kth_state():
+    levels, x = jd.grid(jd.cosine(), 6), jnp.ones((3, 2))
+    for kind in (jd.ddpm(), jd.unipc()):
+        whole, some = (jd.trajectory(kind, oracles.denoiser(clouds()), x, levels, jax.random.key(1), every=k) for k in (1, 3))
+        np.testing.assert_array_equal(some, whole[::3])
+    with pytest.raises(ValueError, match="every must divide the number of steps, 6, got 4"):
+        jd.trajectory(jd.ddim(), oracles.denoiser(clouds()), x, levels, jax.random.key(1), every=4)
+
+
+def test_equal_levels_in_a_row_and_pure_noise_at_first_are_harmless():
+    """Clipped schedules repeat a level; a chain with zero terminal SNR begins at alpha = 0."""
+    plain = jd.from_timesteps(jd.zero_terminal_snr(np.linspace(1e-4, 0.02, 1000)), 20)
+    twice = jax.tree.map(lambda leaf: jnp.repeat(leaf[:-1], 2), plain)
+    twice = jax.tree.map(lambda leaf, end: jnp.append(leaf, end), twice, plain[-1])
+    x = jax.random.normal(jax.random.key(0), (64, 2))
+    for kind in (jd.heun(), jd.dpmpp_2m(), jd.dpmpp_3m(), jd.unipc()):
+        for levels in (plain, twice):
+            with jax.debug_nans(True):
+                x0 = jd.sample(kind, oracles.denoiser(clouds()), x, levels, jax.random.key(1))
+            assert float(jnp.quantile(jnp.linalg.norm(x0, axis=-1), 0.9)) < 2
+
+
+def test_a_watched_sampler_reports_each_step_and_changes_nothing():
+    seen = []
+    levels, x = jd.grid(jd.cosine(), 4), jnp.ones((3, 2))
+    kind = jd.watched(jd.unipc(), lambda number, x: seen.append((int(number), x.shape)))
+    plain, watched = (
+        jax.jit(lambda x, levels, kind=kind: jd.sample(kind, oracles.denoiser(clouds()), x, levels, jax.random.key(0)))
+        for kind in (jd.unipc(), kind)
+    )
+    np.testing.assert_array_equal(watched(x, levels), plain(x, levels))
+    jax.effects_barrier()
+    assert sorted(seen) == [(1, (3, 2)), (2, (3, 2)), (3, (3, 2)), (4, (3, 2))]
+    assert "callback" in watched.lower(x, levels).as_text()
+    assert "callback" not in plain.lower(x, levels).as_text()
+
+
+def test_churn_is_the_papers_algorithm(float64):
+    """Karras et al. (2022), algorithm 2, written out in their own coordinates, with the same noise."""
+    t, s, key = jd.Level(jnp.ones(()), jnp.array(2.0)), jd.Level(jnp.ones(()), jnp.array(1.5)), jax.random.key(3)
+    x, denoise = jnp.array([[0.3, -2.0], [1.7, 0.4]]), oracles.denoiser(clouds())
+    z = jax.random.normal(jax.random.split(key)[0], x.shape, x.dtype)
+    hat = 2.0 * 1.2
+    x_hat = x + np.sqrt(hat**2 - 4) * 1.003 * z
+    slope = (x_hat - denoise(x_hat, jd.Level(1.0, hat))) / hat
+    euler = x_hat + (1.5 - hat) * slope
+    expected = x_hat + (1.5 - hat) * (slope / 2 + (euler - denoise(euler, s)) / 3)
+    for size in (jnp.hypot, lambda alpha, sigma: alpha):  # D knows the level: x / alpha is the same
+        kind = jd.churn(jd.heun(), 0.2, sigma_min=1.0, sigma_max=3.0, noise=1.003, size=size)
+        np.testing.assert_allclose(kind.step(denoise, x, (), t, s, key)[0], expected, rtol=1e-9)
+    outside = jd.churn(jd.heun(), 0.2, sigma_min=3.0)
+    np.testing.assert_allclose(outside.step(denoise, x, (), t, s, key)[0], jd.heun().step(denoise, x, (), t, s, key)[0])
+
+
+def test_euler_maruyama_is_the_papers_rule_in_small_steps(float64):
+    """Song et al. (2021), eq. 11 and 32: `x + (beta x / 2 + beta score) dt + sqrt(beta dt) z` on their linear schedule."""
+    schedule, dt, key = jd.linear(), 1e-5, jax.random.key(0)
+    x, z = jnp.array([[0.3, -2.0]]), jax.random.normal(key, (1, 2))
+    for time in (0.2, 0.9):
+        beta = 0.1 + time * 19.9
+        expected = x + (beta * x / 2 + beta * oracles.score(clouds())(x, schedule(time))) * dt + np.sqrt(beta * dt) * z
+        moved, _ = jd.euler_maruyama().step(oracles.denoiser(clouds()), x, (), schedule(time), schedule(time - dt), key)
+        np.testing.assert_allclose((moved - x) / dt, (expected - x) / dt, rtol=1e-3)
 
 
 def test_a_thousand_steps_need_no_more_memory_than_ten():
