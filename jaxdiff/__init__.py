@@ -3,7 +3,7 @@
 The core (process to objectives) is pure functions over arrays; any framework's network is a function to it.
 """
 
-from jaxdiff import guidance, losses, objectives, oracles, process, samplers, targets
+from jaxdiff import editing, guidance, losses, objectives, oracles, process, samplers, targets
 from jaxdiff.denoiser import (
     Coefficients,
     Denoiser,
@@ -85,6 +85,7 @@ __all__ = [
     "from_logsnr",
     "from_timesteps",
     "grid",
+    "editing",
     "guidance",
     "guide",
     "heun",

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxdiff as jd
-from jaxdiff import losses, oracles, samplers
+from jaxdiff import guidance, losses, oracles, samplers
 
 SCHEDULES = {
     "cosine": jd.cosine(),
@@ -43,6 +43,18 @@ SAMPLERS = {
     "latent_consistency": jd.consistency(noise=samplers.full_std),
 }
 DETERMINISTIC = {"ddim", "heun", "dpmpp_2m", "dpmpp_3m", "unipc"}
+
+# From a denoiser with a label, one without, log p(label | x) and a scale that is 1 where nothing is guided.
+GUIDANCES = {
+    "guide": lambda label, plain, log_prob, scale: jd.guide(label, plain, scale),
+    "projected": lambda label, plain, log_prob, scale: guidance.projected_guide(label, plain, scale, eta=0.1, radius=2.0),
+    "rescaled": lambda label, plain, log_prob, scale: guidance.rescaled(jd.guide(label, plain, scale), label),
+    "interval": lambda label, plain, log_prob, scale: guidance.interval(jd.guide(label, plain, scale), label, 0.1, 3.0),
+    "classifier": lambda label, plain, log_prob, scale: jd.classifier_guide(plain, log_prob, scale),
+    "composed": lambda label, plain, log_prob, scale: jd.clip(
+        guidance.interval(jd.classifier_guide(jd.guide(label, plain, scale), log_prob, scale - 1), label, 0.1, 3.0)
+    ),
+}
 
 
 def edm_target(x0, noise, sigma, sigma_data=0.5):

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import DETERMINISTIC, PARAMETERIZATIONS, SAMPLERS, SCHEDULES, clouds
+from cases import DETERMINISTIC, GUIDANCES, PARAMETERIZATIONS, SAMPLERS, SCHEDULES, clouds
 
 import jaxdiff as jd
-from jaxdiff import losses, oracles, targets
+from jaxdiff import losses, oracles, process, targets
 
 ENDS = (0.0, 1e-3, 0.3, 0.7, 1 - 1e-3, 1.0)
 each_parameterization = pytest.mark.parametrize("prediction", PARAMETERIZATIONS)
@@ -135,6 +135,79 @@ def test_sampler_ends_at_clean_finite_data(sampler, schedule):
         x0 = run(sampler, x, levels)
     nearest = jnp.linalg.norm(x0[:, None] - clouds().means[None], axis=-1) / clouds().stds[None, :, 0]
     assert float(jnp.quantile(nearest.min(-1), 0.99)) < 5
+
+
+def network(prediction, dtype):
+    """The exact denoiser of the clouds as a network that computes in `dtype`, whatever it predicts."""
+    parameterization, exact = PARAMETERIZATIONS[prediction][0], oracles.denoiser(clouds())
+
+    def predict(scaled, logsnr):
+        level = process.from_logsnr(logsnr).expand(2)
+        skip, out, scale = parameterization(level)
+        scaled = scaled.astype(dtype).astype(jnp.float32)
+        return ((exact(scaled / scale, level) - skip * scaled / scale) / out).astype(dtype)
+
+    return jd.denoiser(predict, parameterization)
+
+
+@each_sampler
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_every_parameterization_of_a_network_is_sampled(sampler, dtype):
+    """In the network's dtype to within its precision: the worst case divides bfloat16's error by a small alpha."""
+    levels = jd.grid(jd.cosine(-10.0), 48)
+    x = jax.random.normal(jax.random.key(1), (512, 2))
+    with jax.debug_nans(True):
+        ends = jax.jit(
+            lambda x: {
+                name: jd.sample(SAMPLERS[sampler], jd.clip(network(name, dtype), -2, 2), x, levels, jax.random.key(0))
+                for name in PARAMETERIZATIONS
+            }
+        )(x)
+    exact = jd.sample(SAMPLERS[sampler], jd.clip(oracles.denoiser(clouds()), -2, 2), x, levels, jax.random.key(0))
+    for end in ends.values():
+        assert end.dtype == jnp.float32
+        error = float(jnp.median(jnp.linalg.norm(end - exact, axis=-1)))
+        assert error < (1e-3 if dtype == jnp.float32 else 0.3)
+
+
+def guided(name, scale, dtype=jnp.float32):
+    one = [1.0, 0.0, 0.0]
+    label, plain = (
+        jd.denoiser(
+            lambda x, logsnr, d=d: oracles.denoiser(d)(x, process.from_logsnr(logsnr).expand(2)).astype(dtype), jd.predict_x0
+        )
+        for d in (oracles.conditional(clouds(), one), clouds())
+    )
+    return GUIDANCES[name](label, plain, oracles.class_log_prob(clouds(), one), scale)
+
+
+@pytest.mark.parametrize("name", GUIDANCES)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_guidance_keeps_float32_is_finite_and_compiles_once(name, dtype):
+    calls = []
+
+    @jax.jit
+    def sample(x, levels, scale):
+        calls.append(None)
+        return jd.sample(jd.heun(), guided(name, scale, dtype), x, levels, jax.random.key(0))
+
+    x = jax.random.normal(jax.random.key(1), (256, 2))
+    with jax.debug_nans(True):
+        ends = [sample(x, jd.grid(jd.cosine(), 20), jnp.float32(scale)) for scale in (1.0, 1.5, 3.0)]
+    assert len(calls) == 1
+    assert all(end.dtype == jnp.float32 for end in ends)
+    near = jnp.linalg.norm(ends[0] - clouds().means[:1], axis=-1) < 1.0
+    assert float(jnp.mean(near)) > 0.95  # at scale 1 each of them is the label's own denoiser
+
+
+@pytest.mark.parametrize("name", GUIDANCES)
+def test_guidance_takes_a_level_an_example_and_keeps_float64(name, float64):
+    x = jax.random.normal(jax.random.key(1), (5, 2))
+    levels = jd.cosine()(jnp.linspace(0.1, 0.9, 5))
+    together = guided(name, 2.0, jnp.float64)(x, levels.expand(2))
+    alone = [guided(name, 2.0, jnp.float64)(x[i : i + 1], levels[i])[0] for i in range(5)]
+    assert together.dtype == jnp.float64
+    np.testing.assert_allclose(together, jnp.stack(alone), rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "churn"])  # which adds its noise before the call

@@ -16,7 +16,8 @@ ALLOWED = {
     "samplers": DENOISERS,
     "losses": DENOISERS,
     "targets": DENOISERS,
-    "oracles": DENOISERS,
+    "oracles": {"oracles", "samplers", *DENOISERS},
+    "editing": {"samplers", *DENOISERS},
     "objectives": {"losses", "targets", "guidance", *DENOISERS},
     "train": {"errors"},
     "errors": set(),
@@ -35,7 +36,7 @@ ALLOWED = {
     "run": {"checkpoint", "config", "errors", "files", "data", "evaluate", "mesh", "metrics", "pictures", "recipe", "train"},
     "cli": {"checkpoint", "config", "errors", "datasets", "pictures", "run", "train"},
 }
-CORE = ("process", "denoiser", "guidance", "samplers", "losses", "targets", "oracles", "objectives")
+CORE = ("process", "denoiser", "guidance", "samplers", "losses", "targets", "oracles", "editing", "objectives")
 LIBRARIES = {
     **{name: {"jax", "numpy", "chex"} for name in CORE},
     "models": {"jax", "flax"},

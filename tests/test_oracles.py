@@ -63,3 +63,68 @@ def test_levels_may_differ_within_a_batch():
     together = oracles.denoiser(clouds())(x, level)
     alone = [oracles.denoiser(clouds())(x[i : i + 1], jd.cosine()(t))[0] for i, t in enumerate((0.2, 0.5, 0.8))]
     np.testing.assert_allclose(together, jnp.stack(alone), rtol=1e-5)
+
+
+def on_a_grid(density):
+    """Mean and covariance of an unnormalised density of points [N, 2], by summing over the plane."""
+    axis = np.linspace(-5, 5, 501)
+    points = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    weight = np.asarray(density(jnp.asarray(points)))
+    weight = weight / weight.sum()
+    mean = weight @ points
+    return mean, (weight[:, None] * (points - mean)).T @ (points - mean)
+
+
+def leaning():
+    return oracles.correlated([0.4, 0.6], [[-0.5, -0.3], [0.5, 0.6]], [[[0.3, 0.2], [0.2, 0.3]], [[0.2, -0.1], [-0.1, 0.4]]])
+
+
+def test_correlated_mixtures_have_their_moments_draws_and_scores(float64):
+    data, level = leaning(), jd.cosine()(0.3)
+    mean, covariance = oracles.moments(data)
+    np.testing.assert_allclose(mean, [0.1, 0.24], atol=1e-12)
+    for found, exact in zip(on_a_grid(lambda x: jnp.exp(oracles.log_density(data, x, CLEAN))), (mean, covariance), strict=True):
+        np.testing.assert_allclose(found, exact, atol=1e-6)
+    np.testing.assert_allclose(np.cov(oracles.draw(data, jax.random.key(0), 100_000).T), covariance, atol=0.01)
+    x = jax.random.normal(jax.random.key(1), (20, 2))
+    gradient = jax.vmap(jax.grad(lambda x: oracles.log_density(data, x[None], level)[0]))(x)
+    np.testing.assert_allclose(oracles.score(data)(x, level), gradient, rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(oracles.denoiser(data)(x, level), (x + level.sigma**2 * gradient) / level.alpha, rtol=1e-8)
+
+
+@pytest.mark.parametrize("data", [clouds, leaning])
+def test_posterior_is_prior_times_likelihood(data, float64):
+    matrix, observed, std = jnp.array([[1.0, 0.5]]), jnp.array([0.4]), 0.3
+    exact = oracles.posterior(data(), matrix, observed, std)
+
+    def density(x):
+        return jnp.exp(oracles.log_density(data(), x, CLEAN) - jnp.sum((x @ matrix.T - observed[None]) ** 2, -1) / (2 * std**2))
+
+    for found, moment in zip(on_a_grid(density), oracles.moments(exact), strict=True):
+        np.testing.assert_allclose(found, moment, atol=1e-6)
+
+
+def test_conditional_is_bayes_rule_and_the_classifier_sums_to_one(float64):
+    data, x, level = clouds(), jax.random.normal(jax.random.key(0), (20, 2)), jd.cosine()(0.4)
+    likelihoods = [[0.7, 0.2, 0.0], [0.3, 0.8, 1.0]]
+    np.testing.assert_allclose(oracles.conditional(data, likelihoods[0]).weights, np.array([0.14, 0.1, 0]) / 0.24)
+    log_probs = [oracles.class_log_prob(data, likelihood)(x, level) for likelihood in likelihoods]
+    np.testing.assert_allclose(sum(map(jnp.exp, log_probs)), 1, rtol=1e-12)
+    bayes = np.log(0.24) + oracles.log_density(oracles.conditional(data, likelihoods[0]), x, level)
+    np.testing.assert_allclose(log_probs[0], bayes - oracles.log_density(data, x, level), rtol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "karras", "rectified_flow"])
+def test_flow_map_solves_the_probability_flow(schedule, float64):
+    """It composes, returns, and its derivative is that of `transfer` with the exact denoiser."""
+    data = oracles.correlated([1.0], [[0.5, -0.3]], [[[0.3, 0.2], [0.2, 0.4]]])
+    flow, (t, m, s) = oracles.flow_map(data), (SCHEDULES[schedule](time) for time in (0.8, 0.5, 0.2))
+    x = t.alpha + t.sigma * jax.random.normal(jax.random.key(0), (10, 2))
+    np.testing.assert_allclose(flow(flow(x, t, m), m, s), flow(x, t, s), rtol=1e-9)
+    np.testing.assert_allclose(flow(flow(x, t, s), s, t), x, rtol=1e-9)
+    near = SCHEDULES[schedule](0.8 - 1e-4)
+    euler = jd.transfer(x, oracles.denoiser(data)(x, t), t, near)
+    np.testing.assert_allclose(euler - x, flow(x, t, near) - x, rtol=1e-3, atol=1e-7 * float(t.sigma))
+    np.testing.assert_allclose(flow(x, t), flow(flow(x, t, s), s), rtol=1e-9)
+    with pytest.raises(ValueError, match="only one Gaussian has a closed form, got a mixture of 3"):
+        oracles.flow_map(clouds())

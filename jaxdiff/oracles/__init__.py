@@ -1,0 +1,40 @@
+"""Data whose denoiser is known exactly, and `verify`, which holds any sampler to it."""
+
+from jaxdiff.oracles.mixtures import (
+    Mixture,
+    class_log_prob,
+    conditional,
+    correlated,
+    denoiser,
+    draw,
+    flow_map,
+    gaussian,
+    guided,
+    log_density,
+    mixture,
+    moments,
+    posterior,
+    score,
+)
+from jaxdiff.oracles.verification import Check, Report, compare, verify
+
+__all__ = [
+    "Check",
+    "Mixture",
+    "Report",
+    "class_log_prob",
+    "compare",
+    "conditional",
+    "correlated",
+    "denoiser",
+    "draw",
+    "flow_map",
+    "gaussian",
+    "guided",
+    "log_density",
+    "mixture",
+    "moments",
+    "posterior",
+    "score",
+    "verify",
+]

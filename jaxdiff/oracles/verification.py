@@ -1,0 +1,262 @@
+"""`verify`: any sampler against data whose every answer is known."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff import process, samplers
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.oracles import mixtures
+from jaxdiff.oracles.mixtures import Mixture
+from jaxdiff.process import Level
+from jaxdiff.samplers import Sampler
+
+Function = Callable[[Denoiser, Array, Level, Array], Array]  # (denoise, x, levels [N + 1], key) -> x0
+
+STEPS = (32, 64, 128, 256)
+EXPONENT = {True: 0.8, False: 0.6}  # of a power law that a deterministic and a stochastic sampler must at least fall by
+ALLOWANCE = 0.02  # of the data's standard deviation: what a sampler may be off at the last of STEPS, beside its Monte Carlo error
+LISTS = {
+    "cosine": process.cosine(),
+    "linear": process.linear(),
+    "karras": process.karras(),
+    "rectified flow": process.rectified_flow(),
+    "uniform logsnr": process.uniform_logsnr(process.cosine()),
+}
+
+
+class Check(NamedTuple):
+    """One line of the table: what was measured, what is allowed, and whether it is."""
+
+    name: str
+    measured: str
+    allowed: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """The table that `verify` prints."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every line passed."""
+        return all(check.passed for check in self.checks)
+
+    def __str__(self) -> str:
+        rows = [("", "measured", "allowed", ""), *((*check[:3], "" if check.passed else "FAILS") for check in self.checks)]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
+        )
+
+
+def verify(
+    sampler: Sampler | Function,
+    order: float | None = None,
+    *,
+    denoiser: Callable[[Mixture], Denoiser] = mixtures.denoiser,
+    num: int = 20_000,
+    seed: int = 0,
+) -> Report:
+    """The table of a sampler's errors on data in two dimensions whose denoiser, law and flow are known exactly.
+
+    The sampler is a `Sampler`, or a function `(denoise, x, levels [N + 1], key) -> x0`. `order` is the order of convergence
+    that it claims; unless given, the number of times that it calls the denoiser in a step. A sampler for consistency
+    functions is given `denoiser=oracles.flow_map`. `num` samples make the Monte Carlo errors.
+
+    - Order: slope of the error in the number of steps. Without randomness, the error to the exact flow of one Gaussian,
+      in float64; with it, the error of mean and covariance.
+    - Mean, covariance and sliced Wasserstein distance (64 directions) to a mixture, at 256 steps. Each figure comes with its
+      Monte Carlo standard error; allowed are four of them and 2% of the data's standard deviation.
+    - The rest: finite on common lists of levels, x's dtype kept, the same key the same result, one compilation.
+
+    >>> import jaxdiff as jd
+    >>> jd.oracles.verify(jd.heun()).passed
+    True
+    """
+    function = _function(sampler)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        checks = tuple(_checks(function, order, denoiser, num, jax.random.key(seed)))
+    return Report(checks)
+
+
+def compare(x0: Array, exact: Mixture, key: Array, allowance: float = ALLOWANCE) -> tuple[Check, ...]:
+    """Three checks of samples `[num, D]` against the mixture that they should come from: mean, covariance, sliced Wasserstein.
+
+    `allowance`, in the largest standard deviation of the data, is allowed beside four Monte Carlo standard errors.
+    """
+    found, num = np.asarray(x0, np.float64), len(x0)
+    mean, covariance = (np.asarray(moment, np.float64) for moment in mixtures.moments(exact))
+    scale = float(np.sqrt(np.diag(covariance).max()))
+    centred = found - mean
+    products = centred[:, :, None] * centred[:, None, :]
+    draws = [np.asarray(mixtures.draw(exact, k, num), np.float64) for k in jax.random.split(key, 6)]
+    distances = [_sliced_wasserstein(a, b) for a, b in itertools.pairwise(draws)]
+    return (
+        _worst("bias of mean", centred.mean(0), np.sqrt(np.diag(covariance) / num), allowance * scale),
+        _worst("bias of covariance", products.mean(0) - covariance, products.std(0) / num**0.5, 2 * allowance * scale**2),
+        _bounded(
+            "sliced Wasserstein",
+            _sliced_wasserstein(found, draws[0]),
+            float(np.mean(distances)),
+            float(np.std(distances)),
+            allowance * scale,
+        ),
+    )
+
+
+def _checks(function: Function, order: float | None, denoiser: Callable, num: int, key: Array) -> Iterator[Check]:
+    flowing = denoiser is not mixtures.denoiser
+    data = _one() if flowing else mixtures.mixture([0.2, 0.5, 0.3], [[-1.0, 0.5], [0.8, 0.9], [0.3, -1.2]], [0.2, 0.1, 0.35])
+    x = jax.random.normal(key, (8, 2))
+    levels = process.grid(process.cosine(), 10)
+    again = [_sampled(function, denoiser(data), x, levels, jax.random.key(n)) for n in (0, 0, 1)]
+    deterministic = bool(jnp.all(again[0] == again[2]))
+    yield Check("key", "not used" if deterministic else "used", "the same key, the same x0", bool(jnp.all(again[0] == again[1])))
+    yield _compilations(function, denoiser(data), x)
+    yield _non_finite(function, denoiser(data), x)
+    with jax.enable_x64(True):
+        yield _dtypes(function, denoiser, jnp.float32)
+        calls = _calls_per_step(function)
+        wanted = (float(calls) if order is None else order) if deterministic else 1.0
+        if deterministic and not flowing:
+            yield _order(function, denoiser(_one()), _one(), wanted)
+    if not deterministic or flowing:
+        yield _order_in_law(function, denoiser(_one()), _one(), 4 * num, key)
+    yield from compare(_ends(function, denoiser(data), data, num, STEPS[-1], key), data, jax.random.fold_in(key, 1))
+
+
+def _one() -> Mixture:
+    """A Gaussian, in the dtype of the moment."""
+    return mixtures.gaussian([0.5, -0.3], [0.4, 0.8])
+
+
+def _order(function: Function, denoise: Denoiser, data: Mixture, wanted: float) -> Check:
+    """The slope of the median error to the exact flow, over starts that the flow sends everywhere."""
+    x = jax.random.normal(jax.random.key(2), (64, 2), jnp.float64)
+    errors = []
+    for num_steps in STEPS:
+        levels = _levels(num_steps, logsnr_max=24.0)
+        exact = mixtures.flow_map(data)(x, levels[0])
+        errors.append(np.median(np.linalg.norm(_sampled(function, denoise, x, levels, jax.random.key(0)) - exact, axis=-1)))
+    slope = _slope(errors)
+    least = wanted * EXPONENT[True] if wanted <= 1 else wanted - 0.25
+    return Check("order of convergence", f"{slope:.2f}", f"at least {least:.2f}", bool(slope >= least))
+
+
+def _order_in_law(function: Function, denoise: Denoiser, data: Mixture, num: int, key: Array) -> Check:
+    """The slope of the error of mean and covariance, as long as it stands above its Monte Carlo error."""
+    exact = [_law_error(mixtures.draw(data, jax.random.fold_in(key, n), num), data) for n in range(4)]
+    noise = float(np.mean(exact) + 3 * np.std(exact))
+    errors = np.array([_law_error(_ends(function, denoise, data, num, n, key), data) for n in STEPS])
+    slope, least = _slope(np.sqrt(np.maximum(errors**2 - np.mean(exact) ** 2, 0) + 1e-12)), EXPONENT[False]
+    found = f"error {errors[0]:.4f} to {errors[-1]:.4f}, order {slope:.2f}" if errors[0] > noise else f"error {errors[-1]:.4f}"
+    allowed = f"order {least:.2f}, or an error of {noise:.4f}"
+    return Check("convergence in law", found, allowed, bool((slope >= least and errors[0] > noise) or errors[-1] <= noise))
+
+
+def _law_error(x0: Array, data: Mixture) -> float:
+    """Distance of mean and covariance from the exact ones, in units of the standard deviations."""
+    mean, covariance = (np.asarray(moment) for moment in mixtures.moments(data))
+    std, found = np.sqrt(np.diag(covariance)), np.asarray(x0)
+    off = (np.cov(found.T) - covariance) / np.outer(std, std)
+    return float(np.sqrt(np.sum(((found.mean(0) - mean) / std) ** 2) + np.sum(off**2)))
+
+
+def _ends(function: Function, denoise: Denoiser, data: Mixture, num: int, num_steps: int, key: Array) -> Array:
+    """Samples `[num, 2]` from starts drawn from the data's own law at the first level."""
+    data_key, noise_key, sampler_key = jax.random.split(key, 3)
+    levels = _levels(num_steps)
+    x0 = mixtures.draw(data, data_key, num)
+    x = process.diffuse(x0, jax.random.normal(noise_key, x0.shape, x0.dtype), levels[0])
+    return _sampled(function, denoise, x, levels, sampler_key)
+
+
+def _compilations(function: Function, denoise: Denoiser, x: Array) -> Check:
+    traces = []
+
+    @jax.jit
+    def compiled(x, levels, key):
+        traces.append(None)
+        return function(denoise, x, levels, key)
+
+    for number, schedule in enumerate((process.cosine(), process.linear(), process.karras())):
+        compiled(x + number, process.grid(schedule, 10), jax.random.key(number))
+    return Check("compilations", f"{len(traces)} for three lists of levels", "1", len(traces) == 1)
+
+
+def _non_finite(function: Function, denoise: Denoiser, x: Array) -> Check:
+    def finite(levels):
+        return bool(jnp.all(jnp.isfinite(_sampled(function, denoise, levels.sigma[0] * x, levels, jax.random.key(0)))))
+
+    bad = [f"{name}, {n} steps" for name, schedule in LISTS.items() for n in (1, 10) if not finite(process.grid(schedule, n))]
+    return Check("not finite", "; ".join(bad) or "nowhere", "nowhere", not bad)
+
+
+def _dtypes(function: Function, denoiser: Callable, dtype: type) -> Check:
+    """Whether x and levels of float32 give an x0 of float32 where float64 is allowed."""
+    data = mixtures.gaussian(jnp.asarray([0.5, -0.3], dtype), jnp.asarray(0.5, dtype))
+    levels = jax.tree.map(lambda leaf: leaf.astype(dtype), _levels(10))
+    found = jax.eval_shape(lambda x: function(denoiser(data), x, levels, jax.random.key(0)), jax.ShapeDtypeStruct((8, 2), dtype))
+    return Check("dtype of float32", str(found.dtype), "float32", found.dtype == dtype)
+
+
+def _calls_per_step(function: Function) -> int:
+    """How often the denoiser is called for each level, on average, when twenty steps run eagerly."""
+    calls = []
+
+    def denoise(x, level):
+        jax.debug.callback(lambda: calls.append(None))
+        return 0.5 * x
+
+    _sampled(function, denoise, jnp.ones((1, 2)), _levels(20), jax.random.key(0)).block_until_ready()
+    jax.effects_barrier()
+    return max(1, round(len(calls) / 20))
+
+
+def _levels(num_steps: int, logsnr_max: float = 12.0) -> Level:
+    """A list that any solver copes with: short steps everywhere, the last one to clean from next to no noise."""
+    return process.grid(process.uniform_logsnr(process.cosine(-10.0, logsnr_max)), num_steps, t_min=0.0)
+
+
+def _sampled(function: Function, denoise: Denoiser, x: Array, levels: Level, key: Array) -> Array:
+    return jax.jit(lambda x, levels, key: function(denoise, x, levels, key))(x, levels, key)
+
+
+def _function(sampler: Sampler | Function) -> Function:
+    if not isinstance(sampler, Sampler):
+        return sampler
+    return lambda denoise, x, levels, key: samplers.sample(sampler, denoise, x, levels, key)
+
+
+def _slope(errors) -> float:
+    return float(-np.polyfit(np.log(STEPS), np.log(np.maximum(errors, 1e-300)), 1)[0])
+
+
+def _sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = 64) -> float:
+    """`sqrt(mean over directions of W2^2)` between two sets of points of one size (Bonneel et al. 2015, eq. 7)."""
+    normals = np.random.default_rng(0).normal(size=(directions, a.shape[1]))
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    return float(np.sqrt(np.mean((np.sort(a @ normals.T, axis=0) - np.sort(b @ normals.T, axis=0)) ** 2)))
+
+
+def _worst(name: str, bias: np.ndarray, error: np.ndarray, allowance: float) -> Check:
+    """The component of a bias that stands out most from its Monte Carlo error."""
+    place = np.unravel_index(np.argmax(np.abs(bias) / (4 * error + allowance)), bias.shape)
+    return _bounded(name, abs(float(bias[place])), 0.0, float(error[place]), allowance)
+
+
+def _bounded(name: str, value: float, centre: float, error: float, allowance: float) -> Check:
+    limit = centre + 4 * error + allowance
+    return Check(name, f"{value:.4f} +- {error:.4f}", f"{limit:.4f}", bool(value <= limit))
