@@ -13,7 +13,7 @@ ALLOWED = {
     "process": set(),
     "denoiser": {"process"},
     "guidance": DENOISERS,
-    "samplers": DENOISERS,
+    "samplers": {"samplers", *DENOISERS},
     "losses": DENOISERS,
     "targets": DENOISERS,
     "oracles": {"oracles", "samplers", *DENOISERS},

@@ -1,0 +1,39 @@
+"""Samplers: `(init, step)` pairs, and the one loop over levels that runs them all."""
+
+from jaxdiff.samplers.loop import Sampler, sample, trajectory
+from jaxdiff.samplers.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc
+from jaxdiff.samplers.singlestep import (
+    Std,
+    consistency,
+    ddim,
+    ddpm,
+    euler_maruyama,
+    excess_std,
+    forward_std,
+    full_std,
+    heun,
+    posterior_std,
+)
+from jaxdiff.samplers.transforms import churn, watched
+
+__all__ = [
+    "Sampler",
+    "Std",
+    "churn",
+    "consistency",
+    "ddim",
+    "ddpm",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m",
+    "euler_maruyama",
+    "excess_std",
+    "forward_std",
+    "full_std",
+    "heun",
+    "posterior_std",
+    "sample",
+    "trajectory",
+    "unipc",
+    "watched",
+]

@@ -1,0 +1,116 @@
+"""Multistep samplers: one call a step, and the clean images of earlier steps.
+
+`lam` is `log(alpha / sigma)`, half of logsnr, in which the papers of DPM-Solver and UniPC measure a step.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.process import Level, transfer
+from jaxdiff.samplers.loop import Sampler
+from jaxdiff.samplers.singlestep import renewed
+
+
+def dpmpp_2m() -> Sampler:
+    """DPM-Solver++(2M): aims at `D + w (D - D_prev)`, `w = h / (2 h_prev)` in steps h of lam; order 2.
+
+    Lu et al. (2022), "DPM-Solver++", algorithm 2. The first step and the last one are DDIM's.
+    """
+    return dpmpp_2m_sde(eta=0.0)
+
+
+def dpmpp_2m_sde(eta: float | Array = 1.0) -> Sampler:
+    """SDE-DPM-Solver++(2M): the aim of `dpmpp_2m` with the fresh noise of `ddim(eta)`.
+
+    Lu et al. (2022), "DPM-Solver++", section 5. Between 0 and 1 eta is that of DDIM, not k-diffusion's.
+    """
+
+    def step(denoise, x, memory, t, s, key):
+        x0 = denoise(x, t)
+        return renewed(x, _extrapolated(x0, memory, t, s), t, s, eta, key), (x0, t)
+
+    return Sampler(_nothing_before, step)
+
+
+def dpmpp_3m() -> Sampler:
+    """DPM-Solver++(3M): aims at the mean over the step of the parabola through the last three clean images; order 3.
+
+    Lu et al. (2022), "DPM-Solver++", section 4, in multistep form. The weight of the second difference is that of the
+    exact integral; published code has half of it, which is of order 2. The second step is that of `dpmpp_2m`.
+    """
+
+    def step(denoise, x, memory, t, s, key):
+        x0 = denoise(x, t)
+        (one, level_one), two = memory
+        aim = _parabola_mean(_stride(t, s), x0, one, -_stride(level_one, t), two[0], -_stride(two[1], t))
+        return transfer(x, aim, t, s), ((x0, t), (one, level_one))
+
+    return Sampler(lambda x: (_nothing_before(x), _nothing_before(x)), step)
+
+
+def unipc() -> Sampler:
+    """UniPC of order 2, B2(h): the step of `dpmpp_2m`, mended at the next one by the clean image found there.
+
+    Zhao et al. (2023), algorithm 1 and 2 (UniP-2 and UniC-2 on clean images), one call a step.
+    """
+
+    def step(denoise, x, memory, t, s, key):
+        x0 = denoise(x, t)
+        aim_before, (one, level_one), (two, level_two) = memory
+        h = _stride(level_one, t)
+        better = _parabola_mean(h, one, x0, h, two, -_stride(level_two, level_one))
+        gain = t.alpha - level_one.alpha * t.sigma / level_one.sigma  # of the aim in transfer from level_one to t
+        x = x + jnp.where(jnp.isfinite(h), gain, 0) * (better - aim_before)
+        aim = _extrapolated(x0, (one, level_one), t, s)
+        return transfer(x, aim, t, s), (aim, (x0, t), (one, level_one))
+
+    return Sampler(lambda x: (jnp.zeros_like(x), _nothing_before(x), _nothing_before(x)), step)
+
+
+def _stride(t: Level, s: Level) -> Array:
+    """`lam_s - lam_t`; infinite from pure noise (alpha = 0), to clean (sigma = 0), and between equal levels."""
+    ratio = s.alpha * t.sigma / jnp.where(t.alpha * s.sigma > 0, t.alpha * s.sigma, jnp.inf)
+    finite = (ratio > 0) & (ratio != 1)
+    return jnp.where(finite, jnp.log(jnp.where(finite, ratio, 1)), jnp.inf)
+
+
+def _nothing_before(x: Array) -> tuple[Array, Level]:
+    """The memory of a clean image that there is not: at pure noise, an infinite step away."""
+    return jnp.zeros_like(x), Level(jnp.zeros((), x.dtype), jnp.ones((), x.dtype))
+
+
+def _extrapolated(x0: Array, memory: tuple[Array, Level], t: Level, s: Level) -> Array:
+    """`x0 + h / (2 h_prev) (x0 - x0_prev)`: the clean image in the middle of the step; x0 where h or h_prev is infinite."""
+    before, level_before = memory
+    h, h_prev = _stride(t, s), _stride(level_before, t)
+    usable = jnp.isfinite(h) & jnp.isfinite(h_prev)
+    weight = jnp.where(usable, jnp.where(usable, h, 0) / (2 * jnp.where(usable, h_prev, 1)), 0)
+    return x0 + weight * (x0 - before)
+
+
+def _parabola_mean(h: Array, x0: Array, one: Array, a: Array, two: Array, b: Array) -> Array:
+    """Mean over lam in [0, h], weighted by `exp(lam)`, of the parabola through x0 at 0, one at a, two at b.
+
+    Where b is infinite the value of the straight line at h / 2, and x0 where h or a is infinite.
+    """
+    straight = jnp.isfinite(h) & jnp.isfinite(a)
+    curved = straight & jnp.isfinite(b)
+    h, a, b = jnp.where(straight, h, 1), jnp.where(straight, a, 1), jnp.where(curved, b, jnp.where(straight, 2 * a, 2))
+    first, second = _exponential_moments(h)
+    slope = (one - x0) / a
+    bend = ((two - x0) / b - slope) / (b - a)
+    weight = jnp.where(curved, h * first, jnp.where(straight, h / 2, 0))
+    return x0 + weight * slope + jnp.where(curved, h**2 * second - a * h * first, 0) * bend
+
+
+def _exponential_moments(h: Array) -> tuple[Array, Array]:
+    """Means of `u` and `u^2` over u in [0, 1] weighted by `exp(h u)`; by their series where h is small."""
+    small = jnp.abs(h) < 0.1
+    safe = jnp.where(small, 1, h)
+    whole = -1 / jnp.expm1(-safe)
+    first = whole - 1 / safe
+    first_series = 1 / 2 + h / 12 - h**3 / 720 + h**5 / 30240
+    second_series = 1 / 3 + h / 12 + h**2 / 360 - h**3 / 720 - h**4 / 15120 + h**5 / 30240
+    return jnp.where(small, first_series, first), jnp.where(small, second_series, whole - 2 * first / safe)

@@ -1,0 +1,128 @@
+"""Samplers that remember nothing between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.process import Level, transfer
+from jaxdiff.samplers.loop import Sampler, stateless
+
+Std = Callable[[Level, Level], Array]  # of the fresh noise in a step from t to s
+
+
+def ddim(eta: float | Array = 0.0) -> Sampler:
+    """Aims at D(x, t) with fresh noise of std `eta * posterior_std`: eta = 0 is the probability-flow ODE, eta = 1 DDPM.
+
+    Song, Meng & Ermon (2021), eq. 12 and 16, for eta in [0, 1]. With eta = 0 it is Euler's rule on the ODE of Karras et
+    al. (2022), eq. 4, and DPM-Solver++(1). A literal 0 draws no noise at all; a traced eta does not recompile.
+    """
+    return stateless(lambda denoise, x, t, s, key: renewed(x, denoise(x, t), t, s, eta, key))
+
+
+def posterior_std(t: Level, s: Level) -> Array:
+    """Std of q(x_s given x_t, x0): `sigma_s * sqrt(1 - snr_t / snr_s)`, DDPM's small variance (Ho et al. 2020, eq. 7)."""
+    return s.sigma * _fresh_share(t, s)
+
+
+def forward_std(t: Level, s: Level) -> Array:
+    """Std of q(x_t given x_s): `sigma_t * sqrt(1 - snr_t / snr_s)`, DDPM's large variance, sqrt(beta)."""
+    return t.sigma * _fresh_share(t, s)
+
+
+def ddpm(std: Std = posterior_std) -> Sampler:
+    """Ancestral sampling: the mean of q(x_s given x_t, x0) at x0 = D(x, t), and noise of `std(t, s)`.
+
+    Ho et al. (2020), algorithm 2, which adds no noise in the last step. `ddpm()` is `ddim(eta=1)`;
+    `ddpm(forward_std)` is the large-variance form, right for data of unit variance.
+    """
+
+    def step(denoise, x, t, s, key):
+        kept = Level(s.alpha, s.sigma * s.sigma * t.alpha / (t.sigma * s.alpha))
+        noise = jax.random.normal(key, x.shape, x.dtype)
+        return transfer(x, denoise(x, t), t, kept) + jnp.where(s.sigma > 0, std(t, s), 0) * noise
+
+    return stateless(step)
+
+
+def euler_maruyama() -> Sampler:
+    """Euler-Maruyama on the reverse SDE, `x + f + g^2 score + g noise`; the last step goes to D(x, t).
+
+    Song et al. (2021), eq. 6 and appendix D, for any list of levels: `f = log(alpha_s / alpha_t) x`, and
+    `g^2 = alpha_s sigma_t^2 / alpha_t - alpha_t sigma_s^2 / alpha_s`, the SDE's integrals over the step to second order.
+    Unstable where a step is long in logsnr; fails where alpha_t = 0.
+    """
+
+    def step(denoise, x, t, s, key):
+        ratio = s.alpha / t.alpha
+        x0, g2 = denoise(x, t), ratio * t.sigma**2 - s.sigma**2 / ratio
+        score = (t.alpha * x0 - x) / t.sigma**2
+        moved = (1 + jnp.log(ratio)) * x + g2 * score + jnp.sqrt(g2) * jax.random.normal(key, x.shape, x.dtype)
+        return jnp.where(s.sigma > 0, moved, x0)
+
+    return stateless(step)
+
+
+def full_std(t: Level, s: Level) -> Array:
+    """All of the noise at s, `sigma_s`: nothing of x is kept but x0."""
+    return s.sigma
+
+
+def excess_std(t: Level, s: Level, sigma_min: float = 0.002) -> Array:
+    """`sqrt(sigma_s^2 - (sigma_min alpha_s)^2)`: what is missing where x0 still has the noise sigma_min."""
+    excess = s.sigma**2 - (sigma_min * s.alpha) ** 2
+    return jnp.where(excess > 0, jnp.sqrt(jnp.where(excess > 0, excess, 1)), 0)
+
+
+def consistency(noise: Std = excess_std) -> Sampler:
+    """Multistep consistency sampling: `alpha_s * D(x, t) + noise(t, s) * z`, where D is a consistency function.
+
+    Song et al. (2023), algorithm 1, with its sigma_min; `consistency(noise=full_std)` is that of latent consistency models
+    (Luo et al. 2023, algorithm 3).
+    """
+
+    def step(denoise, x, t, s, key):
+        return s.alpha * denoise(x, t) + noise(t, s) * jax.random.normal(key, x.shape, x.dtype)
+
+    return stateless(step)
+
+
+def heun() -> Sampler:
+    """Aims at `D + w (D(euler, s) - D)`, `w = exp((logsnr_s - logsnr_t) / 2) / 2`: the trapezoidal rule, of order 2. Levels are `[]`.
+
+    Karras et al. (2022), algorithm 1: one call in the last step, and where alpha_t = 0. It wants steps short in logsnr
+    (`karras_spaced`).
+    """
+
+    def step(denoise, x, t, s, key):
+        x0 = denoise(x, t)
+        euler = transfer(x, x0, t, s)
+        inner = (s.sigma > 0) & (t.alpha > 0)
+
+        def corrected():
+            t_, s_ = (jax.tree.map(lambda leaf: jnp.where(inner, leaf, 1), level) for level in (t, s))  # finite under vmap
+            weight = t_.sigma * s_.alpha / (2 * t_.alpha * s_.sigma)
+            return transfer(x, x0 + weight * (denoise(euler, s_) - x0), t_, s_)
+
+        return jax.lax.cond(inner, corrected, lambda: euler)
+
+    return stateless(step)
+
+
+def renewed(x: Array, x0: Array, t: Level, s: Level, eta: float | Array, key: Array) -> Array:
+    """`transfer` with fresh noise of std `eta * posterior_std` in the place of as much of the kept."""
+    if isinstance(eta, int | float) and eta == 0:
+        return transfer(x, x0, t, s)
+    fresh = eta * _fresh_share(t, s)
+    rest = 1 - fresh**2
+    kept = Level(s.alpha, s.sigma * jnp.where(rest > 0, jnp.sqrt(jnp.where(rest > 0, rest, 1)), 0))  # grad at 0 is finite
+    return transfer(x, x0, t, kept) + s.sigma * fresh * jax.random.normal(key, x.shape, x.dtype)
+
+
+def _fresh_share(t: Level, s: Level) -> Array:
+    """`sqrt(1 - snr_t / snr_s)`, between 0 (s = t) and 1 (s is clean)."""
+    ratio = t.alpha * s.sigma / (t.sigma * s.alpha)
+    return jnp.sqrt((1 - ratio) * (1 + ratio))

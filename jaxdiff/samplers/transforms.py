@@ -1,0 +1,54 @@
+"""Samplers made of samplers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.process import Level
+from jaxdiff.samplers.loop import Sampler
+
+
+def churn(
+    sampler: Sampler,
+    gamma: float | Array = 2**0.5 - 1,
+    *,
+    sigma_min: float = 0.0,
+    sigma_max: float = jnp.inf,
+    noise: float = 1.0,
+    size: Callable[[Array, Array], Array] = jnp.hypot,
+) -> Sampler:
+    """The sampler, each step begun from a level raised by fresh noise, where `sigma / alpha` grows by `1 + gamma`.
+
+    Karras et al. (2022), algorithm 2: gamma = min(S_churn / N, sqrt(2) - 1), sigma_min and sigma_max (of sigma / alpha)
+    S_tmin and S_tmax, noise S_noise. `size(alpha, sigma)` is what the raise keeps, as in `process.shifted`: hypot on
+    variance-preserving levels, `lambda alpha, sigma: alpha` on EDM's own, `jnp.add` on straight ones.
+    """
+
+    def step(denoise, x, memory, t, s, key):
+        noise_key, step_key = jax.random.split(key)
+        ratio = t.sigma / t.alpha
+        raised = t.sigma * (1 + jnp.where((sigma_min <= ratio) & (ratio <= sigma_max), gamma, 0))
+        fresh = noise * jnp.sqrt(raised**2 - t.sigma**2) * jax.random.normal(noise_key, x.shape, x.dtype)
+        scale = size(t.alpha, t.sigma) / size(t.alpha, raised)
+        return sampler.step(denoise, scale * (x + fresh), memory, Level(scale * t.alpha, scale * raised), s, step_key)
+
+    return Sampler(sampler.init, step)
+
+
+def watched(sampler: Sampler, callback: Callable[[Array, Array], None]) -> Sampler:
+    """The sampler, which calls `callback(number, x)` on the host after each step, number from 1: progress, previews.
+
+    A sampler that is not watched is compiled without it. Calls may arrive late, and under `jax.vmap` one an element.
+    """
+
+    def step(denoise, x, memory, t, s, key):
+        number, memory = memory
+        x, memory = sampler.step(denoise, x, memory, t, s, key)
+        jax.debug.callback(callback, number + 1, x)
+        return x, (number + 1, memory)
+
+    return Sampler(lambda x: (jnp.zeros((), jnp.int32), sampler.init(x)), step)
