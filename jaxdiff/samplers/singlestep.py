@@ -57,10 +57,11 @@ def euler_maruyama() -> Sampler:
     """
 
     def step(denoise, x, t, s, key):
-        ratio = s.alpha / t.alpha
-        x0, g2 = denoise(x, t), ratio * t.sigma**2 - s.sigma**2 / ratio
-        score = (t.alpha * x0 - x) / t.sigma**2
-        moved = (1 + jnp.log(ratio)) * x + g2 * score + jnp.sqrt(g2) * jax.random.normal(key, x.shape, x.dtype)
+        ratio, x0 = s.alpha / t.alpha, denoise(x, t)
+        g2 = ratio * t.sigma**2 - s.sigma**2 / ratio
+        pull = g2 / t.sigma**2  # g^2 score = pull (alpha_t x0 - x)
+        mean = (1 + jnp.log(ratio) - pull) * x + pull * t.alpha * x0
+        moved = mean + jnp.sqrt(g2) * jax.random.normal(key, x.shape, x.dtype)
         return jnp.where(s.sigma > 0, moved, x0)
 
     return stateless(step)
@@ -91,7 +92,7 @@ def consistency(noise: Std = excess_std) -> Sampler:
 
 
 def heun() -> Sampler:
-    """Aims at `D + w (D(euler, s) - D)`, `w = exp((logsnr_s - logsnr_t) / 2) / 2`: the trapezoidal rule, of order 2. Levels are `[]`.
+    """Aims at `D + w (D(euler, s) - D)`, `w = exp((logsnr_s - logsnr_t) / 2) / 2`: trapezoidal, order 2. Levels are `[]`.
 
     Karras et al. (2022), algorithm 1: one call in the last step, and where alpha_t = 0. It wants steps short in logsnr
     (`karras_spaced`).
