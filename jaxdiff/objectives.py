@@ -17,12 +17,15 @@ from jax import Array
 
 from jaxdiff import losses, targets
 from jaxdiff.denoiser import Denoiser, Parameterization, denoiser
+from jaxdiff.guidance import LogProb
 from jaxdiff.losses import Distance, Weight
-from jaxdiff.process import Schedule
+from jaxdiff.process import Level, Schedule, diffuse
 
 Params = Any
 LabelledNetwork = Callable[[Params, Array, Array, Array, Array | None], Array]
 # (params, scaled x [B, ...], logsnr [B], label [B], dropout key or None) -> output [B, ...], from any framework
+ClassifierNetwork = Callable[[Params, Array, Array, Array | None], Array]
+# (params, x scaled to unit size [B, ...], logsnr [B], dropout key or None) -> logits [B, K], from any framework
 Objective = Callable[[Params, Any, Mapping[str, Array], Array], Array]
 
 
@@ -45,13 +48,59 @@ def diffusion(
     def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
         x0, index = batch["image"], batch["index"]
         time_key, noise_key, label_key, dropout_key = jax.random.split(key, 4)
-        level = schedule(losses.spread_times(time_key, index)).expand(x0.ndim)
+        level = _spread_levels(schedule, time_key, index, x0.ndim)
         label = drop_label(label_key, index, batch["label"], null_label, label_dropout)
-        dropout_key = jax.random.fold_in(dropout_key, jnp.min(index))  # not index[0]: a slice of a sharded array shards the key
-        student = labelled(network, parameterization, params, label, dropout_key)
+        student = labelled(network, parameterization, params, label, _batch_key(dropout_key, index))
         return jnp.mean(losses.regression_loss(student, targets.data(x0), x0, level, _keys(noise_key, index), weight, distance))
 
     return objective
+
+
+def classifier(network: ClassifierNetwork, schedule: Schedule) -> Objective:
+    """The cross-entropy `-log p(label | x, level)` of images noised to uniform times of a schedule: a classifier that guides.
+
+    Dhariwal & Nichol (2021), section 4.3. The exact posterior of the labels minimises it.
+    """
+
+    def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
+        x0, index = batch["image"], batch["index"]
+        time_key, noise_key, dropout_key = jax.random.split(key, 3)
+        level = _spread_levels(schedule, time_key, index, x0.ndim)
+        x = diffuse(x0, losses.noise_like(_keys(noise_key, index), x0), level)
+        log_prob = label_log_prob(network, params, batch["label"], _batch_key(dropout_key, index))
+        return -jnp.mean(log_prob(x, level))
+
+    return objective
+
+
+def class_log_probs(
+    network: ClassifierNetwork, params: Params, dropout_key: Array | None = None
+) -> Callable[[Array, Level], Array]:
+    """The function `(x, level) -> log p(each class | x) [B, K]` of a classifier, which sees `x / hypot(alpha, sigma)`.
+
+    That input depends on logsnr alone, so a classifier trained on one schedule serves all that stay within its logsnr.
+    """
+
+    def log_probs(x: Array, level: Level) -> Array:
+        scaled = x / jnp.hypot(level.alpha, level.sigma)
+        logits = network(params, scaled, jnp.broadcast_to(jnp.ravel(level.logsnr), x.shape[:1]), dropout_key)
+        return jax.nn.log_softmax(logits.astype(x.dtype))
+
+    return log_probs
+
+
+def label_log_prob(network: ClassifierNetwork, params: Params, label: Array, dropout_key: Array | None = None) -> LogProb:
+    """The function `(x, level) -> log p(label | x) [B]` of labels `[B]`, as `guidance.classifier_guide` takes it.
+
+    The label K is none at all: 0 everywhere, so that it guides nowhere.
+    """
+    log_probs = class_log_probs(network, params, dropout_key)
+
+    def log_prob(x: Array, level: Level) -> Array:
+        of_class = log_probs(x, level)
+        return jnp.sum(jax.nn.one_hot(label, of_class.shape[-1], dtype=x.dtype) * of_class, axis=-1)
+
+    return log_prob
 
 
 def labelled(
@@ -65,6 +114,16 @@ def drop_label(key: Array, index: Array, label: Array, null_label: int, rate: fl
     """The labels `[B]`, each replaced by the null label with probability `rate`."""
     dropped = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(_keys(key, index))
     return jnp.where(dropped, jnp.full_like(label, null_label), label)
+
+
+def _spread_levels(schedule: Schedule, key: Array, index: Array, ndim: int) -> Level:
+    """A level for each example, at uniform times of the schedule, `[B, 1, ..., 1]`."""
+    return schedule(losses.spread_times(key, index)).expand(ndim)
+
+
+def _batch_key(key: Array, index: Array) -> Array:
+    """One key for the array at hand; not of index[0]: a slice of a sharded array shards the key."""
+    return jax.random.fold_in(key, jnp.min(index))
 
 
 def _keys(key: Array, index: Array) -> Array:

@@ -5,6 +5,7 @@ import pytest
 
 from jaxdiff import recipe
 from jaxdiff.config import Experiment, Model, load
+from jaxdiff.models import classifier
 from jaxdiff.models.layers import Attention, Norm, frequencies, resized
 from jaxdiff.models.unet import UNet, network
 
@@ -98,6 +99,29 @@ def test_dropout_only_with_a_key(tiny):
     np.testing.assert_array_equal(apply(*arguments), apply(*arguments))
     one, two = (apply(*arguments, jax.random.key(seed)) for seed in (0, 1))
     assert bool(jnp.any(one != two))
+
+
+def test_a_classifier_of_noised_images_hears_all_its_inputs(tiny):
+    options = {name: value for name, value in TINY.items() if name != "num_classes"} | {"num_classes": 7}
+    model, x = classifier.NoisyClassifier(**options, dropout=0.5), tiny[1]
+    params = jax.jit(model.init)(jax.random.key(0), x, jnp.zeros((2,)))["params"]
+    apply = jax.jit(classifier.network(model))
+    np.testing.assert_array_equal(apply(params, x, jnp.zeros((2,))), np.zeros((2, 7)))
+    params = randomised(params)
+    plain = apply(params, x, jnp.zeros((2,)))
+    changed = apply(params, x.at[1, -1, -1].add(1), jnp.zeros((2,)))
+    np.testing.assert_array_equal(changed[0], plain[0])
+    assert bool(jnp.all(changed[1] != plain[1]))
+    assert bool(jnp.all(apply(params, x, jnp.ones((2,))) != plain))
+    assert bool(jnp.all(apply(params, x, jnp.zeros((2,)), jax.random.key(0)) != plain))
+
+
+def test_a_classifier_takes_colour_and_remat():
+    x, options = jnp.zeros((2, 32, 32, 3)), {"channels": 8, "multipliers": (1, 2, 2), "attention": (8,), "head_channels": 8}
+    plain, remat = (classifier.NoisyClassifier(**options, remat=remat) for remat in (False, True))
+    shapes = jax.eval_shape(plain.init, jax.random.key(0), x, jnp.zeros((2,)))["params"]
+    assert jax.eval_shape(remat.init, jax.random.key(0), x, jnp.zeros((2,)))["params"] == shapes
+    assert jax.eval_shape(classifier.network(remat), shapes, x, jnp.zeros((2,))).shape == (2, 10)
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(8, 2), (34, 2), (50, 2), (64, 16), (192, 32), (7, 1)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -49,6 +51,12 @@ def frequencies(value: Array, features: int, slowest: float = 0.05, fastest: flo
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+def embedded(condition: Array, channels: int, dtype: DTypeLike) -> Array:
+    """The condition `[B]` as features `[B, 4 * channels]`, by two dense layers of the module that calls this."""
+    hidden = nn.Dense(4 * channels, dtype=dtype)(frequencies(condition, channels).astype(dtype))
+    return nn.Dense(4 * channels, dtype=dtype)(nn.silu(hidden))
+
+
 class Attention(nn.Module):
     """A residual block of multi-head self-attention over all pixels (Vaswani et al. 2017; Ho et al. 2020)."""
 
@@ -93,6 +101,26 @@ class ResidualBlock(nn.Module):
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype, name="skip")(x)
         return x + hidden
+
+
+def applied(module: nn.Module, params: Any, inputs: tuple[Array, ...], dropout_key: Array | None) -> Any:
+    """The module's output at these params and inputs; it drops units only where given a key."""
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    return module.apply({"params": params}, *inputs, train=dropout_key is not None, rngs=rngs)
+
+
+def check_size(shape: tuple[int, ...], levels: int) -> None:
+    """Whether images `[B, H, W, C]` can be halved between that many levels.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    factor = 2 ** (levels - 1)
+    if shape[1] % factor or shape[2] % factor:
+        raise ValueError(
+            f"an image of {shape[1]}x{shape[2]} cannot be halved {levels - 1} times; "
+            f"choose a size divisible by {factor} (data.image_shape) or fewer model.multipliers"
+        )
 
 
 def resized(x: Array, factor: float) -> Array:

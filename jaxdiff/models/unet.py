@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxdiff.models.layers import Attention, Norm, ResidualBlock, frequencies, resized, zeros
+from jaxdiff.models.layers import Attention, Norm, ResidualBlock, applied, check_size, embedded, resized, zeros
 
 
 class UNet(nn.Module):
@@ -44,7 +44,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, condition: Array, label: Array, train: bool = False) -> Array:
-        _check_size(x.shape, len(self.multipliers))
+        check_size(x.shape, len(self.multipliers))
         out_channels = x.shape[-1]
         embedding = self._embedding(condition, label)
         residual, attention = ResidualBlock, Attention
@@ -86,10 +86,8 @@ class UNet(nn.Module):
         return conv(out_channels, kernel_init=zeros)(nn.silu(Norm(self.dtype)(x)))
 
     def _embedding(self, condition: Array, label: Array) -> Array:
-        features = 4 * self.channels
-        hidden = nn.Dense(features, dtype=self.dtype)(frequencies(condition, self.channels).astype(self.dtype))
-        hidden = nn.Dense(features, dtype=self.dtype)(nn.silu(hidden))
-        labels = nn.Embed(self.num_classes + 1, features, dtype=self.dtype, embedding_init=nn.initializers.normal(1.0))
+        hidden = embedded(condition, self.channels, self.dtype)
+        labels = nn.Embed(self.num_classes + 1, 4 * self.channels, dtype=self.dtype, embedding_init=nn.initializers.normal(1.0))
         return hidden + labels(label)
 
 
@@ -97,16 +95,6 @@ def network(module: nn.Module) -> Callable[..., Array]:
     """The module as a pure function `(params, x, logsnr, label, dropout_key) -> output`; no key, no dropout."""
 
     def apply(params: Any, x: Array, logsnr: Array, label: Array, dropout_key: Array | None = None) -> Any:
-        rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        return module.apply({"params": params}, x, logsnr, label, train=dropout_key is not None, rngs=rngs)
+        return applied(module, params, (x, logsnr, label), dropout_key)
 
     return apply
-
-
-def _check_size(shape: tuple[int, ...], levels: int) -> None:
-    factor = 2 ** (levels - 1)
-    if shape[1] % factor or shape[2] % factor:
-        raise ValueError(
-            f"UNet: an image of {shape[1]}x{shape[2]} cannot be halved {levels - 1} times; "
-            f"choose a size divisible by {factor} (data.image_shape) or fewer model.multipliers"
-        )
