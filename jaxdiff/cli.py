@@ -14,11 +14,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
-from jaxdiff.config import Experiment, load, validated
+from jaxdiff.config import Experiment, SamplerName, Spacing, load, validated
 from jaxdiff.errors import ConfigError, UserError
 
 USAGE = """jaxdiff: diffusion models on JAX
@@ -61,9 +61,10 @@ class Sample:
 
     run: tyro.conf.Positional[pathlib.Path]
     """The run's directory."""
-    sampler: Literal["ddim", "ddpm", "ddpm_large"] | None = None
-    """As the run's config says if not given; so for steps, eta and guidance."""
+    sampler: SamplerName | None = None
+    """As the run's config says if not given; so for steps, spacing, eta and guidance."""
     steps: int | None = None
+    spacing: Spacing | None = None
     eta: float | None = None
     guidance: float | None = None
     labels: str = ""
@@ -127,7 +128,8 @@ def sample(args: Sample) -> int:
 
     from jaxdiff import pictures, run
 
-    config = _resampled(run.read_config(args.run), sampler=args.sampler, steps=args.steps, eta=args.eta, guidance=args.guidance)
+    names = ("sampler", "steps", "spacing", "eta", "guidance")
+    config = _resampled(run.read_config(args.run), **{name: getattr(args, name) for name in names})
     for name in ("num", "batch_size"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")

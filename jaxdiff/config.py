@@ -20,6 +20,9 @@ import pydantic
 
 from jaxdiff.errors import ConfigError
 
+SamplerName = Literal["ddim", "ddpm", "ddpm_large", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc", "euler_maruyama"]
+Spacing = Literal["time", "logsnr", "karras", "quadratic"]
+
 
 @dataclass(frozen=True)
 class Data:
@@ -102,10 +105,12 @@ class Mesh:
 class Sampling:
     """How pictures are made during and after training."""
 
-    sampler: Literal["ddim", "ddpm", "ddpm_large"] = "ddim"
+    sampler: SamplerName = "ddim"
     steps: int = 50
+    spacing: Spacing = "time"
+    """What is uniform along the levels: the schedule's time, logsnr, (sigma / alpha)^(1/7), or the root of time."""
     eta: float = 0.0
-    """Share of fresh noise in ddim."""
+    """Share of fresh noise in ddim; ddpm and dpmpp_2m_sde always have all of it."""
     guidance: float = 2.0
     """1 is none."""
     clip: bool = True

@@ -49,6 +49,18 @@ SAMPLERS: dict[str, Callable[[float], samplers.Sampler]] = {
     "ddim": samplers.ddim,
     "ddpm": lambda eta: samplers.ddpm(),
     "ddpm_large": lambda eta: samplers.ddpm(samplers.forward_std),
+    "heun": lambda eta: samplers.heun(),
+    "dpmpp_2m": lambda eta: samplers.dpmpp_2m(),
+    "dpmpp_3m": lambda eta: samplers.dpmpp_3m(),
+    "dpmpp_2m_sde": lambda eta: samplers.dpmpp_2m_sde(),
+    "unipc": lambda eta: samplers.unipc(),
+    "euler_maruyama": lambda eta: samplers.euler_maruyama(),
+}
+SPACINGS: dict[str, tuple[Callable[[process.Schedule], process.Schedule], float | None]] = {  # pace, and where it ends
+    "time": (lambda schedule: schedule, None),
+    "logsnr": (process.uniform_logsnr, 0.0),
+    "karras": (process.karras_spaced, 0.0),
+    "quadratic": (process.quadratic, None),
 }
 
 
@@ -118,15 +130,20 @@ def _layout(config: Experiment, shapes: TrainState) -> Layout:
     return jit_layout(make_mesh(config.mesh.data, config.mesh.fsdp), shapes)
 
 
+def levels(config: Experiment) -> process.Level:
+    """The levels `[N + 1]` along which the config's sampler walks."""
+    diffusion, sampling = config.diffusion, config.sampling
+    spaced, t_min = SPACINGS[sampling.spacing]
+    return process.grid(spaced(SCHEDULES[diffusion.sampling_schedule or diffusion.schedule]()), sampling.steps, t_min)
+
+
 def generator(config: Experiment) -> Callable[[Any, Array, Array], Array]:
     """The pure function `(params, key, label [B]) -> images [B, H, W, C]` in [-1, 1] of the config's sampler.
 
     The label `num_classes` is none at all.
     """
-    diffusion, sampling = config.diffusion, config.sampling
-    apply = network(unet(config))
-    parameterization = PARAMETERIZATIONS[diffusion.prediction]
-    levels = process.grid(SCHEDULES[diffusion.sampling_schedule or diffusion.schedule](), sampling.steps)
+    sampling, path = config.sampling, levels(config)
+    apply, parameterization = network(unet(config)), PARAMETERIZATIONS[config.diffusion.prediction]
     sampler = SAMPLERS[sampling.sampler](sampling.eta)
 
     def generate(params: Any, key: Array, label: Array) -> Array:
@@ -136,7 +153,7 @@ def generator(config: Experiment) -> Callable[[Any, Array, Array], Array]:
             null = jnp.full_like(label, config.model.num_classes)
             denoise = guide(denoise, objectives.labelled(apply, parameterization, params, null), sampling.guidance)
         denoise = clip(denoise) if sampling.clip else denoise
-        x = levels.sigma[0] * jax.random.normal(start_key, (*label.shape, *config.data.image_shape))
-        return samplers.sample(sampler, denoise, x, levels, sampler_key)
+        x = path.sigma[0] * jax.random.normal(start_key, (*label.shape, *config.data.image_shape))
+        return samplers.sample(sampler, denoise, x, path, sampler_key)
 
     return generate

@@ -170,9 +170,10 @@ def finish(config: Experiment, workdir: pathlib.Path, out: pathlib.Path, data_di
 
 def default_name(config: Experiment, seed: int) -> str:
     """A file name that says how samples were made, such as `ddim_50_guidance_2_seed_0.png`."""
-    sampling = config.sampling
-    eta = f"_eta_{sampling.eta:g}" if sampling.eta else ""
-    return f"{sampling.sampler}_{sampling.steps}{eta}_guidance_{sampling.guidance:g}_seed_{seed}.png"
+    c = config.sampling
+    spacing = f"_{c.spacing}" if c.spacing != "time" else ""
+    eta = f"_eta_{c.eta:g}" if c.eta else ""
+    return f"{c.sampler}_{c.steps}{spacing}{eta}_guidance_{c.guidance:g}_seed_{seed}.png"
 
 
 def judge(config: Experiment, samples: np.ndarray, labels: np.ndarray, data_dir: str | None = None) -> Any:

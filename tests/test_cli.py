@@ -41,6 +41,8 @@ def recipe_file(tmp_path):
         (("--model.dropout", "1"), "model.dropout must be at least 0 and below 1, got 1.0"),
         (("--sampling.eta", "2"), "sampling.eta must be between 0 and 1, got 2.0"),
         (("--sampling.sampler", "ddpm", "--sampling.eta", "0.5"), "sampling.eta must be 0 for a sampler that is not ddim"),
+        (("--sampling.sampler", "dpmpp_2m_sde", "--sampling.eta", "1"), "sampling.eta must be 0 for a sampler that is not ddim"),
+        (("--sampling.spacing", "even"), "invalid choice 'even'"),
         (("--sampling.guidance", "nan"), "sampling.guidance must be a finite number, got nan"),
         (("--optimizer.b1", "2"), "optimizer.b1 must be at least 0 and below 1"),
         (("--model.attention", "5"), r"model.attention must be sizes that the network has: .4, 8."),

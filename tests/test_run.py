@@ -174,7 +174,7 @@ def test_sample_writes_png_and_npz(answer, tmp_path, unbroken):
         (("--num", "0"), "--num must be at least 1, got 0"),
         (("--out", "a.jpg"), "--out a.jpg: write a name that ends in .png or .npz"),
         (("--ema", "slow"), "has no ema 'slow'; write one of ema"),
-        (("--sampler", "heun"), "invalid choice 'heun'"),
+        (("--sampler", "hoin"), "invalid choice 'hoin'"),
     ],
 )
 def test_wrong_flags_of_sample(answer, unbroken, flags, message):

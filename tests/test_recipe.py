@@ -1,0 +1,46 @@
+"""Names in a config, and the functions that they stand for."""
+
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdiff as jd
+from jaxdiff import config, oracles, recipe, samplers
+from jaxdiff.config import Diffusion, Experiment, Sampling
+
+FACTORIES = ("ddpm", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc", "euler_maruyama")
+
+
+def test_every_name_has_its_function():
+    assert tuple(recipe.SAMPLERS) == get_args(config.SamplerName)
+    assert tuple(recipe.SPACINGS) == get_args(config.Spacing)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_sampler_is_the_one_of_its_name_whatever_eta(name):
+    denoise, levels = oracles.denoiser(oracles.gaussian([0.5, -0.2], 0.3)), jd.grid(jd.cosine(), 4)
+    one, other = (
+        samplers.sample(sampler, denoise, jnp.ones((2, 2)), levels, jax.random.key(0))
+        for sampler in (recipe.SAMPLERS[name](0.0), getattr(samplers, name)())
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "karras"])
+def test_spacings_are_even_in_what_they_are_named_for(schedule):
+    def levels(spacing):
+        made = Experiment(diffusion=Diffusion(schedule=schedule), sampling=Sampling(steps=8, spacing=spacing))
+        found = recipe.levels(made)
+        assert found.sigma.shape == (9,)
+        assert float(found.sigma[-1]) == 0
+        return found[:-1]
+
+    np.testing.assert_allclose(np.diff(levels("logsnr").logsnr), np.diff(levels("logsnr").logsnr).mean(), rtol=1e-2)
+    roots = (levels("karras").sigma / levels("karras").alpha) ** (1 / 7)
+    np.testing.assert_allclose(np.diff(roots), np.diff(roots).mean(), rtol=1e-2)
+    plain = recipe.SCHEDULES[schedule]()
+    np.testing.assert_allclose(levels("time").logsnr, plain(jnp.arange(8, 0, -1) / 8).logsnr, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(levels("quadratic").logsnr, plain((jnp.arange(8, 0, -1) / 8) ** 2).logsnr, rtol=1e-3, atol=1e-3)
