@@ -27,7 +27,9 @@ USAGE = """jaxdiff: diffusion models on JAX
       train a recipe such as configs/digits.py, or go on with the run in DIR
   jaxdiff sample RUN [--labels 0..9] [--num 100] [--guidance 2] [--steps 50] [--out samples.png]
       draw images from a run, as .png or .npz
-  jaxdiff evaluate RUN [--num 1000]
+  jaxdiff sample RUN --classifier CLASSIFIER_RUN --classifier-scale 3 --guidance 0 [--labels 0..9] ...
+      guide the unconditional model by a classifier of noised images, such as configs/digits_classifier.py trains
+  jaxdiff evaluate RUN [--num 1000] [--guidance 2] [--classifier CLASSIFIER_RUN --classifier-scale 3] ...
       judge a run's samples by a classifier trained on its data
   jaxdiff data NAME [--data-dir DIR] [--raw-dir DIR]
       prepare mnist or cifar10 without TensorFlow
@@ -67,6 +69,10 @@ class Sample:
     spacing: Spacing | None = None
     eta: float | None = None
     guidance: float | None = None
+    """1 is none, 0 the unconditional model."""
+    classifier: str | None = None
+    """A classifier's run, which guides the samples to their labels."""
+    classifier_scale: float | None = None
     labels: str = ""
     """0..9, or 3, or 0,3,7, or none for the unconditional model; all in turn if not given."""
     num: int = 100
@@ -90,6 +96,12 @@ class Evaluate:
     steps: int | None = None
     """As the run's config says if not given; so for guidance."""
     guidance: float | None = None
+    """1 is none, 0 the unconditional model."""
+    classifier: str | None = None
+    """A classifier's run, which guides the samples to their labels."""
+    classifier_scale: float | None = None
+    labels: str = ""
+    """0..9, or 3, or 0,3,7; all in turn if not given."""
     epochs: int | None = None
     """Of the classifier's training."""
     data_dir: str | None = None
@@ -118,23 +130,23 @@ def train(args: Train) -> int:
     if stopped:
         print(f"{stopped}: saved step {checkpoint.steps(args.workdir)[-1]}; the same command goes on from there")
         return 130 if stopped == "SIGINT" else 0
-    print(run.finish(config, args.workdir, args.workdir / "samples.png", args.data_dir))
+    if config.objective == "classifier":
+        print(run.finish_classifier(config, args.workdir, args.data_dir))
+    else:
+        print(run.finish(config, args.workdir, args.workdir / "samples.png", range(config.model.num_classes), args.data_dir))
     return 0
 
 
 def sample(args: Sample) -> int:
     """`jaxdiff sample`: the exit status."""
-    import numpy as np
-
     from jaxdiff import pictures, run
 
-    names = ("sampler", "steps", "spacing", "eta", "guidance")
-    config = _resampled(run.read_config(args.run), **{name: getattr(args, name) for name in names})
+    config = _resampled(run.read_config(args.run, "diffusion"), args)
     for name in ("num", "batch_size"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     chosen = parse_labels(args.labels, config.model.num_classes)
-    labels = np.resize(np.array(chosen, np.int32), args.num)
+    labels = run.cycling(chosen, args.num)
     out = args.out or args.run / "samples" / run.default_name(config, args.seed)
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
@@ -152,11 +164,12 @@ def evaluate(args: Evaluate) -> int:
     """`jaxdiff evaluate`: the exit status."""
     from jaxdiff import run
 
-    config = _resampled(run.read_config(args.run), steps=args.steps, guidance=args.guidance)
+    config = _resampled(run.read_config(args.run, "diffusion"), args)
     changes = {"num": args.num} | ({} if args.epochs is None else {"epochs": args.epochs})
     evaluation = dataclasses.replace(config.evaluation, **changes)
     config = validated(dataclasses.replace(config, evaluation=evaluation), where="jaxdiff evaluate")
-    print(run.finish(config, args.run, args.run / "samples" / run.default_name(config, config.seed), args.data_dir))
+    out = args.run / "samples" / run.default_name(config, config.seed)
+    print(run.finish(config, args.run, out, parse_labels(args.labels, config.model.num_classes), args.data_dir))
     return 0
 
 
@@ -190,8 +203,10 @@ def parse_labels(text: str, num_classes: int) -> list[int]:
     return labels
 
 
-def _resampled(config: Experiment, **changes: Any) -> Experiment:
-    given = {name: value for name, value in changes.items() if value is not None}
+def _resampled(config: Experiment, args: Sample | Evaluate) -> Experiment:
+    """The config with those fields of its sampling that flags of the same name set."""
+    flags = ("sampler", "steps", "spacing", "eta", "guidance", "classifier", "classifier_scale")
+    given = {name: value for name in flags if (value := getattr(args, name, None)) is not None}
     return validated(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **given)), where="sampling")
 
 

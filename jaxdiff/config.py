@@ -42,7 +42,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """The UNet (see jaxdiff.models.unet)."""
+    """The UNet (see jaxdiff.models.unet), or the half of it that is a classifier (jaxdiff.models.classifier)."""
 
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
@@ -54,6 +54,7 @@ class Model:
     num_classes: int = 10
     dropout: float = 0.0
     residual_resampling: bool = False
+    """Change the size inside residual blocks; a classifier always does."""
     remat: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters are float32."""
@@ -106,13 +107,18 @@ class Sampling:
     """How pictures are made during and after training."""
 
     sampler: SamplerName = "ddim"
+    """heun and euler_maruyama want a spacing of logsnr or karras."""
     steps: int = 50
     spacing: Spacing = "time"
     """What is uniform along the levels: the schedule's time, logsnr, (sigma / alpha)^(1/7), or the root of time."""
     eta: float = 0.0
     """Share of fresh noise in ddim; ddpm and dpmpp_2m_sde always have all of it."""
     guidance: float = 2.0
-    """1 is none."""
+    """1 is none, 0 the unconditional model."""
+    classifier: str = ""
+    """The directory of a classifier's run, whose gradient guides the samples to their labels; empty: none."""
+    classifier_scale: float = 1.0
+    """Of that gradient."""
     clip: bool = True
     """Clip each predicted x0 to [-1, 1]."""
     num: int = 100
@@ -135,6 +141,8 @@ class Evaluation:
 class Experiment:
     """One recipe: everything that makes a run what it is."""
 
+    objective: Literal["diffusion", "classifier"] = "diffusion"
+    """What is trained: a diffusion network, or a classifier of noised images, which reads the schedule alone of diffusion."""
     data: Data = Data()
     model: Model = Model()
     diffusion: Diffusion = Diffusion()
@@ -270,6 +278,9 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
     yield "model.attention", f"sizes that the network has: {sorted(sizes)}", set(c.model.attention) <= sizes
     yield "evaluation.num", "0 or at least 2", c.evaluation.num != 1
     yield "sampling.eta", "0 for a sampler that is not ddim", c.sampling.sampler == "ddim" or c.sampling.eta == 0
+    named = bool(c.sampling.classifier)
+    yield "sampling.classifier_scale", "1 unless sampling.classifier names a run", named or c.sampling.classifier_scale == 1
+    yield "sampling.every", "0 for a classifier, which draws no samples", c.objective == "diffusion" or c.sampling.every == 0
     trained_only = c.diffusion.schedule == "lognormal" and not c.diffusion.sampling_schedule
     yield "diffusion.sampling_schedule", "set (to karras, say) when training draws lognormal levels", not trained_only
     families = {FAMILIES[name] for name in (c.diffusion.schedule, c.diffusion.sampling_schedule) if name}

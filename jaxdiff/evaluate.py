@@ -66,6 +66,13 @@ def report(judge: Judge, samples: np.ndarray, labels: np.ndarray, train: Images,
     )
 
 
+def accuracy(label: Callable[[np.ndarray], Array | np.ndarray], test: Images, chunk: int = 500) -> float:
+    """The share of the test images whose label `label(images [B, H, W, C]) -> labels [B]` says."""
+    images, truth = test.fetch(np.arange(test.num_examples))
+    parts = [np.asarray(label(normalized(images[i : i + chunk]))) for i in range(0, len(images), chunk)]
+    return float(np.mean(np.concatenate(parts) == truth))
+
+
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """`|mean_a - mean_b|^2 + tr(A + B - 2 sqrt(A B))` of Gaussians fitted to features `[N, F]` (Heusel et al. 2017, eq. 6)."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -106,8 +113,7 @@ def _judge(model: Classifier, params: Any, test: Images) -> Judge:
         logits, features = (np.concatenate(part) for part in zip(*parts, strict=True))
         return logits.argmax(-1), features
 
-    real, truth = test.fetch(np.arange(test.num_examples))
-    return Judge(name, float(np.mean(name(normalized(real))[0] == truth)))
+    return Judge(name, accuracy(lambda images: name(images)[0], test))
 
 
 def _classification(model: Classifier, params: Any, state: TrainState, batch: Mapping[str, Array], key: Array) -> Array:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -15,8 +17,10 @@ from jaxdiff import losses, objectives, process, samplers
 from jaxdiff.config import Experiment
 from jaxdiff.denoiser import Parameterization, clip, edm, predict_noise, predict_score, predict_v, predict_velocity, predict_x0
 from jaxdiff.errors import ConfigError
-from jaxdiff.guidance import guide
+from jaxdiff.guidance import classifier_guide, guide
 from jaxdiff.mesh import Layout, jit_layout, make_mesh, pmap_layout
+from jaxdiff.models import classifier
+from jaxdiff.models.classifier import NoisyClassifier
 from jaxdiff.models.unet import UNet, network
 from jaxdiff.train import Objective, TrainState, initial_state
 
@@ -62,20 +66,33 @@ SPACINGS: dict[str, tuple[Callable[[process.Schedule], process.Schedule], float 
     "karras": (process.karras_spaced, 0.0),
     "quadratic": (process.quadratic, None),
 }
+ROUNDING = 0.1  # of a schedule's logsnr at its ends, in float32
 
 
 def unet(config: Experiment) -> UNet:
-    """The network of a config."""
-    fields = {name: getattr(config.model, name) for name in config.model.__dataclass_fields__}
-    return UNet(**{**fields, "dtype": jnp.dtype(config.model.dtype)})
+    """The network of a config that trains diffusion."""
+    return UNet(**_fields(config, UNet))
+
+
+def noisy_classifier(config: Experiment) -> NoisyClassifier:
+    """The network of a config that trains a classifier."""
+    return NoisyClassifier(**_fields(config, NoisyClassifier))
+
+
+def _fields(config: Experiment, kind: Any) -> dict[str, Any]:
+    model = {**dataclasses.asdict(config.model), "dtype": jnp.dtype(config.model.dtype)}
+    return {name: value for name, value in model.items() if name in kind.__dataclass_fields__}
 
 
 def objective(config: Experiment) -> Objective:
     """The training objective of a config."""
     diffusion = config.diffusion
+    schedule = SCHEDULES[diffusion.schedule]()
+    if config.objective == "classifier":
+        return objectives.classifier(classifier.network(noisy_classifier(config)), schedule)
     return objectives.diffusion(
         network(unet(config)),
-        SCHEDULES[diffusion.schedule](),
+        schedule,
         PARAMETERIZATIONS[diffusion.prediction],
         WEIGHTS[diffusion.weight],
         null_label=config.model.num_classes,
@@ -100,8 +117,12 @@ def optimizer(config: Experiment) -> optax.GradientTransformation:
 def init(config: Experiment, key: Array) -> TrainState:
     """The state at step 0, a pure function of the key."""
     image = jnp.zeros((1, *config.data.image_shape))
-    params = unet(config).init(key, image, jnp.zeros((1,)), jnp.zeros((1,), jnp.int32))["params"]
-    return initial_state(params, optimizer(config), config.ema)
+    inputs = (image, jnp.zeros((1,)))
+    if config.objective == "classifier":
+        variables = noisy_classifier(config).init(key, *inputs)
+    else:
+        variables = unet(config).init(key, *inputs, jnp.zeros((1,), jnp.int32))
+    return initial_state(variables["params"], optimizer(config), config.ema)
 
 
 def state_shapes(config: Experiment) -> TrainState:
@@ -137,23 +158,59 @@ def levels(config: Experiment) -> process.Level:
     return process.grid(spaced(SCHEDULES[diffusion.sampling_schedule or diffusion.schedule]()), sampling.steps, t_min)
 
 
-def generator(config: Experiment) -> Callable[[Any, Array, Array], Array]:
-    """The pure function `(params, key, label [B]) -> images [B, H, W, C]` in [-1, 1] of the config's sampler.
+def generator(config: Experiment, guiding: Experiment | None = None) -> Callable[..., Array]:
+    """The pure function `(params, key, label [B], guiding_params) -> images [B, H, W, C]` in [-1, 1] of the config's sampler.
 
-    The label `num_classes` is none at all.
+    The label `num_classes` is none at all. Without `guiding`, the config of a classifier, it needs no guiding_params.
     """
     sampling, path = config.sampling, levels(config)
     apply, parameterization = network(unet(config)), PARAMETERIZATIONS[config.diffusion.prediction]
     sampler = SAMPLERS[sampling.sampler](sampling.eta)
 
-    def generate(params: Any, key: Array, label: Array) -> Array:
+    def generate(params: Any, key: Array, label: Array, guiding_params: Any = None) -> Array:
         start_key, sampler_key = jax.random.split(key)
-        denoise = objectives.labelled(apply, parameterization, params, label)
-        if sampling.guidance != 1:
-            null = jnp.full_like(label, config.model.num_classes)
-            denoise = guide(denoise, objectives.labelled(apply, parameterization, params, null), sampling.guidance)
-        denoise = clip(denoise) if sampling.clip else denoise
+        null = jnp.full_like(label, config.model.num_classes)
+        with_label, without = (objectives.labelled(apply, parameterization, params, given) for given in (label, null))
+        denoise = with_label if sampling.guidance else without
+        if sampling.guidance not in (0, 1):
+            denoise = guide(with_label, without, sampling.guidance)
+        if guiding is not None:
+            log_prob = objectives.label_log_prob(classifier.network(noisy_classifier(guiding)), guiding_params, label)
+            denoise = classifier_guide(denoise, log_prob, sampling.classifier_scale)
+        denoise = clip(denoise) if sampling.clip else denoise  # last: at high noise the classifier's gradient counts for much
         x = path.sigma[0] * jax.random.normal(start_key, (*label.shape, *config.data.image_shape))
         return samplers.sample(sampler, denoise, x, path, sampler_key)
 
     return generate
+
+
+def labeller(config: Experiment) -> Callable[[Any, Array, Array, process.Level], Array]:
+    """The pure function `(params, key, x0 [B, ...], level []) -> labels [B]`: what a classifier calls x0 noised to that level."""
+    apply = classifier.network(noisy_classifier(config))
+
+    def label(params: Any, key: Array, x0: Array, level: process.Level) -> Array:
+        x = process.diffuse(x0, jax.random.normal(key, x0.shape), level)
+        return jnp.argmax(objectives.class_log_probs(apply, params)(x, level), axis=-1)
+
+    return label
+
+
+def check_guiding(config: Experiment, guiding: Experiment, where: str) -> None:
+    """Whether the classifier of the config `guiding` can guide samples of the config.
+
+    Raises:
+        ConfigError: it knows other images, other classes, or too few levels; `where` is its run.
+    """
+    for name, mine, its in (
+        ("data.image_shape", config.data.image_shape, guiding.data.image_shape),
+        ("model.num_classes", config.model.num_classes, guiding.model.num_classes),
+    ):
+        if mine != its:
+            raise ConfigError(f"the classifier {where} has {name} {its}, the diffusion run {mine}; train one with {mine}")
+    walked = np.asarray(levels(config)[:-1].logsnr)
+    first, last = np.asarray(SCHEDULES[guiding.diffusion.schedule]()(np.array([1.0, 0.0], np.float32)).logsnr)
+    if walked.min() < first - ROUNDING or walked.max() > last + ROUNDING:
+        raise ConfigError(
+            f"the classifier {where} knows logsnr {first:.1f} to {last:.1f} (schedule {guiding.diffusion.schedule}), "
+            f"the samples pass through {walked.min():.1f} to {walked.max():.1f}; train it on their schedule"
+        )

@@ -1,6 +1,7 @@
 """A run: a directory where a config is trained, resumed, sampled and evaluated.
 
-It holds config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ and, at the end, samples.png and samples.json.
+It holds config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ and, at the end, samples.png and samples.json, or
+a classifier's accuracy.json.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,10 +28,17 @@ from jaxdiff.train import Step, TrainState, loop, mean_metrics, stop_signals, tr
 
 log = logging.getLogger(__name__)
 
+TIMES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of its schedule, at which a classifier is measured
+
 
 def generation(config: Experiment, batch_size: int = 500) -> Callable[[Any, np.ndarray, int], np.ndarray]:
-    """A function `(params, labels [N], seed) -> images [N, H, W, C]` that compiles once and works in batches of one size."""
-    compiled = jax.jit(recipe.generator(config))
+    """A function `(params, labels [N], seed) -> images [N, H, W, C]` that compiles once and works in batches of one size.
+
+    Raises:
+        ConfigError: the run of `sampling.classifier` is missing, no classifier, or cannot guide these samples.
+    """
+    guiding, guiding_params = _guiding(config)
+    compiled = jax.jit(recipe.generator(config, guiding))
 
     def generate(params: Any, labels: np.ndarray, seed: int) -> np.ndarray:
         size = min(batch_size, len(labels))
@@ -38,7 +46,7 @@ def generation(config: Experiment, batch_size: int = 500) -> Callable[[Any, np.n
         parts = []
         for start in tqdm(range(0, len(labels), size), desc="sampling", unit="batch", leave=False, disable=len(labels) <= size):
             label = jnp.asarray(np.resize(labels[start : start + size], size), jnp.int32)
-            parts.append(np.asarray(compiled(params, jax.random.fold_in(key, start), label)))
+            parts.append(np.asarray(compiled(params, jax.random.fold_in(key, start), label, guiding_params)))
         images = np.concatenate(parts)[: len(labels)]
         if not np.isfinite(images).all():
             raise NonFiniteError("the samples hold values that are no numbers; try more --steps or another --sampler")
@@ -47,16 +55,26 @@ def generation(config: Experiment, batch_size: int = 500) -> Callable[[Any, np.n
     return generate
 
 
-def cycling_labels(config: Experiment, num: int) -> np.ndarray:
-    """All labels in turn `[num]`: a grid with `num_classes` columns shows one label a column."""
-    return np.arange(num, dtype=np.int32) % config.model.num_classes
+def cycling(classes: Sequence[int], num: int) -> np.ndarray:
+    """The classes in turn, labels `[num]`: a grid with as many columns shows one label a column."""
+    return np.resize(np.array(classes, np.int32), num)
 
 
-def read_config(workdir: pathlib.Path) -> Experiment:
-    """The config that made a run.
+def _guiding(config: Experiment) -> tuple[Experiment | None, Any]:
+    """Config and params of the classifier that guides the config's samples; None twice where there is none."""
+    if not config.sampling.classifier:
+        return None, None
+    workdir = pathlib.Path(config.sampling.classifier)
+    guiding = read_config(workdir, "classifier")
+    recipe.check_guiding(config, guiding, str(workdir))
+    return guiding, read_params(guiding, workdir)[1]
+
+
+def read_config(workdir: pathlib.Path, objective: str | None = None) -> Experiment:
+    """The config that made a run, which must have trained that objective if one is given.
 
     Raises:
-        ConfigError: no run in `workdir`.
+        ConfigError: no run in `workdir`, or one of another objective.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
@@ -67,7 +85,12 @@ def read_config(workdir: pathlib.Path) -> Experiment:
         raise ConfigError(f"{path} is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a config")
-    return from_dict(values, where=str(path))
+    config = from_dict(values, where=str(path))
+    if objective not in (None, config.objective):
+        raise ConfigError(
+            f"{workdir} is a {config.objective} run, here a {objective} run is wanted (--classifier takes the classifier)"
+        )
+    return config
 
 
 def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = None) -> tuple[int, Any]:
@@ -126,7 +149,7 @@ def _steps(
     if first >= config.steps:
         return
     states = loop(step, layout.enter(state), batches, jax.random.key(config.seed + 1))
-    sample_grid = _sample_grids(config, workdir)
+    sample_grid = _sample_grids(config, workdir) if config.sampling.every else None
     pending: dict[int, Mapping[str, Array]] = {}
     bar = tqdm(total=config.steps, initial=first, desc="training", unit="step", dynamic_ncols=True)
     with metrics.writer(workdir, first) as (write, show), checkpoint.manager(workdir, config.keep) as to, bar:
@@ -142,23 +165,24 @@ def _steps(
                 pending.clear()
             if saves:
                 checkpoint.save(to, layout.leave(state), to_dict(config))
-            if config.sampling.every and number % config.sampling.every == 0 and not ends:
+            if sample_grid and number % config.sampling.every == 0 and not ends:
                 show(number, sample_grid(layout.leave(state), number))
             if ends:
                 break
 
 
-def finish(config: Experiment, workdir: pathlib.Path, out: pathlib.Path, data_dir: str | None = None) -> str:
+def finish(
+    config: Experiment, workdir: pathlib.Path, out: pathlib.Path, classes: Sequence[int], data_dir: str | None = None
+) -> str:
     """Samples a trained run and, where the config asks for it, judges the samples; what to print.
 
     Writes a grid to `out`, a .png, and the report beside it, with the same name and .json.
     """
     step, params = read_params(config, workdir)
-    num = config.evaluation.num or config.sampling.num
-    labels = cycling_labels(config, num)
+    labels = cycling(classes, config.evaluation.num or config.sampling.num)
     samples = generation(config, config.evaluation.batch_size)(params, labels, config.seed)
     shown = samples[: config.sampling.num]
-    pictures.save_grid(out, shown, columns=config.model.num_classes)
+    pictures.save_grid(out, shown, columns=len(classes))
     lines = [f"{len(shown)} samples of step {step}: {out}"]
     if config.evaluation.num:
         report = judge(config, samples, labels, data_dir)
@@ -168,12 +192,34 @@ def finish(config: Experiment, workdir: pathlib.Path, out: pathlib.Path, data_di
     return "\n".join(lines)
 
 
+def finish_classifier(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:
+    """Measures a trained classifier on held-out images at several noise levels; what to print. Writes `accuracy.json`."""
+    from jaxdiff import data, evaluate
+
+    step, params = read_params(config, workdir)
+    c = config.data
+    test = data.images(c.name, "test", c.image_shape, c.fit, data_dir)
+    levels = recipe.SCHEDULES[config.diffusion.schedule]()(jnp.array(TIMES))
+    label, key = jax.jit(recipe.labeller(config)), jax.random.key(config.seed)
+    rows = []
+    for number, time in enumerate(TIMES):
+        accuracy = evaluate.accuracy(lambda images, level=levels[number]: label(params, key, images, level), test)
+        rows.append({"time": time, "logsnr": float(levels[number].logsnr), "accuracy": accuracy})
+    out = pathlib.Path(workdir) / "accuracy.json"
+    files.write(out, json.dumps({"step": step, "num": test.num_examples, "levels": rows}, indent=2) + "\n")
+    lines = [
+        f"logsnr {row['logsnr']:5.1f}: {row['accuracy']:.1%} of {test.num_examples} held-out images named right" for row in rows
+    ]
+    return "\n".join([f"accuracy of step {step}: {out}", *lines])
+
+
 def default_name(config: Experiment, seed: int) -> str:
     """A file name that says how samples were made, such as `ddim_50_guidance_2_seed_0.png`."""
     c = config.sampling
     spacing = f"_{c.spacing}" if c.spacing != "time" else ""
     eta = f"_eta_{c.eta:g}" if c.eta else ""
-    return f"{c.sampler}_{c.steps}{spacing}{eta}_guidance_{c.guidance:g}_seed_{seed}.png"
+    classifier = f"_classifier_{c.classifier_scale:g}" if c.classifier else ""
+    return f"{c.sampler}_{c.steps}{spacing}{eta}_guidance_{c.guidance:g}{classifier}_seed_{seed}.png"
 
 
 def judge(config: Experiment, samples: np.ndarray, labels: np.ndarray, data_dir: str | None = None) -> Any:
@@ -206,7 +252,8 @@ def _placed(shapes: Any, sharding: Any) -> Any:
 def _sample_grids(config: Experiment, workdir: pathlib.Path) -> Callable[[TrainState, int], np.ndarray]:
     """A function that draws a grid of samples from a state at a step, and writes it."""
     generate = generation(config)
-    labels, columns = cycling_labels(config, config.sampling.num), config.model.num_classes
+    columns = config.model.num_classes
+    labels = cycling(range(columns), config.sampling.num)
 
     def draw(state: TrainState, step: int) -> np.ndarray:
         params = jax.device_put(next(iter(state.ema.values())), jax.local_devices()[0])

@@ -43,6 +43,11 @@ def recipe_file(tmp_path):
         (("--sampling.sampler", "ddpm", "--sampling.eta", "0.5"), "sampling.eta must be 0 for a sampler that is not ddim"),
         (("--sampling.sampler", "dpmpp_2m_sde", "--sampling.eta", "1"), "sampling.eta must be 0 for a sampler that is not ddim"),
         (("--sampling.spacing", "even"), "invalid choice 'even'"),
+        (
+            ("--sampling.classifier-scale", "3"),
+            "sampling.classifier_scale must be 1 unless sampling.classifier names a run, got 3.0",
+        ),
+        (("--objective", "classifier"), "sampling.every must be 0 for a classifier, which draws no samples, got 200"),
         (("--sampling.guidance", "nan"), "sampling.guidance must be a finite number, got nan"),
         (("--optimizer.b1", "2"), "optimizer.b1 must be at least 0 and below 1"),
         (("--model.attention", "5"), r"model.attention must be sizes that the network has: .4, 8."),
@@ -163,6 +168,14 @@ def test_a_config_survives_json():
     assert config.from_dict(json.loads(json.dumps(config.to_dict(original)))) == original
     with pytest.raises(errors.ConfigError, match=r"unknown key model.chanels; did you mean model.channels\?"):
         config.from_dict({**config.to_dict(original), "model": {"chanels": 3}})
+
+
+def test_the_config_of_an_older_run_still_loads():
+    values = config.to_dict(config.load("configs/digits.py"))
+    for name in ("spacing", "classifier", "classifier_scale"):
+        del values["sampling"][name]
+    del values["objective"]
+    assert config.from_dict(values) == config.load("configs/digits.py")
 
 
 def test_a_key_that_begins_like_ema_is_unknown_all_the_same():

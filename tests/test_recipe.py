@@ -1,5 +1,6 @@
 """Names in a config, and the functions that they stand for."""
 
+import dataclasses
 from typing import get_args
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 import jaxdiff as jd
 from jaxdiff import config, oracles, recipe, samplers
 from jaxdiff.config import Diffusion, Experiment, Sampling
+from jaxdiff.errors import ConfigError
 
 FACTORIES = ("ddpm", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc", "euler_maruyama")
 
@@ -44,3 +46,15 @@ def test_spacings_are_even_in_what_they_are_named_for(schedule):
     plain = recipe.SCHEDULES[schedule]()
     np.testing.assert_allclose(levels("time").logsnr, plain(jnp.arange(8, 0, -1) / 8).logsnr, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(levels("quadratic").logsnr, plain((jnp.arange(8, 0, -1) / 8) ** 2).logsnr, rtol=1e-3, atol=1e-3)
+
+
+def test_a_classifier_guides_what_passes_through_its_levels():
+    """Scaled inputs depend on logsnr alone, so its schedule may be of another family."""
+    samples = config.load("configs/digits.py")
+    guiding = config.load("configs/digits_classifier.py")
+    recipe.check_guiding(samples, guiding, "here")
+    karras = dataclasses.replace(samples, diffusion=Diffusion(schedule="karras", prediction="edm"))
+    recipe.check_guiding(karras, guiding, "here")
+    linear = dataclasses.replace(guiding, diffusion=Diffusion(schedule="linear"))
+    with pytest.raises(ConfigError, match=r"the classifier here knows logsnr -10\.0 to 15\.0"):
+        recipe.check_guiding(samples, linear, "here")

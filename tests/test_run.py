@@ -1,5 +1,6 @@
 """Real runs in real processes: killed, stopped, resumed, sampled."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import checkpoint, cli, run
+from jaxdiff import checkpoint, cli, config, run
 
 TINY = (
     *("--data.batch-size", "16", "--model.channels", "16", "--model.multipliers", "1", "--model.attention"),
@@ -182,6 +183,84 @@ def test_wrong_flags_of_sample(answer, unbroken, flags, message):
     assert status in (1, 2)
     assert message in text.err
     assert text.err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def guiding(tmp_path_factory):
+    """A classifier's run with random params."""
+    workdir = tmp_path_factory.mktemp("runs") / "guiding"
+    recipe = config.load("configs/digits_classifier.py")
+    tiny = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, channels=8, multipliers=(1,), head_channels=8))
+
+    @jax.jit
+    def random_state(key):
+        state = run.recipe.init(tiny, key)
+        return jax.tree.map(lambda leaf: leaf + jax.random.normal(key, leaf.shape).astype(leaf.dtype), state)
+
+    with checkpoint.manager(workdir) as to:
+        checkpoint.save(to, random_state(jax.random.key(0)), config.to_dict(tiny))
+    (workdir / "config.json").write_text(json.dumps(config.to_dict(tiny)))
+    return workdir
+
+
+def test_a_classifier_guides_samples_by_its_scale(answer, tmp_path, unbroken, guiding):
+    def images(*flags):
+        out = tmp_path / "images.npz"
+        status, text = answer("sample", str(unbroken), "--guidance", "0", "--num", "10", "--out", str(out), *flags)
+        assert status == 0, text.err
+        return np.load(out)["image"]
+
+    plain = images()
+    guided, zero = (images("--classifier", str(guiding), "--classifier-scale", scale) for scale in ("1e4", "0"))
+    assert (guided != plain).any(axis=(1, 2, 3)).all()
+    np.testing.assert_array_equal(zero, plain)
+
+
+def test_default_names_tell_how_samples_were_made():
+    recipe = config.load("configs/digits.py")
+    for changes, name in (
+        ({}, "ddim_50_guidance_2_seed_3.png"),
+        ({"eta": 0.5, "spacing": "karras"}, "ddim_50_karras_eta_0.5_guidance_2_seed_3.png"),
+        ({"guidance": 0.0, "classifier": "runs/c", "classifier_scale": 2.5}, "ddim_50_guidance_0_classifier_2.5_seed_3.png"),
+    ):
+        sampling = dataclasses.replace(recipe.sampling, **changes)
+        assert run.default_name(dataclasses.replace(recipe, sampling=sampling), 3) == name
+
+
+def test_runs_that_cannot_guide_or_be_guided(answer, tmp_path, unbroken, guiding):
+    def other(name, **changes):
+        values = json.loads((guiding / "config.json").read_text())
+        for section, fields in changes.items():
+            values[section] |= fields
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(values))
+        return str(tmp_path / name)
+
+    asked = [
+        (("sample", str(guiding)), f"{guiding} is a classifier run, here a diffusion run is wanted"),
+        (("evaluate", str(guiding)), f"{guiding} is a classifier run, here a diffusion run is wanted"),
+        (
+            ("sample", str(unbroken), "--classifier", str(unbroken)),
+            f"{unbroken} is a diffusion run, here a classifier run is wanted",
+        ),
+        (("sample", str(unbroken), "--classifier", "nowhere"), "no run in nowhere; train one: "),
+        (
+            ("evaluate", str(unbroken), "--classifier-scale", "3"),
+            "classifier_scale must be 1 unless sampling.classifier names a run",
+        ),
+    ]
+    for changes, message in (
+        ({"data": {"image_shape": [16, 16, 1]}}, "has data.image_shape (16, 16, 1), the diffusion run (8, 8, 1)"),
+        ({"model": {"num_classes": 11}}, "has model.num_classes 11, the diffusion run 10"),
+        ({"diffusion": {"schedule": "linear"}}, "knows logsnr -10.0 to 15.0 (schedule linear), the samples pass through -15.0 to"),
+    ):
+        name = next(iter(changes))
+        asked.append((("sample", str(unbroken), "--classifier", other(name, **changes)), message))
+    for words, message in asked:
+        status, text = answer(*words)
+        assert status == 1
+        assert message in text.err
+        assert text.err.count("\n") == 1
 
 
 def test_another_config_does_not_touch_the_run(answer, tfds_dir, unbroken):
