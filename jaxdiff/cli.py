@@ -1,4 +1,4 @@
-"""The command line: `jaxdiff train | sample | evaluate | data`.
+"""The command line: `jaxdiff train | sample | evaluate | verify | data`.
 
 Each command is a function of typed arguments; tyro makes flags and help of them. What a user can mend ends in one line.
 """
@@ -31,6 +31,8 @@ USAGE = """jaxdiff: diffusion models on JAX
       guide the unconditional model by a classifier of noised images, such as configs/digits_classifier.py trains
   jaxdiff evaluate RUN [--num 1000] [--guidance 2] [--classifier CLASSIFIER_RUN --classifier-scale 3] ...
       judge a run's samples by a classifier trained on its data
+  jaxdiff verify FILE.py:SAMPLER [--order 2]
+      hold a sampler to data whose denoiser is known: its order, bias, distance from exact samples, dtypes, compilations
   jaxdiff data NAME [--data-dir DIR] [--raw-dir DIR]
       prepare mnist or cifar10 without TensorFlow
 
@@ -108,6 +110,24 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Verify:
+    """Hold a sampler to data whose denoiser, law and flow are known exactly; exit status 1 where it fails.
+
+    Example: jaxdiff verify path/to/file.py:my_sampler --order 2
+    """
+
+    sampler: tyro.conf.Positional[str]
+    """FILE.py:NAME of a jaxdiff.Sampler or of a function (denoise, x, levels, key) -> x0; or a name such as heun."""
+    order: float | None = None
+    """Of convergence, as it claims; its calls of the denoiser a step if not given."""
+    consistency: bool = False
+    """Give it a consistency function, the exact flow to clean, for a denoiser."""
+    num: int = 20_000
+    """Samples, which set the Monte Carlo error."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Data:
     """Prepare mnist or cifar10 without TensorFlow.
 
@@ -173,6 +193,22 @@ def evaluate(args: Evaluate) -> int:
     return 0
 
 
+def verify(args: Verify) -> int:
+    """`jaxdiff verify`: the exit status."""
+    from jaxdiff import loading, oracles
+
+    if args.num < 2:
+        raise ConfigError(f"--num must be at least 2, got {args.num}")
+    sampler = loading.sampler(args.sampler)
+    denoiser = oracles.flow_map if args.consistency else oracles.denoiser
+    try:
+        report = oracles.verify(sampler, args.order, denoiser=denoiser, num=args.num, seed=args.seed)
+    except Exception as error:  # the user's own code
+        raise ConfigError(f"{args.sampler}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    print(report)
+    return 0 if report.passed else 1
+
+
 def data(args: Data) -> int:
     """`jaxdiff data`: the exit status."""
     from jaxdiff.datasets import raw
@@ -214,6 +250,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "train": (Train, train),
     "sample": (Sample, sample),
     "evaluate": (Evaluate, evaluate),
+    "verify": (Verify, verify),
     "data": (Data, data),
 }
 

@@ -188,3 +188,50 @@ def test_differences_name_what_a_resumed_run_must_not_change():
     old = config.to_dict(config.load("configs/digits.py"))
     new = {**old, "steps": 7, "seed": 3, "optimizer": {**old["optimizer"], "learning_rate": 1.0}}
     assert sorted(config.differences(old, new)) == ["optimizer.learning_rate was 0.002, now 1.0", "seed was 0, now 3"]
+
+
+SAMPLERS = """
+import jax
+import jaxdiff as jd
+three = 3
+def factory():
+    return jd.ddim()
+def alpha_of_the_wrong_time(denoise, x, levels, key):
+    def step(x, levels):
+        t, s = levels
+        return x * s.sigma / t.sigma + (t.alpha - s.sigma / t.sigma * t.alpha) * denoise(x, t), None
+    return jax.lax.scan(step, x, (levels[:-1], levels[1:]))[0]
+def on_the_host(denoise, x, levels, key):
+    return x * float(levels.sigma[0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("three", "must be a jaxdiff.Sampler or a function .*, got 3"),
+        ("alpha_of_the_wrong_tim", "no sampler 'alpha_of_the_wrong_tim'; did you mean alpha_of_the_wrong_time?"),
+        ("on_the_host", "on_the_host: ConcretizationTypeError: Abstract tracer value"),
+    ],
+)
+def test_verify_says_what_is_no_sampler(tmp_path, capsys, name, message):
+    (tmp_path / "mine.py").write_text(SAMPLERS)
+    status, line = answer(capsys, "verify", f"{tmp_path}/mine.py:{name}")
+    assert status == 1
+    assert re.search(message, line), line
+
+
+def test_verify_says_what_is_no_file_and_no_name(tmp_path, capsys):
+    assert answer(capsys, "verify", "nowhere.py:f")[1] == "jaxdiff: no file nowhere.py; write path/to/file.py:my_sampler"
+    assert answer(capsys, "verify", "hein")[1] == "jaxdiff: no sampler 'hein'; did you mean heun?"
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name")
+    assert "broken.py: ModuleNotFoundError: No module named" in answer(capsys, "verify", f"{tmp_path}/broken.py:f")[1]
+
+
+def test_verify_prints_the_table_and_fails_a_broken_sampler(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(SAMPLERS)
+    for name, expected in (("factory", 0), ("alpha_of_the_wrong_time", 1)):
+        status, table = answer(capsys, "verify", f"{tmp_path}/mine.py:{name}", "--num", "2000")
+        assert status == expected
+        assert table.count("FAILS") >= 3 * expected
+        assert all(line in table for line in ("order of convergence", "sliced Wasserstein", "compilations", "dtype"))

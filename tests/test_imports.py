@@ -31,10 +31,11 @@ ALLOWED = {
     "datasets": {"datasets", "errors"},
     "data": {"datasets", "errors"},
     "evaluate": {"data", "models", "train"},
+    "loading": {"errors", "samplers"},
     "__main__": {"cli"},
     "recipe": {"config", "errors", "losses", "mesh", "models", "objectives", "samplers", "guidance", "train", *DENOISERS},
     "run": {"checkpoint", "config", "errors", "files", "data", "evaluate", "mesh", "metrics", "pictures", "recipe", "train"},
-    "cli": {"checkpoint", "config", "errors", "datasets", "pictures", "run", "train"},
+    "cli": {"checkpoint", "loading", "oracles", "config", "errors", "datasets", "pictures", "run", "train"},
 }
 CORE = ("process", "denoiser", "guidance", "samplers", "losses", "targets", "oracles", "editing", "objectives")
 LIBRARIES = {

@@ -8,7 +8,9 @@ import pytest
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["plain", "linen", "nnx", "equinox", "verify", "training"])
+@pytest.mark.parametrize(
+    "code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["plain", "linen", "nnx", "equinox", "verify", "training"]
+)
 def test_example_runs(code):
     exec(code, {})
 

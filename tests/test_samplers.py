@@ -8,6 +8,7 @@ from cases import SCHEDULES, clouds
 
 import jaxdiff as jd
 from jaxdiff import oracles, samplers
+from jaxdiff.samplers import multistep
 
 FOUR = ["cosine", "linear", "karras", "rectified_flow"]
 
@@ -238,6 +239,16 @@ def test_euler_maruyama_is_the_papers_rule_in_small_steps(float64):
         expected = x + (beta * x / 2 + beta * oracles.score(clouds())(x, schedule(time))) * dt + np.sqrt(beta * dt) * z
         moved, _ = jd.euler_maruyama().step(oracles.denoiser(clouds()), x, (), schedule(time), schedule(time - dt), key)
         np.testing.assert_allclose((moved - x) / dt, (expected - x) / dt, rtol=1e-3)
+
+
+def test_exponential_moments_equal_the_integrals(float64):
+    """On both sides of the step size at which the series takes over, and for steps upwards."""
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    u = (nodes + 1) / 2
+    for h in (-3.0, -0.0999, 1e-9, 0.05, 0.0999, 0.1001, 1.0, 8.0):
+        density = weights * np.exp(h * u)
+        expected = [np.sum(density * u**power) / np.sum(density) for power in (1, 2)]
+        np.testing.assert_allclose(multistep._exponential_moments(jnp.asarray(h)), expected, rtol=1e-10)
 
 
 def test_a_thousand_steps_need_no_more_memory_than_ten():
