@@ -211,9 +211,11 @@ def test_a_classifier_guides_samples_by_its_scale(answer, tmp_path, unbroken, gu
         return np.load(out)["image"]
 
     plain = images()
-    guided, zero = (images("--classifier", str(guiding), "--classifier-scale", scale) for scale in ("1e4", "0"))
+    words = ("--classifier", str(guiding), "--classifier-scale")
+    guided, zero, unlabelled = (images(*words, *more) for more in (("1e4",), ("0",), ("1e4", "--labels", "none")))
     assert (guided != plain).any(axis=(1, 2, 3)).all()
     np.testing.assert_array_equal(zero, plain)
+    np.testing.assert_array_equal(unlabelled, plain)
 
 
 def test_default_names_tell_how_samples_were_made():
