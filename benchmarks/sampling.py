@@ -1,9 +1,15 @@
-"""Prints the time of DDIM over that of the bare network calls in it, and the memory of long sampling over short.
+"""Prints what samplers cost beside the network calls in them, and the memory of long sampling over short.
 
-For the networks of configs/digits.py and configs/cifar10.py, in float32: the seconds of a 10-step DDIM, of ten calls of
-the jitted network alone, and their ratio (1: the sampler costs nothing); then the temporary memory of the compiled
-1,000-step and 10-step DDPM and their ratio (1: memory does not grow with the number of steps). The two timings take
-turns; each figure is the median of the rounds. Exit status 1: a ratio of times is above 1.1, or of memory above 1.02.
+For the networks of configs/digits.py and configs/cifar10.py, in float32:
+
+- DDIM and DPM-Solver++(2M) of 10 steps (10 network calls) and Heun of 25 (49 calls): images per second, and the time over
+  that of the same number of calls of the jitted network alone (1: the sampler costs nothing);
+- classifier-free guidance by one doubled batch, and by two calls as `jaxdiff.guide` makes them: the time of the first over
+  that of the second in a 10-step DDIM (above 1: two calls are faster);
+- the temporary memory of the compiled 1,000-step and 10-step DDPM (1: memory does not grow with the number of steps).
+
+The timings take turns; each figure is the median of the rounds. Exit status 1: a sampler's ratio is above 1.05, or that of
+memory above 1.02.
 
 Run: python benchmarks/sampling.py
 """
@@ -23,47 +29,85 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+import jaxdiff as jd
 from jaxdiff import config as configs
-from jaxdiff import recipe
+from jaxdiff import objectives, recipe
 from jaxdiff.config import Experiment
 from jaxdiff.models.unet import network
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-STEPS = 10
+SAMPLERS = {"DDIM": (jd.ddim(), 10, 10), "2M": (jd.dpmpp_2m(), 10, 10), "Heun": (jd.heun(), 25, 49)}  # steps, network calls
+Work = Callable[[], Any]
 
 
-def sampled(config: Experiment, sampler: str, steps: int) -> Callable[..., jax.Array]:
-    """The jitted sampler `(params, key, label) -> images`, unguided and unclipped, so that a step is one network call."""
-    sampling = replace(config.sampling, sampler=sampler, steps=steps, guidance=1.0, clip=False)
-    return jax.jit(recipe.generator(replace(config, sampling=sampling)))
+def sampled(sampler: jd.Sampler, denoiser: Callable[..., jd.Denoiser], num_steps: int) -> Callable[..., jax.Array]:
+    """The jitted `(params, x, label, key) -> images` of the denoiser `denoiser(params, label)`."""
+    levels = jd.grid(jd.karras_spaced(jd.cosine()), num_steps, t_min=0.0)
+    return jax.jit(lambda params, x, label, key: jd.sample(sampler, denoiser(params, label), x, levels, key))
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(work())
-    return time.perf_counter() - start
+def doubled(apply: Callable[..., jax.Array], null_label: int, scale: float) -> Callable[..., jd.Denoiser]:
+    """Classifier-free guidance in one call: the batch with its labels above the same batch without."""
+
+    def denoiser(params: Any, label: jax.Array) -> jd.Denoiser:
+        def both(x: jax.Array, logsnr: jax.Array) -> jax.Array:
+            labels = jnp.concatenate([label, jnp.full_like(label, null_label)])
+            with_label, without = jnp.split(apply(params, jnp.tile(x, (2, 1, 1, 1)), jnp.tile(logsnr, 2), labels), 2)
+            return scale * with_label + (1 - scale) * without
+
+        return jd.denoiser(both, jd.predict_v)
+
+    return denoiser
 
 
-def times(config: Experiment, batch_size: int, rounds: int) -> tuple[float, float]:
-    """Median seconds of a 10-step DDIM and of ten network calls."""
-    key = jax.random.key(0)
+def two_calls(apply: Callable[..., jax.Array], null_label: int, scale: float) -> Callable[..., jd.Denoiser]:
+    """Classifier-free guidance by `jaxdiff.guide`."""
+
+    def denoiser(params: Any, label: jax.Array) -> jd.Denoiser:
+        pair = (objectives.labelled(apply, jd.predict_v, params, of) for of in (label, jnp.full_like(label, null_label)))
+        return jd.guide(*pair, scale)
+
+    return denoiser
+
+
+def seconds(works: dict[str, Work], rounds: int) -> dict[str, float]:
+    """Median seconds of each work; they take turns, for so many rounds and at least half a minute."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for work in works.values():
+        jax.block_until_ready(work())
+    begin = time.perf_counter()
+    while len(next(iter(taken.values()))) < rounds or time.perf_counter() - begin < 30:
+        for name, work in works.items():
+            start = time.perf_counter()
+            jax.block_until_ready(work())
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def times(config: Experiment, batch_size: int, rounds: int) -> dict[str, float]:
+    """Seconds of each sampler, of as many network calls, and of both ways to guide."""
+    key, apply, null = jax.random.key(0), network(recipe.unet(config)), config.model.num_classes
     params = jax.jit(partial(recipe.init, config))(key).params
     x = jax.random.normal(key, (batch_size, *config.data.image_shape))
     logsnr, label = jnp.zeros(batch_size), jnp.zeros(batch_size, jnp.int32)
-    generate, call = sampled(config, "ddim", STEPS), jax.jit(network(recipe.unet(config)))
-    works = (lambda: generate(params, key, label), lambda: [call(params, x, logsnr, label) for _ in range(STEPS)])
-    for work in works:
-        jax.block_until_ready(work())
-    measured = [[seconds(work) for work in works] for _ in range(rounds)]
-    ddim, calls = (statistics.median(column) for column in zip(*measured, strict=True))
-    return ddim, calls
+    call = jax.jit(apply)
+    works: dict[str, Work] = {}
+    for name, (sampler, num_steps, calls) in SAMPLERS.items():
+        generate = sampled(sampler, lambda params, label: objectives.labelled(apply, jd.predict_v, params, label), num_steps)
+        works[name] = partial(generate, params, x, label, key)
+        works[f"{calls} calls"] = lambda calls=calls: [call(params, x, logsnr, label) for _ in range(calls)]
+    for name, guidance in (("one doubled batch", doubled), ("two calls", two_calls)):
+        works[name] = partial(sampled(jd.ddim(), guidance(apply, null, 2.0), 10), params, x, label, key)
+    return seconds(works, rounds)
 
 
 def memory(config: Experiment, batch_size: int, steps: int) -> int:
     """Bytes of temporary memory that the compiled DDPM of so many steps takes."""
+    sampling = replace(config.sampling, sampler="ddpm", steps=steps, guidance=1.0, clip=False)
+    generate = jax.jit(recipe.generator(replace(config, sampling=sampling)))
     params = recipe.state_shapes(config).params
     key, label = jax.random.key(0), jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    return sampled(config, "ddpm", steps).lower(params, key, label).compile().memory_analysis().temp_size_in_bytes
+    return generate.lower(params, key, label).compile().memory_analysis().temp_size_in_bytes
 
 
 def main() -> int:
@@ -72,17 +116,23 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     good = True
-    for name in ("digits", "cifar10"):
-        config = configs.load(CONFIGS / f"{name}.py")
+    for recipe_name in ("digits", "cifar10"):
+        config = configs.load(CONFIGS / f"{recipe_name}.py")
         config = replace(config, model=replace(config.model, dtype="float32"))
-        ddim, calls = times(config, args.batch_size, args.rounds)
-        print(
-            f"{name:8} {STEPS}-step DDIM {ddim:8.4f} s, {STEPS} network calls {calls:8.4f} s, ratio {ddim / calls:.3f}", flush=True
-        )
-        long, short = (memory(config, args.batch_size, steps) for steps in (1000, STEPS))
-        sizes = f"1,000 steps {long / 2**20:.2f} MiB, {STEPS} steps {short / 2**20:.2f} MiB"
-        print(f"{name:8} DDPM, temporary memory: {sizes}, ratio {long / short:.3f}", flush=True)
-        good = good and ddim / calls <= 1.1 and long / short <= 1.02
+        took = times(config, args.batch_size, args.rounds)
+        for name, (_, num_steps, calls) in SAMPLERS.items():
+            ratio = took[name] / took[f"{calls} calls"]
+            good = good and ratio <= 1.05
+            print(
+                f"{recipe_name:8} {num_steps}-step {name:5} {args.batch_size / took[name]:9.2f} images/s, ratio {ratio:.3f}",
+                flush=True,
+            )
+        ratio = took["one doubled batch"] / took["two calls"]
+        print(f"{recipe_name:8} guidance, one doubled batch over two calls: ratio {ratio:.3f}", flush=True)
+        long, short = (memory(config, args.batch_size, steps) for steps in (1000, 10))
+        good = good and long / short <= 1.02
+        sizes = f"1,000 steps {long / 2**20:.2f} MiB, 10 steps {short / 2**20:.2f} MiB"
+        print(f"{recipe_name:8} DDPM, temporary memory: {sizes}, ratio {long / short:.3f}", flush=True)
     return 0 if good else 1
 
 
