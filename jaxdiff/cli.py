@@ -204,7 +204,7 @@ def verify(args: Verify) -> int:
     try:
         report = oracles.verify(sampler, args.order, denoiser=denoiser, num=args.num, seed=args.seed)
     except Exception as error:  # the user's own code
-        raise ConfigError(f"{args.sampler}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{args.sampler}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
     print(report)
     return 0 if report.passed else 1
 

@@ -62,7 +62,7 @@ def inpaint(sampler: Sampler, known: Array, mask: Array) -> Sampler:
     def step(denoise, x, memory, t, s, key):
         sampler_key, noise_key = jax.random.split(key)
         x, memory = sampler.step(denoise, x, memory, t, s, sampler_key)
-        return jnp.where(mask, diffuse(known, jax.random.normal(noise_key, x.shape, x.dtype), s), x), memory
+        return jnp.where(mask, diffuse(jnp.asarray(known, x.dtype), jax.random.normal(noise_key, x.shape, x.dtype), s), x), memory
 
     return Sampler(sampler.init, step)
 
@@ -143,12 +143,16 @@ def _conjugate_gradients(matrix: Operator, b: Array, iterations: int) -> Array:
     def dot(a: Array, b: Array) -> Array:
         return jnp.sum(a * b, axis=tuple(range(1, a.ndim)), keepdims=True)
 
-    def ratio(a: Array, b: Array) -> Array:
-        return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+    enough = dot(b, b) * jnp.finfo(b.dtype).eps ** 2
 
     def improved(_, state):
         solution, residual, direction = state
         image, size = matrix(direction), dot(residual, residual)
+        goes_on = size > enough  # an example that is solved stays as it is, and its gradient finite
+
+        def ratio(a: Array, b: Array) -> Array:
+            return jnp.where(goes_on, a / jnp.where(goes_on, b, 1), 0)
+
         step = ratio(size, dot(direction, image))
         residual_after = residual - step * image
         return (

@@ -50,7 +50,8 @@ def projected_guide(
         x0 = denoise(x, level)
         difference = x0 - reference(x, level)
         length2 = _dot(difference, difference)
-        shrink = jnp.minimum(1, radius / jnp.sqrt(jnp.where(length2 > 0, length2, 1)))
+        long = length2 > radius**2
+        shrink = jnp.where(long, jnp.where(long, radius, 1) / jnp.sqrt(jnp.where(long, length2, 1)), 1)
         size2 = _dot(x0, x0)
         parallel = _dot(difference, x0) / jnp.where(size2 > 0, size2, 1) * x0
         return x0 + (scale - 1) * shrink * (difference + (eta - 1) * parallel)

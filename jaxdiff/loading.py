@@ -30,7 +30,14 @@ def sampler(text: str) -> Sampler | Callable[..., Any]:
         found = _named({name: getattr(samplers, name) for name in BUILT_IN}, name, "path/to/file.py:my_sampler, or one of")
     else:
         found = _named(_contents(path), name, f"a name in {path}, such as")
-    return _checked(found() if inspect.isfunction(found) and not _required(found) else found, text)
+    if not inspect.isfunction(found) or _takes(found, 4) or not _takes(found, 0):
+        return _checked(found, text)
+    try:
+        return _checked(found(), text)
+    except ConfigError:
+        raise
+    except Exception as error:  # the user's own code
+        raise ConfigError(f"{text}: {type(error).__name__}: {error}") from error
 
 
 def _contents(path: str) -> Mapping[str, Any]:
@@ -46,19 +53,21 @@ def _contents(path: str) -> Mapping[str, Any]:
 def _named(choices: Mapping[str, Any], name: str, where: str) -> Any:
     if name in choices:
         return choices[name]
-    public = [choice for choice in choices if not choice.startswith("_")]
+    public = [n for n, value in choices.items() if isinstance(value, Sampler) or (inspect.isfunction(value) and n[0] != "_")]
     near = difflib.get_close_matches(name, public, n=1)
     raise ConfigError(f"no sampler {name!r}" + (f"; did you mean {near[0]}?" if near else f"; write {where} {', '.join(public)}"))
 
 
 def _checked(found: Any, text: str) -> Sampler | Callable[..., Any]:
-    if isinstance(found, Sampler) or (callable(found) and len(_required(found)) == 4):
+    if isinstance(found, Sampler) or (callable(found) and not inspect.isclass(found) and _takes(found, 4)):
         return found
     raise ConfigError(f"{text} must be a jaxdiff.Sampler or a function (denoise, x, levels, key) -> x0, got {found!r}")
 
 
-def _required(function: Callable[..., Any]) -> list[str]:
-    """Names of the arguments that must be given by position."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(function).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind in kinds and parameter.default is parameter.empty]
+def _takes(function: Callable[..., Any], number: int) -> bool:
+    """Whether it can be called with so many arguments."""
+    try:
+        inspect.signature(function).bind(*range(number))
+    except TypeError:
+        return False
+    return True

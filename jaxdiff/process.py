@@ -170,7 +170,12 @@ def respaced(schedule: Schedule, measure: Callable[[Level], Array]) -> Schedule:
             short = (measure(schedule(middle)) - wanted) * (last - first) < 0
             return jnp.where(short, middle, low), jnp.where(short, high, middle)
 
-        return schedule(jax.lax.fori_loop(0, 64, halved, (jnp.zeros_like(t), jnp.ones_like(t)))[1])
+        bounds = (jnp.zeros_like(t), jnp.ones_like(t))
+        found = jax.lax.stop_gradient(jax.lax.fori_loop(0, 64, halved, bounds)[1])
+        value, slope = jax.jvp(lambda t: measure(schedule(t)), (found,), (jnp.ones_like(t),))
+        slope = jax.lax.stop_gradient(jnp.where(slope == 0, jnp.inf, slope))
+        newton = (wanted - value) / slope  # 0 as a number, and the gradient that the bisection has not
+        return schedule(found + newton - jax.lax.stop_gradient(newton))
 
     return level
 
@@ -207,7 +212,7 @@ def grid(schedule: Schedule, num_steps: int, t_min: float | None = None) -> Leve
     return _to_clean(schedule(jnp.linspace(1.0, 1 / num_steps if t_min is None else t_min, num_steps)))
 
 
-SPACINGS = {
+TIMESTEPS = {
     "leading": lambda total, steps: np.arange(1, total + 1, total // steps)[:steps][::-1],
     "linspace": lambda total, steps: np.linspace(1, total, steps).round()[::-1],
     "trailing": lambda total, steps: np.arange(total, 0, -total / steps).round()[:steps],
@@ -221,14 +226,14 @@ def from_timesteps(betas: ArrayLike, num_steps: int, spacing: str = "trailing") 
     (`zero_terminal_snr`), where alpha = 0: a network that predicts noise has no x0 there.
 
     Raises:
-        ValueError: `betas` is no vector with values in [0, 1], or there is no such spacing or number of steps.
+        ValueError: `betas` is no vector with values in (0, 1], or there is no such spacing or number of steps.
     """
-    betas = _checked(betas, "from_timesteps", "values in [0, 1]", lambda b: (b >= 0) & (b <= 1))
-    if spacing not in SPACINGS:
-        raise ValueError(f"from_timesteps: no spacing {spacing!r}; write one of {', '.join(SPACINGS)}")
+    betas = _checked(betas, "from_timesteps", "values in (0, 1]", lambda b: (b > 0) & (b <= 1))
+    if spacing not in TIMESTEPS:
+        raise ValueError(f"from_timesteps: no spacing {spacing!r}; write one of {', '.join(TIMESTEPS)}")
     if not 1 <= num_steps <= betas.size:
         raise ValueError(f"from_timesteps: num_steps must lie in 1..{betas.size}, got {num_steps}")
-    alpha2 = np.cumprod(1 - betas)[SPACINGS[spacing](betas.size, num_steps).astype(int) - 1]
+    alpha2 = np.cumprod(1 - betas)[TIMESTEPS[spacing](betas.size, num_steps).astype(int) - 1]
     return _to_clean(Level(jnp.asarray(np.sqrt(alpha2)), jnp.asarray(np.sqrt(1 - alpha2))))
 
 
@@ -236,9 +241,9 @@ def zero_terminal_snr(betas: ArrayLike) -> np.ndarray:
     """The betas of a chain that ends in pure noise, alpha = 0 (Lin et al. 2023, algorithm 1).
 
     Raises:
-        ValueError: `betas` is no vector with values in (0, 1).
+        ValueError: `betas` is no vector with at least two values in (0, 1).
     """
-    betas = _checked(betas, "zero_terminal_snr", "values in (0, 1)", lambda b: (b > 0) & (b < 1))
+    betas = _checked(betas, "zero_terminal_snr", "at least two values in (0, 1)", lambda b: (b > 0) & (b < 1) & (b.size > 1))
     alpha = np.sqrt(np.cumprod(1 - betas))
     alpha2 = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
     return 1 - alpha2 / np.append(1.0, alpha2[:-1])

@@ -218,7 +218,7 @@ def default_name(config: Experiment, seed: int) -> str:
     c = config.sampling
     spacing = f"_{c.spacing}" if c.spacing != "time" else ""
     eta = f"_eta_{c.eta:g}" if c.eta else ""
-    classifier = f"_classifier_{c.classifier_scale:g}" if c.classifier else ""
+    classifier = f"_by_{pathlib.Path(c.classifier).name}_{c.classifier_scale:g}" if c.classifier else ""
     return f"{c.sampler}_{c.steps}{spacing}{eta}_guidance_{c.guidance:g}{classifier}_seed_{seed}.png"
 
 

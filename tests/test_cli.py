@@ -196,6 +196,10 @@ import jaxdiff as jd
 three = 3
 def factory():
     return jd.ddim()
+def without_weights():
+    raise ValueError("no weights")
+def not_yet(denoise, x, levels, key=None):
+    raise NotImplementedError
 def alpha_of_the_wrong_time(denoise, x, levels, key):
     def step(x, levels):
         t, s = levels
@@ -211,6 +215,9 @@ def on_the_host(denoise, x, levels, key):
     [
         ("three", "must be a jaxdiff.Sampler or a function .*, got 3"),
         ("alpha_of_the_wrong_tim", "no sampler 'alpha_of_the_wrong_tim'; did you mean alpha_of_the_wrong_time?"),
+        ("without_weights", "without_weights: ValueError: no weights"),
+        ("not_yet", "not_yet: NotImplementedError:"),
+        ("nothing", "no sampler 'nothing'; write a name in .*mine.py, such as factory, without_weights, not_yet"),
         ("on_the_host", "on_the_host: ConcretizationTypeError: Abstract tracer value"),
     ],
 )

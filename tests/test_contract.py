@@ -201,6 +201,13 @@ def test_guidance_keeps_float32_is_finite_and_compiles_once(name, dtype):
 
 
 @pytest.mark.parametrize("name", GUIDANCES)
+def test_gradients_through_guidance_are_finite(name):
+    level, x = jd.cosine()(0.4), jnp.array([[0.3, -2.0], [0.0, 0.0]])
+    gradients = jax.grad(lambda x, scale: jnp.sum(guided(name, scale)(x, level) ** 2), argnums=(0, 1))(x, jnp.float32(1.5))
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in gradients)
+
+
+@pytest.mark.parametrize("name", GUIDANCES)
 def test_guidance_takes_a_level_an_example_and_keeps_float64(name, float64):
     x = jax.random.normal(jax.random.key(1), (5, 2))
     levels = jd.cosine()(jnp.linspace(0.1, 0.9, 5))
@@ -217,6 +224,15 @@ def test_the_step_to_clean_adds_no_noise(sampler):
     denoise, kind = oracles.denoiser(clouds()), SAMPLERS[sampler]
     x0, _ = kind.step(denoise, x, kind.init(x), levels[-2], levels[-1], jax.random.key(0))
     np.testing.assert_array_equal(x0, denoise(x, levels[-2]))
+
+
+@each_sampler
+def test_gradients_in_x_and_levels_are_finite(sampler):
+    """With a level that comes twice, too: nothing is fresh between the two."""
+    levels = jd.grid(jd.cosine(-10.0), 6)
+    levels = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:3], leaf[2:]]), levels) if sampler != "euler_maruyama" else levels
+    gradients = jax.jit(jax.grad(lambda x, levels: jnp.sum(run(sampler, x, levels) ** 2), argnums=(0, 1)))(jnp.ones((3, 2)), levels)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradients))
 
 
 @each_sampler

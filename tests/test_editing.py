@@ -8,6 +8,7 @@ from cases import clouds
 
 import jaxdiff as jd
 from jaxdiff import editing, oracles
+from jaxdiff.process import from_logsnr
 
 NUM = 4_000
 MATRIX, OBSERVED = [[1.0, 0.0]], [0.4]
@@ -103,6 +104,18 @@ def test_sdedit_keeps_more_of_the_image_the_less_it_is_noised():
     stayed = [float(jnp.mean(jnp.linalg.norm(end - x0, axis=-1) < 0.8)) for end in ends]
     assert abs(stayed[0] - 0.2) < 0.03  # all of it noise: the component's own weight
     assert stayed[0] < stayed[1] < stayed[2] == 1
+
+
+def test_the_gradient_of_a_posterior_guide_is_finite_once_it_is_solved():
+    denoise, x = oracles.denoiser(overlapping()), jnp.array([[0.3, -2.0], [1.7, 0.4]])
+    for logsnr in (-10.0, 0.0, 10.0):
+        level = from_logsnr(jnp.float32(logsnr))
+
+        def end(x, observed, level=level):
+            return jnp.sum(editing.posterior_guide(denoise, see, observed, 0.1, iterations=8)(x, level) ** 2)
+
+        gradients = jax.grad(end, argnums=(0, 1))(x, jnp.array(OBSERVED)[None])
+        assert all(bool(jnp.all(jnp.isfinite(gradient))) for gradient in gradients)
 
 
 def test_resampled_says_what_is_wrong():

@@ -105,5 +105,7 @@ def test_projected_guide_drops_the_parallel_part_and_bounds_the_rest(float64):
     np.testing.assert_allclose(jnp.sum(moved * x0, axis=1), 0, atol=1e-12)
     unit = x0 / jnp.linalg.norm(x0, axis=1, keepdims=True)
     np.testing.assert_allclose(moved, difference - jnp.sum(difference * unit, axis=1, keepdims=True) * unit, rtol=1e-9)
+    gradient = jax.grad(lambda x: jnp.sum(guidance.projected_guide(label, plain, 3.0)(x, level) ** 2))(x)
+    assert bool(jnp.all(jnp.isfinite(gradient)))
     bounded = guidance.projected_guide(label, plain, 2.0, eta=1.0, radius=0.1)(x, level) - x0
     np.testing.assert_allclose(jnp.linalg.norm(bounded, axis=1), jnp.minimum(0.1, jnp.linalg.norm(difference, axis=1)), rtol=1e-9)

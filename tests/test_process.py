@@ -99,6 +99,21 @@ def test_uniform_logsnr_is_uniform_and_keeps_the_ends_and_the_family(name, float
         np.testing.assert_allclose(jnp.hypot(level.alpha, level.sigma), 1, rtol=1e-9)
 
 
+def test_a_respaced_schedule_has_its_gradients(float64):
+    """In t, and in what the schedule is made of: cosine's logsnr, walked uniformly, has the slope of its two ends."""
+
+    def logsnr(t, logsnr_max):
+        def schedule(t):
+            return from_logsnr(logsnr_max - t**2 * (logsnr_max + 10.0))
+
+        return jd.uniform_logsnr(schedule)(t).logsnr
+
+    np.testing.assert_allclose(jax.grad(logsnr, argnums=(0, 1))(0.3, 12.0), [-22, 0.7], rtol=1e-9)
+    slope = jax.vmap(jax.grad(lambda t: jd.karras_spaced(jd.cosine())(t).sigma))(jnp.array([0.2, 0.5]))
+    level = [jd.karras_spaced(jd.cosine())(jnp.array([0.2, 0.5]) + step).sigma for step in (1e-6, -1e-6)]
+    np.testing.assert_allclose(slope, (level[0] - level[1]) / 2e-6, rtol=1e-5)
+
+
 def test_quadratic_is_uniform_in_the_root_of_time():
     np.testing.assert_allclose(jd.quadratic(jd.rectified_flow())(0.5).sigma, 0.25)
 
@@ -142,8 +157,11 @@ def test_grid_says_what_is_wrong():
         jd.from_timesteps(BETAS, 10, "leadin")
     with pytest.raises(ValueError, match=r"num_steps must lie in 1..1000, got 1001"):
         jd.from_timesteps(BETAS, 1001)
-    with pytest.raises(ValueError, match=r"zero_terminal_snr: betas must be a vector with values in \(0, 1\)"):
-        jd.zero_terminal_snr([0.5, 1.0])
+    for betas in ([0.5, 1.0], [0.5]):
+        with pytest.raises(ValueError, match=r"zero_terminal_snr: betas must be a vector with at least two values in \(0, 1\)"):
+            jd.zero_terminal_snr(betas)
+    with pytest.raises(ValueError, match=r"from_timesteps: betas must be a vector with values in \(0, 1\]"):
+        jd.from_timesteps([0.0, 0.1], 2)
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         jd.grid(jd.cosine(), 0)
     with pytest.raises(ValueError, match=r"t_min must lie in \[0, 1\), got 1"):

@@ -223,7 +223,7 @@ def test_default_names_tell_how_samples_were_made():
     for changes, name in (
         ({}, "ddim_50_guidance_2_seed_3.png"),
         ({"eta": 0.5, "spacing": "karras"}, "ddim_50_karras_eta_0.5_guidance_2_seed_3.png"),
-        ({"guidance": 0.0, "classifier": "runs/c", "classifier_scale": 2.5}, "ddim_50_guidance_0_classifier_2.5_seed_3.png"),
+        ({"guidance": 0.0, "classifier": "runs/c", "classifier_scale": 2.5}, "ddim_50_guidance_0_by_c_2.5_seed_3.png"),
     ):
         sampling = dataclasses.replace(recipe.sampling, **changes)
         assert run.default_name(dataclasses.replace(recipe, sampling=sampling), 3) == name

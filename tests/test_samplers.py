@@ -213,6 +213,27 @@ def test_a_watched_sampler_reports_each_step_and_changes_nothing():
     assert "callback" not in plain.lower(x, levels).as_text()
 
 
+def test_a_level_that_comes_twice_among_others_is_harmless():
+    levels = jd.grid(jd.cosine(), 8)
+    levels = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:4], leaf[3:]]), levels)
+    x = jax.random.normal(jax.random.key(0), (16, 2))
+    for kind in (jd.dpmpp_2m(), jd.dpmpp_3m(), jd.unipc()):
+        assert bool(jnp.all(jnp.isfinite(jd.sample(kind, oracles.denoiser(clouds()), x, levels, jax.random.key(1)))))
+
+
+def test_levels_of_numpy_are_taken_and_of_another_dtype_refused(float64):
+    levels, x, denoise = jd.grid(jd.cosine(), 4), jnp.ones((3, 2)), oracles.denoiser(clouds())
+    plain = jd.sample(jd.heun(), denoise, x, levels, jax.random.key(0))
+    np.testing.assert_array_equal(jd.sample(jd.heun(), denoise, x, jax.tree.map(np.asarray, levels), jax.random.key(0)), plain)
+    with pytest.raises(TypeError, match="sample: x is float32, levels float64; give both in one dtype"):
+        jd.sample(jd.heun(), denoise, x.astype(jnp.float32), levels, jax.random.key(0))
+
+
+def test_churn_refuses_a_sampler_that_remembers():
+    with pytest.raises(ValueError, match="churn: only samplers that remember nothing"):
+        jd.sample(jd.churn(jd.unipc()), oracles.denoiser(clouds()), jnp.ones((3, 2)), jd.grid(jd.cosine(), 4), jax.random.key(0))
+
+
 def test_churn_is_the_papers_algorithm(float64):
     """Karras et al. (2022), algorithm 2, written out in their own coordinates, with the same noise."""
     t, s, key = jd.Level(jnp.ones(()), jnp.array(2.0)), jd.Level(jnp.ones(()), jnp.array(1.5)), jax.random.key(3)

@@ -64,6 +64,22 @@ def noise_added_twice(denoise, x, t, s, key):
     return plain(denoise, x, t, s, key) + jd.samplers.posterior_std(t, s) * jax.random.normal(key, x.shape, x.dtype)
 
 
+def right_where_variance_is_preserved_alone(denoise, x, t, s, key):
+    """Ho et al. (2020), eq. 7, with beta = 1 - alpha_t^2 / alpha_s^2."""
+    beta = 1 - t.alpha**2 / s.alpha**2
+    mean = s.alpha * beta / t.sigma**2 * denoise(x, t) + t.alpha / s.alpha * s.sigma**2 / t.sigma**2 * x
+    return mean + jnp.sqrt(beta) * s.sigma / t.sigma * jax.random.normal(key, x.shape, x.dtype)
+
+
+def noise_in_the_last_step(denoise, x, t, s, key):
+    moved, _ = jd.ddpm().step(denoise, x, (), t, s, key)
+    return moved + jnp.where(s.sigma > 0, 0, jd.samplers.forward_std(t, s)) * jax.random.normal(key, x.shape, x.dtype)
+
+
+def no_last_step(denoise, x, t, s, key):
+    return jnp.where(s.sigma > 0, plain(denoise, x, t, s, key), x)
+
+
 def divides_by_the_last_sigma(denoise, x, t, s, key):
     return x * s.sigma / t.sigma + denoise(x, t) * (s.alpha * s.sigma / s.sigma - t.alpha * s.sigma / t.sigma)
 
@@ -78,6 +94,9 @@ BROKEN = {
     noise_removed_and_none_added: ("order of convergence", "bias of covariance"),
     noise_not_renewed: ("bias of covariance",),
     noise_added_twice: ("convergence in law", "bias of covariance"),
+    right_where_variance_is_preserved_alone: ("bias of covariance, karras",),
+    noise_in_the_last_step: ("last step",),
+    no_last_step: ("last step",),
     divides_by_the_last_sigma: ("not finite",),
 }
 
@@ -111,6 +130,24 @@ def test_levels_read_on_the_host_fail():
 
     with pytest.raises(jax.errors.ConcretizationTypeError):
         verify(sampler)
+
+
+def test_a_multistep_weight_for_equal_steps_alone_fails():
+    def step(denoise, x, memory, t, s, key):
+        x0 = denoise(x, t)
+        before, number = memory
+        weight = jnp.where((number > 0) & (s.sigma > 0), 0.5, 0.0).astype(x.dtype)
+        return jd.transfer(x, x0 + weight * (x0 - before), t, s), (x0, number + 1)
+
+    equal_steps = jd.Sampler(lambda x: (jnp.zeros_like(x), 0), step)
+    assert failed(verify(equal_steps, 2.0)) == {"order of convergence"}
+
+
+def test_what_cannot_be_verified_is_said():
+    with pytest.raises(ValueError, match="an order can be claimed only for a sampler that does not use its key"):
+        verify(jd.ddpm(), 2.0)
+    with pytest.raises(ValueError, match=r"must return x0, an array of x's shape \(8, 2\), got \("):
+        verify(lambda denoise, x, levels, key: (x, x))
 
 
 def test_a_claim_of_a_higher_order_fails():

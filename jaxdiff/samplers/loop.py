@@ -29,6 +29,9 @@ def sample(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Ar
     x is `levels[0].sigma * noise` for levels that begin in pure noise. Pure: compiles under `jax.jit`, and memory does
     not grow with the number of steps.
 
+    Raises:
+        TypeError: x and levels differ in dtype.
+
     >>> import jax
     >>> from jaxdiff import cosine, ddim, grid, oracles, sample
     >>> cloud = oracles.gaussian(mean=[1.0, -1.0], std=0.1)
@@ -59,7 +62,11 @@ def trajectory(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key
 
 
 def _run(sampler, denoise, carry, levels, key, indices):
+    levels = jax.tree.map(jnp.asarray, levels)
     chex.assert_rank((levels.alpha, levels.sigma), 1)
+    x = carry[0]
+    if not x.dtype == levels.alpha.dtype == levels.sigma.dtype:
+        raise TypeError(f"sample: x is {x.dtype}, levels {levels.alpha.dtype}; give both in one dtype (a network may use another)")
 
     def body(carry, index):
         x, memory = carry

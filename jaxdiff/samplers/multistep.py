@@ -96,7 +96,7 @@ def _parabola_mean(h: Array, x0: Array, one: Array, a: Array, two: Array, b: Arr
     Where b is infinite the value of the straight line at h / 2, and x0 where h or a is infinite.
     """
     straight = jnp.isfinite(h) & jnp.isfinite(a)
-    curved = straight & jnp.isfinite(b)
+    curved = straight & jnp.isfinite(b) & (a != b)
     h, a, b = jnp.where(straight, h, 1), jnp.where(straight, a, 1), jnp.where(curved, b, jnp.where(straight, 2 * a, 2))
     first, second = _exponential_moments(h)
     slope = (one - x0) / a

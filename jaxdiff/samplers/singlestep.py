@@ -51,7 +51,7 @@ def ddpm(std: Std = posterior_std) -> Sampler:
 def euler_maruyama() -> Sampler:
     """Euler-Maruyama on the reverse SDE, `x + f + g^2 score + g noise`; the last step goes to D(x, t).
 
-    Song et al. (2021), eq. 6 and appendix D, for any list of levels: `f = log(alpha_s / alpha_t) x`, and
+    Song et al. (2021), eq. 6 and section 4.1, for any list of levels: `f = log(alpha_s / alpha_t) x`, and
     `g^2 = alpha_s sigma_t^2 / alpha_t - alpha_t sigma_s^2 / alpha_s`, the SDE's integrals over the step to second order.
     Unstable where a step is long in logsnr; fails where alpha_t = 0.
     """
@@ -122,4 +122,5 @@ def renewed(x: Array, x0: Array, t: Level, s: Level, eta: float | Array, key: Ar
 def _fresh_share(t: Level, s: Level) -> Array:
     """`sqrt(1 - snr_t / snr_s)`, between 0 (s = t) and 1 (s is clean)."""
     ratio = t.alpha * s.sigma / (t.sigma * s.alpha)
-    return jnp.sqrt((1 - ratio) * (1 + ratio))
+    share2 = (1 - ratio) * (1 + ratio)
+    return jnp.where(share2 > 0, jnp.sqrt(jnp.where(share2 > 0, share2, 1)), 0)  # grad is finite where s = t

@@ -26,17 +26,27 @@ def churn(
     Karras et al. (2022), algorithm 2: gamma = min(S_churn / N, sqrt(2) - 1), sigma_min and sigma_max (of sigma / alpha)
     S_tmin and S_tmax, noise S_noise. `size(alpha, sigma)` is what the raise keeps, as in `process.shifted`: hypot on
     variance-preserving levels, `lambda alpha, sigma: alpha` on EDM's own, `jnp.add` on straight ones.
+
+    Raises:
+        ValueError: the sampler remembers earlier steps, which the fresh noise makes wrong.
     """
 
     def step(denoise, x, memory, t, s, key):
         noise_key, step_key = jax.random.split(key)
         ratio = t.sigma / t.alpha
         raised = t.sigma * (1 + jnp.where((sigma_min <= ratio) & (ratio <= sigma_max), gamma, 0))
-        fresh = noise * jnp.sqrt(raised**2 - t.sigma**2) * jax.random.normal(noise_key, x.shape, x.dtype)
+        variance = raised**2 - t.sigma**2
+        std = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)  # grad at 0 is finite
+        fresh = noise * std * jax.random.normal(noise_key, x.shape, x.dtype)
         scale = size(t.alpha, t.sigma) / size(t.alpha, raised)
         return sampler.step(denoise, scale * (x + fresh), memory, Level(scale * t.alpha, scale * raised), s, step_key)
 
-    return Sampler(sampler.init, step)
+    def init(x):
+        if jax.tree.leaves(sampler.init(x)):
+            raise ValueError("churn: only samplers that remember nothing, such as heun, can be begun from a raised level")
+        return sampler.init(x)
+
+    return Sampler(init, step)
 
 
 def watched(sampler: Sampler, callback: Callable[[Array, Array], None]) -> Sampler:
