@@ -1,5 +1,6 @@
 """Data whose denoiser is known exactly, and `verify`, which holds any sampler to it."""
 
+from jaxdiff.oracles.comparison import Check, compare
 from jaxdiff.oracles.mixtures import (
     Mixture,
     class_log_prob,
@@ -16,7 +17,7 @@ from jaxdiff.oracles.mixtures import (
     posterior,
     score,
 )
-from jaxdiff.oracles.verification import Check, Report, compare, verify
+from jaxdiff.oracles.verification import Report, verify
 
 __all__ = [
     "Check",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,7 @@ from jax import Array
 from jaxdiff import process, samplers
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.oracles import mixtures
+from jaxdiff.oracles.comparison import Check, compare
 from jaxdiff.oracles.mixtures import Mixture
 from jaxdiff.process import Level
 from jaxdiff.samplers import Sampler
@@ -24,7 +23,6 @@ Function = Callable[[Denoiser, Array, Level, Array], Array]  # (denoise, x, leve
 STEPS = (32, 64, 128, 256)
 ORDER_SLACK = 0.25  # below the claimed order
 ORDER_IN_LAW = 0.6  # of a stochastic sampler's error, which its Monte Carlo error flattens
-ALLOWANCE = 0.02  # of the data's standard deviation: what a sampler may be off at the last of STEPS, beside its Monte Carlo error
 FAMILIES = {"karras": process.karras(), "rectified flow": process.rectified_flow()}  # besides the variance-preserving one
 LISTS = {
     "cosine": process.cosine(),
@@ -33,15 +31,6 @@ LISTS = {
     "rectified flow": process.rectified_flow(),
     "uniform logsnr": process.uniform_logsnr(process.cosine()),
 }
-
-
-class Check(NamedTuple):
-    """One line of the table: what was measured, what is allowed, and whether it is."""
-
-    name: str
-    measured: str
-    allowed: str
-    passed: bool
 
 
 @dataclass(frozen=True)
@@ -97,31 +86,6 @@ def verify(
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         checks = tuple(_checks(function, order, denoiser, num, jax.random.key(seed)))
     return Report(checks)
-
-
-def compare(x0: Array, exact: Mixture, key: Array, allowance: float = ALLOWANCE) -> tuple[Check, ...]:
-    """Three checks of samples `[num, D]` against the mixture that they should come from: mean, covariance, sliced Wasserstein.
-
-    `allowance`, in the largest standard deviation of the data, is allowed beside four Monte Carlo standard errors.
-    """
-    found, num = np.asarray(x0, np.float64), len(x0)
-    mean, covariance = (np.asarray(moment, np.float64) for moment in mixtures.moments(exact))
-    scale = float(np.sqrt(np.diag(covariance).max()))
-    centred = found - mean
-    products = centred[:, :, None] * centred[:, None, :]
-    draws = [np.asarray(mixtures.draw(exact, k, num), np.float64) for k in jax.random.split(key, 6)]
-    distances = [_sliced_wasserstein(a, b) for a, b in itertools.pairwise(draws)]
-    return (
-        _worst("bias of mean", centred.mean(0), np.sqrt(np.diag(covariance) / num), allowance * scale),
-        _worst("bias of covariance", products.mean(0) - covariance, products.std(0) / num**0.5, 2 * allowance * scale**2),
-        _bounded(
-            "sliced Wasserstein",
-            _sliced_wasserstein(found, draws[0]),
-            float(np.mean(distances)),
-            float(np.std(distances)),
-            allowance * scale,
-        ),
-    )
 
 
 def _checks(function: Function, order: float | None, denoiser: Callable, num: int, key: Array) -> Iterator[Check]:
@@ -275,21 +239,3 @@ def _function(sampler: Sampler | Function) -> Function:
 
 def _slope(errors) -> float:
     return float(-np.polyfit(np.log(STEPS), np.log(np.maximum(errors, 1e-300)), 1)[0])
-
-
-def _sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = 64) -> float:
-    """`sqrt(mean over directions of W2^2)` between two sets of points of one size (Bonneel et al. 2015, eq. 7)."""
-    normals = np.random.default_rng(0).normal(size=(directions, a.shape[1]))
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    return float(np.sqrt(np.mean((np.sort(a @ normals.T, axis=0) - np.sort(b @ normals.T, axis=0)) ** 2)))
-
-
-def _worst(name: str, bias: np.ndarray, error: np.ndarray, allowance: float) -> Check:
-    """The component of a bias that stands out most from its Monte Carlo error."""
-    place = np.unravel_index(np.argmax(np.abs(bias) / (4 * error + allowance)), bias.shape)
-    return _bounded(name, abs(float(bias[place])), 0.0, float(error[place]), allowance)
-
-
-def _bounded(name: str, value: float, centre: float, error: float, allowance: float) -> Check:
-    limit = centre + 4 * error + allowance
-    return Check(name, f"{value:.4f} +- {error:.4f}", f"{limit:.4f}", bool(value <= limit))

@@ -1,0 +1,67 @@
+"""Samples against the mixture that they should come from, with Monte Carlo errors."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from jaxdiff.oracles import mixtures
+from jaxdiff.oracles.mixtures import Mixture
+
+ALLOWANCE = 0.02  # of the data's standard deviation: what a sampler may be off beside its Monte Carlo error
+
+
+class Check(NamedTuple):
+    """One line of the table: what was measured, what is allowed, and whether it is."""
+
+    name: str
+    measured: str
+    allowed: str
+    passed: bool
+
+
+def compare(x0: Array, exact: Mixture, key: Array, allowance: float = ALLOWANCE) -> tuple[Check, ...]:
+    """Three checks of samples `[num, D]` against the mixture that they should come from: mean, covariance, sliced Wasserstein.
+
+    `allowance`, in the largest standard deviation of the data, is allowed beside four Monte Carlo standard errors.
+    """
+    found, num = np.asarray(x0, np.float64), len(x0)
+    mean, covariance = (np.asarray(moment, np.float64) for moment in mixtures.moments(exact))
+    scale = float(np.sqrt(np.diag(covariance).max()))
+    centred = found - mean
+    products = centred[:, :, None] * centred[:, None, :]
+    draws = [np.asarray(mixtures.draw(exact, k, num), np.float64) for k in jax.random.split(key, 6)]
+    distances = [_sliced_wasserstein(a, b) for a, b in itertools.pairwise(draws)]
+    return (
+        _worst("bias of mean", centred.mean(0), np.sqrt(np.diag(covariance) / num), allowance * scale),
+        _worst("bias of covariance", products.mean(0) - covariance, products.std(0) / num**0.5, 2 * allowance * scale**2),
+        _bounded(
+            "sliced Wasserstein",
+            _sliced_wasserstein(found, draws[0]),
+            float(np.mean(distances)),
+            float(np.std(distances)),
+            allowance * scale,
+        ),
+    )
+
+
+def _sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = 64) -> float:
+    """`sqrt(mean over directions of W2^2)` between two sets of points of one size (Bonneel et al. 2015, eq. 7)."""
+    normals = np.random.default_rng(0).normal(size=(directions, a.shape[1]))
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    return float(np.sqrt(np.mean((np.sort(a @ normals.T, axis=0) - np.sort(b @ normals.T, axis=0)) ** 2)))
+
+
+def _worst(name: str, bias: np.ndarray, error: np.ndarray, allowance: float) -> Check:
+    """The component of a bias that stands out most from its Monte Carlo error."""
+    place = np.unravel_index(np.argmax(np.abs(bias) / (4 * error + allowance)), bias.shape)
+    return _bounded(name, abs(float(bias[place])), 0.0, float(error[place]), allowance)
+
+
+def _bounded(name: str, value: float, centre: float, error: float, allowance: float) -> Check:
+    limit = centre + 4 * error + allowance
+    return Check(name, f"{value:.4f} +- {error:.4f}", f"{limit:.4f}", bool(value <= limit))
