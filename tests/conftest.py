@@ -26,3 +26,10 @@ def float64():
 def tfds_dir(tmp_path_factory):
     """A tfds data directory for the session, where `digits` is prepared once."""
     return str(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh_caches():
+    """Frees each file's compiled functions: thousands in one process run out of memory maps, and XLA then crashes."""
+    yield
+    jax.clear_caches()
