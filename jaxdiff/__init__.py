@@ -3,7 +3,7 @@
 The core (process to objectives) is pure functions over arrays; any framework's network is a function to it.
 """
 
-from jaxdiff import editing, guidance, losses, objectives, oracles, process, samplers, targets
+from jaxdiff import editing, guidance, likelihood, losses, objectives, oracles, process, samplers, targets
 from jaxdiff.denoiser import (
     Coefficients,
     Denoiser,
@@ -92,6 +92,7 @@ __all__ = [
     "implied_x0",
     "karras",
     "karras_spaced",
+    "likelihood",
     "linear",
     "lognormal",
     "losses",

@@ -18,7 +18,8 @@ ALLOWED = {
     "targets": DENOISERS,
     "oracles": {"oracles", "samplers", *DENOISERS},
     "editing": {"samplers", *DENOISERS},
-    "objectives": {"losses", "targets", "guidance", *DENOISERS},
+    "likelihood": {"likelihood", *DENOISERS},
+    "objectives": {"objectives", "losses", "targets", "guidance", *DENOISERS},
     "train": {"errors"},
     "errors": set(),
     "files": set(),
@@ -37,7 +38,7 @@ ALLOWED = {
     "run": {"checkpoint", "config", "errors", "files", "data", "evaluate", "mesh", "metrics", "pictures", "recipe", "train"},
     "cli": {"checkpoint", "loading", "oracles", "config", "errors", "datasets", "pictures", "run", "train"},
 }
-CORE = ("process", "denoiser", "guidance", "samplers", "losses", "targets", "oracles", "editing", "objectives")
+CORE = ("process", "denoiser", "guidance", "samplers", "losses", "targets", "oracles", "editing", "likelihood", "objectives")
 LIBRARIES = {
     **{name: {"jax", "numpy", "chex"} for name in CORE},
     "models": {"jax", "flax"},

@@ -1,0 +1,31 @@
+"""Randomness keyed by an example's index in the whole batch, so that no loss depends on how the batch is cut."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff import losses
+from jaxdiff.process import Level, Schedule
+
+
+def drop_label(key: Array, index: Array, label: Array, null_label: int, rate: float) -> Array:
+    """The labels `[B]`, each replaced by the null label with probability `rate`."""
+    dropped = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys_of(key, index))
+    return jnp.where(dropped, jnp.full_like(label, null_label), label)
+
+
+def spread_levels(schedule: Schedule, key: Array, index: Array, ndim: int) -> Level:
+    """A level for each example, at uniform times of the schedule, `[B, 1, ..., 1]`."""
+    return schedule(losses.spread_times(key, index)).expand(ndim)
+
+
+def batch_key(key: Array, index: Array) -> Array:
+    """One key for the array at hand; not of index[0]: a slice of a sharded array shards the key."""
+    return jax.random.fold_in(key, jnp.min(index))
+
+
+def keys_of(key: Array, index: Array) -> Array:
+    """One key an example `[B]`, from its index in the whole batch."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)

@@ -1,0 +1,15 @@
+"""What objectives take and are: functions, from any framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jax import Array
+
+Params = Any
+LabelledNetwork = Callable[[Params, Array, Array, Array, Array | None], Array]
+# (params, scaled x [B, ...], logsnr [B], label [B], dropout key or None) -> output [B, ...], from any framework
+ClassifierNetwork = Callable[[Params, Array, Array, Array | None], Array]
+# (params, x scaled to unit size [B, ...], logsnr [B], dropout key or None) -> logits [B, K], from any framework
+Objective = Callable[[Params, Any, Mapping[str, Array], Array], Array]
