@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.process import Level, diffuse
-from jaxdiff.samplers import Sampler, forward_std, sample
+from jaxdiff.process import Level, diffuse, forward_std
+from jaxdiff.samplers import Sampler, sample
 
 Operator = Callable[[Array], Array]  # what is seen of clean images: [B, ...] -> [B, ...]
 

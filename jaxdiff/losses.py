@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.process import Level, diffuse
+from jaxdiff.process import Level, Schedule, diffuse, pace, time_of
 
 Weight = Callable[[Level], Array]
 Distance = Callable[[Array, Array], Array]  # two images [B, ...] -> [B]
@@ -92,6 +92,20 @@ def velocity_weight(level: Level) -> Array:
 def edm_weight(sigma_data: float = 0.5) -> Weight:
     """`snr + 1 / sigma_data^2`: the plain error of EDM's network (Karras et al. 2022, table 1)."""
     return lambda level: noise_weight(level) + 1 / sigma_data**2
+
+
+def elbo_weight(schedule: Schedule) -> Weight:
+    """`-(d logsnr / dt) * snr / 2` at the schedule's own times: the mean loss is the variational bound, in nats per value.
+
+    Kingma et al. (2021), eq. 17: `likelihood.continuous_bound` without its prior and reconstruction terms, which no
+    network changes. It is 0 where the schedule stands still.
+    """
+
+    def weight(level: Level) -> Array:
+        t = time_of(schedule, lambda level: level.logsnr, level.logsnr)
+        return pace(schedule, t)[1] * noise_weight(level) / 2
+
+    return weight
 
 
 def truncated_snr(level: Level) -> Array:

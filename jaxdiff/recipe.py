@@ -52,7 +52,7 @@ WEIGHTS: dict[str, losses.Weight] = {
 SAMPLERS: dict[str, Callable[[float], samplers.Sampler]] = {
     "ddim": samplers.ddim,
     "ddpm": lambda eta: samplers.ddpm(),
-    "ddpm_large": lambda eta: samplers.ddpm(samplers.forward_std),
+    "ddpm_large": lambda eta: samplers.ddpm(process.forward_std),
     "heun": lambda eta: samplers.heun(),
     "dpmpp_2m": lambda eta: samplers.dpmpp_2m(),
     "dpmpp_3m": lambda eta: samplers.dpmpp_3m(),

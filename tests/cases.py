@@ -4,11 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxdiff as jd
-from jaxdiff import guidance, losses, oracles, samplers
+from jaxdiff import guidance, losses, oracles, process, samplers
 
 SCHEDULES = {
     "cosine": jd.cosine(),
     "linear": jd.linear(),
+    "linear_logsnr": jd.linear_logsnr(),
     "karras": jd.karras(),
     "rectified_flow": jd.rectified_flow(),
     "from_betas": jd.from_betas(np.linspace(1e-4, 0.02, 1000)),
@@ -31,7 +32,7 @@ SAMPLERS = {
     "ddim": jd.ddim(),
     "ddim_eta": jd.ddim(0.5),
     "ddpm": jd.ddpm(),
-    "ddpm_large": jd.ddpm(samplers.forward_std),
+    "ddpm_large": jd.ddpm(process.forward_std),
     "euler_maruyama": jd.euler_maruyama(),
     "heun": jd.heun(),
     "dpmpp_2m": jd.dpmpp_2m(),

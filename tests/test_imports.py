@@ -10,7 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxdiff"
 DENOISERS = {"denoiser", "process"}
 ALLOWED = {
-    "process": set(),
+    "process": {"process"},
     "denoiser": {"process"},
     "guidance": DENOISERS,
     "samplers": {"samplers", *DENOISERS},

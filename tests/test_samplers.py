@@ -7,7 +7,7 @@ import pytest
 from cases import SCHEDULES, clouds
 
 import jaxdiff as jd
-from jaxdiff import oracles, samplers
+from jaxdiff import oracles, process, samplers
 from jaxdiff.samplers import multistep
 
 FOUR = ["cosine", "linear", "karras", "rectified_flow"]
@@ -68,7 +68,7 @@ def test_ddim_follows_the_flow_map_of_a_gaussian(schedule, float64):
 @pytest.mark.parametrize("schedule", FOUR)
 @pytest.mark.parametrize("sampler", ["ddpm", "eta=0.5", "eta=1", "large"])
 def test_stochastic_samplers_have_the_right_moments(schedule, sampler):
-    kind = {"ddpm": jd.ddpm(), "eta=0.5": jd.ddim(0.5), "eta=1": jd.ddim(1.0), "large": jd.ddpm(samplers.forward_std)}[sampler]
+    kind = {"ddpm": jd.ddpm(), "eta=0.5": jd.ddim(0.5), "eta=1": jd.ddim(1.0), "large": jd.ddpm(process.forward_std)}[sampler]
     num = 10_000
     x0 = np.asarray(ends(kind, schedule, 500, jax.random.normal(jax.random.key(3), (num, 2)), clouds()), np.float64)
     mean, covariance = (np.asarray(moment, np.float64) for moment in oracles.moments(clouds()))
@@ -108,8 +108,8 @@ def test_standard_deviations_equal_the_textbook(float64):
     bars = np.cumprod(1 - betas)
     level = jd.Level(jnp.asarray(np.sqrt(bars)), jnp.asarray(np.sqrt(1 - bars)))
     t, s = level[1:], level[:-1]
-    np.testing.assert_allclose(samplers.posterior_std(t, s) ** 2, betas[1:] * (1 - bars[:-1]) / (1 - bars[1:]), rtol=1e-9)
-    np.testing.assert_allclose(samplers.forward_std(t, s) ** 2, betas[1:], rtol=1e-9)
+    np.testing.assert_allclose(process.posterior_std(t, s) ** 2, betas[1:] * (1 - bars[:-1]) / (1 - bars[1:]), rtol=1e-9)
+    np.testing.assert_allclose(process.forward_std(t, s) ** 2, betas[1:], rtol=1e-9)
 
 
 # Sampler, and how far it may be from the peer. In float32 it holds the tables of DPM-Solver and UniPC, the differences of
@@ -119,7 +119,7 @@ PEERS = {
     "ddim_trailing_v": (jd.ddim(), 1e-12),
     "ddim_eta1": (jd.ddim(1.0), 1e-12),
     "ddpm": (jd.ddpm(), 1e-12),
-    "ddpm_large": (jd.ddpm(samplers.forward_std), 1e-12),
+    "ddpm_large": (jd.ddpm(process.forward_std), 1e-12),
     "dpmpp_1": (jd.ddim(), 1e-5),
     "dpmpp_2m": (samplers.dpmpp_2m(), 1e-5),
     "unipc_2": (samplers.unipc(), 1e-5),

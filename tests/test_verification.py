@@ -61,7 +61,7 @@ def noise_not_renewed(denoise, x, t, s, key):
 
 
 def noise_added_twice(denoise, x, t, s, key):
-    return plain(denoise, x, t, s, key) + jd.samplers.posterior_std(t, s) * jax.random.normal(key, x.shape, x.dtype)
+    return plain(denoise, x, t, s, key) + jd.process.posterior_std(t, s) * jax.random.normal(key, x.shape, x.dtype)
 
 
 def right_where_variance_is_preserved_alone(denoise, x, t, s, key):
@@ -73,7 +73,7 @@ def right_where_variance_is_preserved_alone(denoise, x, t, s, key):
 
 def noise_in_the_last_step(denoise, x, t, s, key):
     moved, _ = jd.ddpm().step(denoise, x, (), t, s, key)
-    return moved + jnp.where(s.sigma > 0, 0, jd.samplers.forward_std(t, s)) * jax.random.normal(key, x.shape, x.dtype)
+    return moved + jnp.where(s.sigma > 0, 0, jd.process.forward_std(t, s)) * jax.random.normal(key, x.shape, x.dtype)
 
 
 def no_last_step(denoise, x, t, s, key):

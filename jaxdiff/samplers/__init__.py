@@ -9,10 +9,8 @@ from jaxdiff.samplers.singlestep import (
     ddpm,
     euler_maruyama,
     excess_std,
-    forward_std,
     full_std,
     heun,
-    posterior_std,
 )
 from jaxdiff.samplers.transforms import churn, watched
 
@@ -28,10 +26,8 @@ __all__ = [
     "dpmpp_3m",
     "euler_maruyama",
     "excess_std",
-    "forward_std",
     "full_std",
     "heun",
-    "posterior_std",
     "sample",
     "trajectory",
     "unipc",

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.process import Level, transfer
+from jaxdiff.process import Level, posterior_std, transfer
+from jaxdiff.process.levels import fresh_share
 from jaxdiff.samplers.loop import Sampler, stateless
 
 Std = Callable[[Level, Level], Array]  # of the fresh noise in a step from t to s
@@ -21,16 +22,6 @@ def ddim(eta: float | Array = 0.0) -> Sampler:
     al. (2022), eq. 4, and DPM-Solver++(1). A literal 0 draws no noise at all; a traced eta does not recompile.
     """
     return stateless(lambda denoise, x, t, s, key: renewed(x, denoise(x, t), t, s, eta, key))
-
-
-def posterior_std(t: Level, s: Level) -> Array:
-    """Std of q(x_s given x_t, x0): `sigma_s * sqrt(1 - snr_t / snr_s)`, DDPM's small variance (Ho et al. 2020, eq. 7)."""
-    return s.sigma * _fresh_share(t, s)
-
-
-def forward_std(t: Level, s: Level) -> Array:
-    """Std of q(x_t given x_s): `sigma_t * sqrt(1 - snr_t / snr_s)`, DDPM's large variance, sqrt(beta)."""
-    return t.sigma * _fresh_share(t, s)
 
 
 def ddpm(std: Std = posterior_std) -> Sampler:
@@ -113,14 +104,7 @@ def renewed(x: Array, x0: Array, t: Level, s: Level, eta: float | Array, key: Ar
     """`transfer` with fresh noise of std `eta * posterior_std` in the place of as much of the kept."""
     if isinstance(eta, int | float) and eta == 0:
         return transfer(x, x0, t, s)
-    fresh = eta * _fresh_share(t, s)
+    fresh = eta * fresh_share(t, s)
     rest = 1 - fresh**2
     kept = Level(s.alpha, s.sigma * jnp.where(rest > 0, jnp.sqrt(jnp.where(rest > 0, rest, 1)), 0))  # grad at 0 is finite
     return transfer(x, x0, t, kept) + s.sigma * fresh * jax.random.normal(key, x.shape, x.dtype)
-
-
-def _fresh_share(t: Level, s: Level) -> Array:
-    """`sqrt(1 - snr_t / snr_s)`, between 0 (s = t) and 1 (s is clean)."""
-    ratio = t.alpha * s.sigma / (t.sigma * s.alpha)
-    share2 = (1 - ratio) * (1 + ratio)
-    return jnp.where(share2 > 0, jnp.sqrt(jnp.where(share2 > 0, share2, 1)), 0)  # grad is finite where s = t

@@ -1,0 +1,48 @@
+"""The forward process `x = alpha * x0 + sigma * noise`: levels, schedules, and moving between levels.
+
+Time exists only inside a schedule, a function from `t` in [0, 1] (0 is clean) to a `Level`.
+"""
+
+from jaxdiff.process.grids import (
+    TIMESTEPS,
+    from_timesteps,
+    grid,
+    karras_spaced,
+    pace,
+    quadratic,
+    respaced,
+    time_of,
+    uniform_logsnr,
+    zero_terminal_snr,
+)
+from jaxdiff.process.levels import Level, Schedule, diffuse, forward_std, from_logsnr, implied_x0, posterior_std, transfer
+from jaxdiff.process.schedules import cosine, from_betas, karras, linear, linear_logsnr, lognormal, rectified_flow, shifted
+
+__all__ = [
+    "Level",
+    "Schedule",
+    "TIMESTEPS",
+    "cosine",
+    "diffuse",
+    "forward_std",
+    "from_betas",
+    "from_logsnr",
+    "from_timesteps",
+    "grid",
+    "implied_x0",
+    "karras",
+    "karras_spaced",
+    "linear",
+    "linear_logsnr",
+    "lognormal",
+    "pace",
+    "posterior_std",
+    "quadratic",
+    "rectified_flow",
+    "respaced",
+    "shifted",
+    "time_of",
+    "transfer",
+    "uniform_logsnr",
+    "zero_terminal_snr",
+]

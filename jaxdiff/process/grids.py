@@ -1,0 +1,132 @@
+"""The pace of a schedule, and lists of levels for samplers to walk along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxdiff.process.levels import CLEAN, Level, Schedule
+from jaxdiff.process.schedules import checked_betas
+
+
+def respaced(schedule: Schedule, measure: Callable[[Level], Array]) -> Schedule:
+    """The same levels walked at another pace: `measure(level)`, which must be monotonic, is linear in t.
+
+    >>> respaced(karras(), lambda level: level.sigma)(0.5).sigma.round(2).item()
+    40.0
+    """
+
+    def level(t):
+        t = 1.0 * jnp.asarray(t)
+        first, last = (measure(schedule(jnp.full_like(t, end))) for end in (0, 1))
+        return schedule(time_of(schedule, measure, first + t * (last - first)))
+
+    return level
+
+
+def time_of(schedule: Schedule, measure: Callable[[Level], Array], wanted: Array) -> Array:
+    """The time of the schedule where `measure(level)`, which must be monotonic, is `wanted`: of its shape, with a gradient.
+
+    The first such time where the schedule stands still; 0 or 1 where `wanted` lies outside.
+    """
+    rises = measure(schedule(jnp.ones_like(wanted))) > measure(schedule(jnp.zeros_like(wanted)))
+
+    def halved(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        value = measure(schedule(middle))
+        short = jnp.where(rises, value < wanted, value > wanted)
+        return jnp.where(short, middle, low), jnp.where(short, high, middle)
+
+    bounds = (jnp.zeros_like(wanted), jnp.ones_like(wanted))
+    found = jax.lax.stop_gradient(jax.lax.fori_loop(0, 64, halved, bounds)[1])
+    value, slope = jax.jvp(lambda t: measure(schedule(t)), (found,), (jnp.ones_like(wanted),))
+    slope = jax.lax.stop_gradient(jnp.where(slope == 0, jnp.inf, slope))
+    newton = (wanted - value) / slope  # 0 as a number, and the gradient that the bisection has not
+    return found + newton - jax.lax.stop_gradient(newton)
+
+
+def pace(schedule: Schedule, t: Array) -> tuple[Level, Array]:
+    """The level at t, and how fast logsnr falls there, `-d logsnr / dt`."""
+    (level, _), (_, slope) = jax.jvp(lambda t: ((level := schedule(t)), level.logsnr), (t,), (jnp.ones_like(t),))
+    return level, -slope
+
+
+def uniform_logsnr(schedule: Schedule) -> Schedule:
+    """The schedule with logsnr linear in t (Lu et al. 2022, section 3.3): the pace that solvers of high order want."""
+    return respaced(schedule, lambda level: level.logsnr)
+
+
+def karras_spaced(schedule: Schedule, rho: float = 7.0) -> Schedule:
+    """The schedule with `(sigma / alpha)^(1 / rho)` linear in t: the pace of Karras et al. (2022), eq. 5, on any levels."""
+    return respaced(schedule, lambda level: (level.sigma / level.alpha) ** (1 / rho))
+
+
+def quadratic(schedule: Schedule) -> Schedule:
+    """The schedule at `t^2`: short steps near the data (Song, Meng & Ermon 2021, appendix D.3)."""
+    return lambda t: schedule(jnp.asarray(t) ** 2)
+
+
+def grid(schedule: Schedule, num_steps: int, t_min: float | None = None) -> Level:
+    """The levels `[num_steps + 1]` at uniform times from 1 down to t_min, then clean, (1, 0): noisiest first.
+
+    t_min is 1 / num_steps unless given: all steps are equally long, and `levels[::2]` is the grid of half as many.
+    `grid(karras(), num_steps, t_min=0)` is the list of Karras et al. (2022), eq. 5. Other paces: `uniform_logsnr`,
+    `karras_spaced`, `quadratic`.
+
+    Raises:
+        ValueError: `num_steps` is below 1 or `t_min` outside [0, 1).
+    """
+    if num_steps < 1:
+        raise ValueError(f"grid: num_steps must be at least 1, got {num_steps}")
+    if t_min is not None and not 0 <= t_min < 1:
+        raise ValueError(f"grid: t_min must lie in [0, 1), got {t_min}")
+    return _to_clean(schedule(jnp.linspace(1.0, 1 / num_steps if t_min is None else t_min, num_steps)))
+
+
+TIMESTEPS = {
+    "leading": lambda total, steps: np.arange(1, total + 1, total // steps)[:steps][::-1],
+    "linspace": lambda total, steps: np.linspace(1, total, steps).round()[::-1],
+    "trailing": lambda total, steps: np.arange(total, 0, -total / steps).round()[:steps],
+}
+
+
+def from_timesteps(betas: ArrayLike, num_steps: int, spacing: str = "trailing") -> Level:
+    """The levels `[num_steps + 1]` of a published discrete chain at some of its time steps, then clean.
+
+    Lin et al. (2023), table 2: spacing is "leading" (misses the noisiest), "linspace" or "trailing". Betas may end in 1
+    (`zero_terminal_snr`), where alpha = 0: a network that predicts noise has no x0 there.
+
+    Raises:
+        ValueError: `betas` is no vector with values in (0, 1], or there is no such spacing or number of steps.
+    """
+    betas = checked_betas(betas, "from_timesteps", "values in (0, 1]", lambda b: (b > 0) & (b <= 1))
+    if spacing not in TIMESTEPS:
+        raise ValueError(f"from_timesteps: no spacing {spacing!r}; write one of {', '.join(TIMESTEPS)}")
+    if not 1 <= num_steps <= betas.size:
+        raise ValueError(f"from_timesteps: num_steps must lie in 1..{betas.size}, got {num_steps}")
+    alpha2 = np.cumprod(1 - betas)[TIMESTEPS[spacing](betas.size, num_steps).astype(int) - 1]
+    return _to_clean(Level(jnp.asarray(np.sqrt(alpha2)), jnp.asarray(np.sqrt(1 - alpha2))))
+
+
+def zero_terminal_snr(betas: ArrayLike) -> np.ndarray:
+    """The betas of a chain that ends in pure noise, alpha = 0 (Lin et al. 2023, algorithm 1).
+
+    Raises:
+        ValueError: `betas` is no vector with at least two values in (0, 1).
+    """
+    betas = checked_betas(betas, "zero_terminal_snr", "at least two values in (0, 1)", lambda b: (b > 0) & (b < 1) & (b.size > 1))
+    alpha = np.sqrt(np.cumprod(1 - betas))
+    alpha2 = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+    return 1 - alpha2 / np.append(1.0, alpha2[:-1])
+
+
+def _to_clean(noisy: Level) -> Level:
+    """The list of levels with clean, (1, 0), after its end."""
+    clean = (jnp.full_like(noisy.alpha[:1], value) for value in CLEAN)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), noisy, Level(*clean))
