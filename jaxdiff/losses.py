@@ -97,7 +97,7 @@ def edm_weight(sigma_data: float = 0.5) -> Weight:
 def elbo_weight(schedule: Schedule) -> Weight:
     """`-(d logsnr / dt) * snr / 2` at the schedule's own times: the mean loss is the variational bound, in nats per value.
 
-    Kingma et al. (2021), eq. 17: `likelihood.continuous_bound` without its prior and reconstruction terms, which no
+    Kingma et al. (2021), section 5: `likelihood.continuous_bound` without its prior and reconstruction terms, which no
     network changes. It is 0 where the schedule stands still.
     """
 

@@ -18,8 +18,8 @@ ALLOWED = {
     "targets": DENOISERS,
     "oracles": {"oracles", "samplers", *DENOISERS},
     "editing": {"samplers", *DENOISERS},
-    "likelihood": {"likelihood", *DENOISERS},
-    "objectives": {"objectives", "losses", "targets", "guidance", *DENOISERS},
+    "likelihood": {"likelihood", "samplers", *DENOISERS},
+    "objectives": {"objectives", "likelihood", "losses", "targets", "guidance", *DENOISERS},
     "train": {"errors"},
     "errors": set(),
     "files": set(),
@@ -34,13 +34,18 @@ ALLOWED = {
     "evaluate": {"data", "models", "train"},
     "loading": {"errors", "samplers"},
     "__main__": {"cli"},
-    "recipe": {"config", "errors", "losses", "mesh", "models", "objectives", "samplers", "guidance", "train", *DENOISERS},
-    "run": {"checkpoint", "config", "errors", "files", "data", "evaluate", "mesh", "metrics", "pictures", "recipe", "train"},
-    "cli": {"checkpoint", "loading", "oracles", "config", "errors", "datasets", "pictures", "run", "train"},
+    "recipe": {"config", "errors", "likelihood", "losses", "mesh", "models", "objectives", "samplers", "guidance", "train"}
+    | DENOISERS,
+    "run": {"autoencoding", "checkpoint", "config", "errors", "files", "data", "evaluate", "mesh", "metrics"}
+    | {"pictures", "recipe", "train"},
+    "autoencoding": {"config", "data", "pictures", "recipe"},
+    "bits": {"config", "data", "errors", "files", "likelihood", "process", "recipe", "samplers"},
+    "cli": {"bits", "checkpoint", "loading", "oracles", "config", "errors", "datasets", "pictures", "run", "train"},
 }
 CORE = ("process", "denoiser", "guidance", "samplers", "losses", "targets", "oracles", "editing", "likelihood", "objectives")
 LIBRARIES = {
     **{name: {"jax", "numpy", "chex"} for name in CORE},
+    "likelihood": {"jax", "numpy", "diffrax"},
     "models": {"jax", "flax"},
     "train": {"jax", "numpy", "chex", "optax"},
 }

@@ -78,7 +78,7 @@ class Attention(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, 3x3 convolution, twice; the condition `[B, E]` scales and shifts the second norm.
+    """Norm, SiLU, 3x3 convolution, twice; the condition `[B, E]`, if any, scales and shifts the second norm.
 
     Ho et al. (2020), appendix B, with the adaptive norm of Dhariwal & Nichol (2021), section 3.1. The second convolution
     starts at zero. `resample` halves (average) or doubles (nearest) the image inside the block, as in BigGAN.
@@ -90,11 +90,14 @@ class ResidualBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array, train: bool) -> Array:
+    def __call__(self, x: Array, condition: Array | None, train: bool) -> Array:
         hidden = resized(nn.silu(Norm(self.dtype)(x)), self.resample)
         hidden = nn.Conv(self.channels, (3, 3), dtype=self.dtype)(hidden)
-        scale, shift = jnp.split(nn.Dense(2 * self.channels, dtype=self.dtype)(nn.silu(condition)), 2, axis=-1)
-        hidden = nn.silu(Norm(self.dtype)(hidden, (scale, shift)))
+        modulation = None
+        if condition is not None:
+            scale, shift = jnp.split(nn.Dense(2 * self.channels, dtype=self.dtype)(nn.silu(condition)), 2, axis=-1)
+            modulation = scale, shift
+        hidden = nn.silu(Norm(self.dtype)(hidden, modulation))
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         hidden = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=zeros)(hidden)
         x = resized(x, self.resample)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -26,6 +27,8 @@ class UNet(nn.Module):
         head_channels: channels of an attention head.
         num_classes: labels are 0 .. num_classes - 1; label `num_classes` is the null label.
         dropout: rate inside the residual blocks.
+        fourier: exponents n whose sin and cos of `2^n pi x` are inputs too, so that likelihoods see single pixel values (Kingma et
+            al. 2021, appendix C).
         residual_resampling: change the size inside residual blocks (ADM), not by a convolution (DDPM).
         remat: recompute the blocks in the backward pass: less memory, more FLOPs.
         dtype: of the computation; parameters are float32.
@@ -38,6 +41,7 @@ class UNet(nn.Module):
     head_channels: int = 64
     num_classes: int = 0
     dropout: float = 0.0
+    fourier: tuple[int, ...] = ()
     residual_resampling: bool = False
     remat: bool = False
     dtype: DTypeLike = jnp.float32
@@ -67,6 +71,8 @@ class UNet(nn.Module):
 
         conv = partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype)
         widths = [self.channels * multiplier for multiplier in self.multipliers]
+        angles = [math.pi * 2**exponent * x for exponent in self.fourier]
+        x = jnp.concatenate([x, *map(jnp.sin, angles), *map(jnp.cos, angles)], axis=-1)
         x = conv(self.channels)(x.astype(self.dtype))
         skips = [x]
         for level, width in enumerate(widths):

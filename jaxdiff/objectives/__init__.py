@@ -6,10 +6,12 @@ dropped labels are keyed by that index, so a loss does not depend on how the bat
 alone are drawn for the array at hand: the same on every mesh, others under pmap or another number of processes.
 """
 
+from jaxdiff.objectives.autoencoding import vae
 from jaxdiff.objectives.classification import class_log_probs, classifier, label_log_prob
 from jaxdiff.objectives.denoising import diffusion, labelled
 from jaxdiff.objectives.keys import drop_label
 from jaxdiff.objectives.kinds import ClassifierNetwork, LabelledNetwork, Objective, Params
+from jaxdiff.objectives.variational import variational_diffusion
 
 __all__ = [
     "ClassifierNetwork",
@@ -22,4 +24,6 @@ __all__ = [
     "drop_label",
     "label_log_prob",
     "labelled",
+    "vae",
+    "variational_diffusion",
 ]

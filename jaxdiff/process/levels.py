@@ -37,6 +37,7 @@ class Level:
 
 
 Schedule = Callable[[ArrayLike], Level]
+Std = Callable[[Level, Level], Array]  # of the fresh noise in a step from t to s
 
 CLEAN = (1.0, 0.0)  # alpha, sigma of data without noise: where every list of levels ends
 

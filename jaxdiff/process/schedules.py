@@ -82,7 +82,7 @@ def rectified_flow(logsnr_min: float = -15.0, logsnr_max: float = 15.0) -> Sched
 def linear_logsnr(logsnr_min: float = -5.0, logsnr_max: float = 13.3) -> Schedule:
     """Variance-preserving levels with logsnr linear in t: uniform times have the variational bound's own density.
 
-    Kingma et al. (2021), appendix I.1: the initial end points of variational diffusion models.
+    Kingma et al. (2021): the end points at which their learned schedule starts.
     """
     return lambda t: from_logsnr(logsnr_max + jnp.asarray(t) * (logsnr_min - logsnr_max))
 

@@ -3,7 +3,6 @@
 from jaxdiff.samplers.loop import Sampler, sample, trajectory
 from jaxdiff.samplers.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc
 from jaxdiff.samplers.singlestep import (
-    Std,
     consistency,
     ddim,
     ddpm,
@@ -16,7 +15,6 @@ from jaxdiff.samplers.transforms import churn, watched
 
 __all__ = [
     "Sampler",
-    "Std",
     "churn",
     "consistency",
     "ddim",

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.process import Level, posterior_std, transfer
+from jaxdiff.process import Level, Std, posterior_std, transfer
 from jaxdiff.process.levels import fresh_share
 from jaxdiff.samplers.loop import Sampler, stateless
-
-Std = Callable[[Level, Level], Array]  # of the fresh noise in a step from t to s
 
 
 def ddim(eta: float | Array = 0.0) -> Sampler:

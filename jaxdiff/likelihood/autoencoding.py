@@ -1,0 +1,136 @@
+"""Bounds of the log-likelihood under a latent-variable model with a standard normal prior and a Gaussian posterior.
+
+A decoder's output becomes a law of pixels by one of the `Pixels` below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.likelihood import densities
+from jaxdiff.likelihood.estimate import Estimate
+
+LOG_SCALE = (-7.0, 2.0)  # where a learned logistic's log scale is clipped: 1 / 9 of a pixel value's interval, 4 times all of them
+
+
+class Posterior(NamedTuple):
+    """A diagonal Gaussian over codes, `q(z | x0)`: two arrays `[B, ..., channels]`."""
+
+    mean: Array
+    std: Array
+
+
+Encode = Callable[[Array], Posterior]  # x0 -> q(z | x0); a plain pair will do
+Decode = Callable[[Array, Array], Array]  # (z, x0) -> log p(x0 | z) [B]
+
+
+class Pixels(NamedTuple):
+    """A law of pixels given a decoder's output `[B, H, W, outputs * C]` for images of C channels."""
+
+    log_prob: Callable[[Array, Array], Array]
+    """`(x0, output) -> [B]` in nats."""
+    mean: Callable[[Array], Array]
+    """`output -> x0 [B, H, W, C]`, the expected image."""
+    outputs: int
+
+
+def binary_pixels() -> Pixels:
+    """Pixels -1 or 1, 1 with probability sigmoid(output); x0 is cut at 0 to be so (Kingma & Welling 2014, C.1)."""
+
+    def log_prob(x0: Array, output: Array) -> Array:
+        return densities.bernoulli(jnp.where(x0 > 0, 1, -1).astype(x0.dtype), output)
+
+    return Pixels(log_prob, lambda output: 2 * jax.nn.sigmoid(output) - 1, 1)
+
+
+def gaussian_pixels(std: Array | float) -> Pixels:
+    """A Gaussian density around the output; `std`, one or one a channel, may be a parameter (Kingma & Welling 2014, C.2)."""
+
+    def log_prob(x0: Array, output: Array) -> Array:
+        return densities.gaussian(x0, output, jnp.broadcast_to(jnp.asarray(std, x0.dtype), x0.shape))
+
+    return Pixels(log_prob, lambda output: output, 1)
+
+
+def logistic_pixels() -> Pixels:
+    """8-bit pixels of a discretised logistic: mean and log scale are the halves of the output (Kingma et al. 2016, C)."""
+
+    def log_prob(x0: Array, output: Array) -> Array:
+        mean, log_scale = jnp.split(output, 2, axis=-1)
+        return densities.discretized_logistic(x0, mean, jnp.exp(jnp.clip(log_scale, *LOG_SCALE)))
+
+    return Pixels(log_prob, lambda output: jnp.clip(jnp.split(output, 2, axis=-1)[0], -1, 1), 2)
+
+
+def reparameterized(posterior: Posterior, key: Array) -> Array:
+    """A code `z = mean + std * noise`, from one key or from `[B]` keys, one an example (Kingma & Welling 2014, section 2.4)."""
+    mean, std = posterior
+    if key.ndim == 0:
+        return mean + std * jax.random.normal(key, mean.shape, mean.dtype)
+    return mean + std * jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:], mean.dtype))(key)
+
+
+def channel_kl(posterior: Posterior) -> Array:
+    """`KL(q || N(0, I))` of each channel of the code, summed over its positions, `[B, channels]`."""
+    mean, std = posterior
+    each = (mean**2 + std**2 - 1) / 2 - jnp.log(std)
+    return jnp.sum(each, axis=tuple(range(1, mean.ndim - 1)))
+
+
+def kl(posterior: Posterior) -> Array:
+    """`KL(q || N(0, I)) = sum((mean^2 + std^2 - 1) / 2 - log std)`, `[B]` (Kingma & Welling 2014, appendix B)."""
+    return jnp.sum(channel_kl(posterior), axis=-1)
+
+
+def elbo(encode: Encode, decode: Decode, x0: Array, key: Array, num_samples: int = 16) -> Estimate:
+    """`E_q log p(x0 | z) - KL(q(z | x0) || N(0, I))`, in nats (Kingma & Welling 2014, eq. 7).
+
+    The terms are `reconstruction`, whose mean over codes has the standard error, and `prior`, in closed form.
+
+    Args:
+        encode: the posterior of x0.
+        decode: the log-probability of x0 at a code.
+        x0: examples `[B, ...]`.
+        key: one key, or `[B]`, one an example.
+        num_samples: codes an example, one after the other; at least 2, since one shows no spread.
+    """
+    posterior = encode(x0)
+    log_probs = jax.lax.map(lambda k: decode(reparameterized(posterior, k), x0), _draws(key, num_samples))
+    reconstruction, prior = jnp.mean(log_probs, axis=0), -kl(posterior)
+    error = jnp.std(log_probs, axis=0, ddof=1) / math.sqrt(num_samples)
+    return Estimate(reconstruction + prior, error, {"reconstruction": reconstruction, "prior": prior})
+
+
+def importance_bound(encode: Encode, decode: Decode, x0: Array, key: Array, num_samples: int = 64) -> Estimate:
+    """`E log mean_k w_k`, `w = p(x0 | z) p(z) / q(z | x0)`, in nats: it rises with k to log p(x0) (Burda et al. 2016, eq. 8).
+
+    The standard error is the delta method's, `std(w) / (mean(w) sqrt(k))`: too small where one weight outdoes the others,
+    since the heavy ones have then not been drawn, and it knows nothing of how far the bound is below log p(x0).
+
+    Args: as of `elbo`.
+    """
+    posterior = encode(x0)
+    mean, std = posterior
+
+    def log_weight(key: Array) -> Array:
+        z = reparameterized(posterior, key)
+        ratio = jnp.log(std) + ((z - mean) / std) ** 2 / 2 - z**2 / 2
+        return decode(z, x0) + jnp.sum(ratio, axis=tuple(range(1, z.ndim)))
+
+    log_weights = jax.lax.map(log_weight, _draws(key, num_samples))
+    value = jax.nn.logsumexp(log_weights, axis=0) - math.log(num_samples)
+    error = jnp.std(jnp.exp(log_weights - value[None]), axis=0, ddof=1) / math.sqrt(num_samples)
+    return Estimate(value, error, {"importance": value})
+
+
+def _draws(key: Array, num_samples: int) -> Array:
+    """Keys `[num_samples, ...]` from one key or from `[B]`."""
+    if key.ndim == 0:
+        return jax.random.split(key, num_samples)
+    return jax.vmap(lambda k: jax.random.split(k, num_samples), out_axes=1)(key)

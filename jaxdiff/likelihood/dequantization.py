@@ -1,0 +1,93 @@
+"""Probabilities of 8-bit data from a density of continuous data: `log P(x0) >= E[log p(x) + log weight]`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.likelihood.checks import check_data
+from jaxdiff.likelihood.densities import BIN, LogProb, discretized_gaussian, gaussian
+from jaxdiff.likelihood.estimate import Estimate
+from jaxdiff.likelihood.flow import standard_error
+from jaxdiff.process import Level
+
+Dequantization = Callable[[Array, Array], tuple[Array, Array]]
+# (x0 [B, ...], key) -> a draw of x from some q(x | x0), and `log P(x0 | x) - log q(x | x0)`, the log weight [B]
+
+
+def uniform(x0: Array, key: Array) -> tuple[Array, Array]:
+    """Draws uniform in the interval of width 2 / 255 around each value, whose log weight is the log of its volume.
+
+    Theis et al. (2016), section 3.1. For a model that was trained on data dequantized so.
+    """
+    x = x0 + BIN * (jax.random.uniform(key, x0.shape, x0.dtype) - 0.5)
+    return x, jnp.full(x0.shape[:1], math.prod(x0.shape[1:]) * math.log(BIN), x0.dtype)
+
+
+def variational(draw: Callable[[Array, Array], tuple[Array, Array]]) -> Dequantization:
+    """Draws from a law of your own, `draw(x0, key) -> (x, log q(x | x0) [B])`, which must stay inside x0's intervals.
+
+    Ho et al. (2019), section 3.1. The better q matches the model's density inside an interval, the tighter the bound.
+    """
+
+    def dequantize(x0, key):
+        x, log_q = draw(x0, key)
+        return x, -log_q
+
+    return dequantize
+
+
+def diffused(denoise: Denoiser, level: Level, reconstruction: LogProb = discretized_gaussian) -> Dequantization:
+    """Draws from the diffusion process itself at the cleanest level, x0 from x by `reconstruction(x0, D(x), sigma / alpha)`.
+
+    Variational dequantization without another network (Zheng et al. 2023, with the reconstruction term of
+    the diffusion bounds in place of a truncated Gaussian): right for a model that was trained on 8-bit data as it is.
+    The level is the last noisy one of the list that the density is computed on.
+    """
+
+    def dequantize(x0, key):
+        std = level.sigma / level.alpha
+        x = x0 + std * jax.random.normal(key, x0.shape, x0.dtype)
+        return x, reconstruction(x0, denoise(level.alpha * x, level), std) - gaussian(x, x0, std)
+
+    return dequantize
+
+
+def dequantized_bound(
+    log_density: Callable[[Array, Array], Estimate],
+    x0: Array,
+    key: Array,
+    dequantize: Dequantization,
+    *,
+    num_samples: int = 2,
+) -> Estimate:
+    """A lower bound of the log-probability of 8-bit data, `E[log p(x) + log weight]` over `num_samples` draws of x, in nats `[B]`.
+
+    Args:
+        log_density: `(x, key) -> Estimate`, such as `flow_log_density` with its other arguments given.
+        x0: 8-bit data `[B, ...]`, `k / 127.5 - 1`.
+        key: of the draws and of the density's own.
+        dequantize: `uniform`, `variational(draw)` or `diffused(denoise, level)`.
+        num_samples: draws of x; the standard error, which holds that of the density, needs two.
+
+    Raises:
+        ValueError: x0 is outside [-1, 1] or not 8-bit data.
+    """
+    check_data(x0, discretized_gaussian)
+
+    def sample(_, key):
+        draw_key, density_key = jax.random.split(key)
+        x, log_weight = dequantize(x0, draw_key)
+        density = log_density(x, density_key)
+        return None, (density.terms, log_weight)
+
+    terms, log_weight = jax.lax.scan(sample, None, jax.random.split(key, num_samples))[1]
+    terms = {**terms, "dequantization": log_weight}
+    total = jnp.sum(jnp.stack(list(terms.values())), axis=0)
+    error = standard_error(total) if num_samples > 1 else jnp.full_like(total[0], jnp.nan)
+    return Estimate(jnp.mean(total, axis=0), error, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), terms))

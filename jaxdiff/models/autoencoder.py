@@ -1,0 +1,126 @@
+"""A convolutional autoencoder with a Gaussian code, as Flax Linen modules: of Esser et al. (2021) and Rombach et al. (2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from jaxdiff.models.layers import Attention, Norm, ResidualBlock, check_size, resized, zeros
+
+LOG_STD = (-15.0, 10.0)  # where the log of a code's standard deviation is clipped, as in latent diffusion's autoencoder
+
+
+class Half(nn.Module):
+    """What encoder and decoder have in common.
+
+    Attributes:
+        channels: width of the finest level; multiples of 128 suit a TPU.
+        multipliers: width of each level relative to `channels`, finest first; between two the image is halved or doubled.
+        blocks: residual blocks a level (one more in the decoder).
+        attention: image sizes at which attention follows each residual block; it is always in the middle.
+        head_channels: channels of an attention head.
+        remat: recompute the blocks in the backward pass: less memory, more FLOPs.
+        dtype: of the computation; parameters are float32.
+    """
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 4)
+    blocks: int = 2
+    attention: tuple[int, ...] = ()
+    head_channels: int = 64
+    remat: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    def block(self, x: Array, channels: int, name: str, attend: bool | None = None) -> Array:
+        """A residual block, with attention where `attend` or else the image size says so."""
+        residual, attention = ResidualBlock, Attention
+        if self.remat:
+            residual, attention = nn.remat(ResidualBlock, static_argnums=(3,)), nn.remat(Attention)
+        x = residual(channels, dtype=self.dtype, name=f"residual_{name}")(x, None, False)  # by hand, so that remat does not rename
+        attend = x.shape[1] in self.attention if attend is None else attend
+        return attention(self.head_channels, self.dtype, name=f"attention_{name}")(x) if attend else x
+
+    def middle(self, x: Array) -> Array:
+        """Residual block, attention, residual block, at the coarsest level."""
+        return self.block(self.block(x, x.shape[-1], "middle_0", attend=True), x.shape[-1], "middle_1", attend=False)
+
+    def conv(self, x: Array, channels: int, name: str, **options: Any) -> Array:
+        """A 3x3 convolution."""
+        return nn.Conv(channels, (3, 3), dtype=self.dtype, name=name, **options)(x)
+
+    def ending(self, x: Array, channels: int, **options: Any) -> Array:
+        """Norm, SiLU and the convolution to the channels of the output."""
+        return self.conv(nn.silu(Norm(self.dtype, name="norm_out")(x)), channels, "conv_out", **options)
+
+
+class Encoder(Half):
+    """From images `[B, H, W, C]` to mean and log standard deviation of the code, `[B, h, w, 2 * latent_channels]`.
+
+    h is `H / 2^(levels - 1)`. The attributes are those of `Half`, and `latent_channels`.
+    """
+
+    latent_channels: int = 4
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        check_size(x.shape, len(self.multipliers))
+        x = self.conv(x, self.channels, "conv_in")
+        for level, multiplier in enumerate(self.multipliers):
+            if level > 0:
+                x = self.conv(x, x.shape[-1], f"down_{level}", strides=(2, 2))
+            for number in range(self.blocks):
+                x = self.block(x, self.channels * multiplier, f"{level}_{number}")
+        return self.ending(self.middle(x), 2 * self.latent_channels)
+
+
+class Decoder(Half):
+    """From codes `[B, h, w, latent_channels]` to images `[B, H, W, out_channels]`, the encoder backwards; they start at zero.
+
+    The attributes are those of `Half`, and `out_channels`.
+    """
+
+    out_channels: int = 3
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        x = self.conv(z, self.channels * self.multipliers[-1], "conv_in")
+        x = self.middle(x)
+        for level, multiplier in reversed(list(enumerate(self.multipliers))):
+            for number in range(self.blocks + 1):
+                x = self.block(x, self.channels * multiplier, f"{level}_{number}")
+            if level > 0:
+                x = self.conv(resized(x, 2), x.shape[-1], f"up_{level}")
+        return self.ending(x, self.out_channels, kernel_init=zeros)
+
+
+def init(encoder: Encoder, decoder: Decoder, key: Array, x0: Array) -> dict[str, Any]:
+    """The params `{"encoder": ..., "decoder": ...}` that `encode` and `decode` read, for images of x0's shape."""
+    encoder_key, decoder_key = jax.random.split(key)
+    code, variables = encoder.init_with_output(encoder_key, x0)
+    z = code[..., : encoder.latent_channels]
+    return {"encoder": variables["params"], "decoder": decoder.init(decoder_key, z)["params"]}
+
+
+def encode(module: Encoder) -> Callable[[Any, Array], tuple[Array, Array]]:
+    """The encoder as a pure function `(params, x0) -> (mean, std)` of a diagonal Gaussian over codes, float32."""
+
+    def apply(params: Any, x0: Array) -> tuple[Array, Array]:
+        mean, log_std = jnp.split(_applied(module, params["encoder"], x0).astype(jnp.float32), 2, axis=-1)
+        return mean, jnp.exp(jnp.clip(log_std, *LOG_STD))
+
+    return apply
+
+
+def decode(module: Decoder) -> Callable[[Any, Array], Array]:
+    """The decoder as a pure function `(params, z) -> output`, float32."""
+    return lambda params, z: _applied(module, params["decoder"], z).astype(jnp.float32)
+
+
+def _applied(module: nn.Module, params: Any, x: Array) -> Any:
+    return module.apply({"params": params}, x)
