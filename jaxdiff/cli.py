@@ -31,6 +31,8 @@ USAGE = """jaxdiff: diffusion models on JAX
       guide the unconditional model by a classifier of noised images, such as configs/digits_classifier.py trains
   jaxdiff evaluate RUN [--num 1000] [--guidance 2] [--classifier CLASSIFIER_RUN --classifier-scale 3] ...
       judge a run's samples by a classifier trained on its data
+  jaxdiff evaluate RUN --likelihood [--estimators discrete,continuous,flow] [--labels none] [--split test]
+      bits per dimension of a diffusion run or a VAE, with error bars
   jaxdiff verify FILE.py:SAMPLER [--order 2]
       hold a sampler to data whose denoiser is known: its order, bias, distance from exact samples, dtypes, compilations
   jaxdiff data NAME [--data-dir DIR] [--raw-dir DIR]
@@ -106,6 +108,14 @@ class Evaluate:
     """0..9, or 3, or 0,3,7; all in turn if not given."""
     epochs: int | None = None
     """Of the classifier's training."""
+    likelihood: bool = False
+    """Measure bits per dimension instead, of a diffusion or vae run; the flags below are for this alone."""
+    estimators: str = ""
+    """Some of discrete, continuous, flow, flow_uniform, or of elbo, importance; all but flow_uniform if not given."""
+    split: str = "test"
+    probes: int = 1
+    """Of the flow's divergence at each step; 0 computes it exactly."""
+    batch_size: int = 100
     data_dir: str | None = None
 
 
@@ -152,6 +162,8 @@ def train(args: Train) -> int:
         return 130 if stopped == "SIGINT" else 0
     if config.objective == "classifier":
         print(run.finish_classifier(config, args.workdir, args.data_dir))
+    elif config.objective == "vae":
+        print(run.finish_vae(config, args.workdir, args.data_dir))
     else:
         print(run.finish(config, args.workdir, args.workdir / "samples.png", range(config.model.num_classes), args.data_dir))
     return 0
@@ -184,12 +196,40 @@ def evaluate(args: Evaluate) -> int:
     """`jaxdiff evaluate`: the exit status."""
     from jaxdiff import run
 
+    if args.likelihood:
+        return _likelihood(args)
+    for name, unset in (("estimators", ""), ("split", "test"), ("probes", 1), ("batch_size", 100)):
+        if getattr(args, name) != unset:
+            raise ConfigError(f"--{name.replace('_', '-')} is for --likelihood; give both, or neither")
     config = _resampled(run.read_config(args.run, "diffusion"), args)
     changes = {"num": args.num} | ({} if args.epochs is None else {"epochs": args.epochs})
     evaluation = dataclasses.replace(config.evaluation, **changes)
     config = validated(dataclasses.replace(config, evaluation=evaluation), where="jaxdiff evaluate")
     out = args.run / "samples" / run.default_name(config, config.seed)
     print(run.finish(config, args.run, out, parse_labels(args.labels, config.model.num_classes), args.data_dir))
+    return 0
+
+
+def _likelihood(args: Evaluate) -> int:
+    from jaxdiff import bits, run
+
+    config = run.read_config(args.run)
+    for name in ("guidance", "classifier", "classifier_scale", "epochs"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} does not go with --likelihood: it is of the model without guidance")
+    for name, least in (("num", 2), ("batch_size", 1), ("probes", 0), ("steps", 2)):
+        if (value := getattr(args, name)) is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if args.labels not in ("", "none"):
+        raise ConfigError(f"--labels {args.labels}: with --likelihood each image has its own label; write none for no label")
+    effort = bits.Effort(probes=args.probes)
+    effort = effort if args.steps is None else dataclasses.replace(effort, steps=args.steps, flow_steps=args.steps)
+    names = [name.strip() for name in args.estimators.split(",") if name.strip()]
+    chosen = bits.estimators(config, names, effort)
+    step, params = run.read_params(config, args.run)
+    how: Any = {"split": args.split, "num": args.num, "batch_size": args.batch_size, "data_dir": args.data_dir}
+    print(bits.report(config, args.run, step, params, chosen, conditional=args.labels != "none", **how))
+    print(args.run / "likelihood.json")
     return 0
 
 

@@ -53,6 +53,8 @@ class Model:
     head_channels: int = 64
     num_classes: int = 10
     dropout: float = 0.0
+    fourier: tuple[int, ...] = ()
+    """Exponents n of inputs sin and cos of 2^n pi x, with which a UNet sees single pixel values: for likelihoods."""
     residual_resampling: bool = False
     """Change the size inside residual blocks; a classifier always does."""
     remat: bool = False
@@ -64,15 +66,31 @@ class Model:
 class Diffusion:
     """Noise schedule, what the network predicts, and the weight of the loss."""
 
-    schedule: Literal["cosine", "linear", "karras", "lognormal", "rectified_flow"] = "cosine"
-    """Levels that training draws from."""
-    sampling_schedule: Literal["", "cosine", "linear", "karras", "rectified_flow"] = ""
+    schedule: Literal["cosine", "linear", "linear_logsnr", "learned", "karras", "lognormal", "rectified_flow"] = "cosine"
+    """Levels that training draws from; learned: by a network of its own, for low variance of the elbo."""
+    sampling_schedule: Literal["", "cosine", "linear", "linear_logsnr", "karras", "rectified_flow"] = ""
     """Levels that samplers walk along; empty: the training schedule."""
     prediction: Literal["x0", "noise", "score", "v", "velocity", "edm"] = "v"
-    weight: Literal["x0", "noise", "score", "v", "velocity", "edm", "truncated_snr", "min_snr"] = "v"
-    """The weight of a prediction type is the plain error of that network output."""
+    weight: Literal["x0", "noise", "score", "v", "velocity", "edm", "truncated_snr", "min_snr", "elbo"] = "v"
+    """The weight of a prediction type is the plain error of that network output; elbo is maximum likelihood."""
     label_dropout: float = 0.1
     """Share of examples trained without their label, for classifier-free guidance."""
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """The code of a VAE and the law of its pixels; encoder and decoder take their sizes from the model."""
+
+    latent_channels: int = 4
+    """Of the code at each position; each of model.multipliers but the last halves the image."""
+    pixels: Literal["logistic", "binary", "gaussian"] = "logistic"
+    """logistic: 8-bit pixels; binary: black or white, cut at the middle; gaussian: a density."""
+    std: float = 0.1
+    """Of gaussian pixels."""
+    beta: float = 1.0
+    """Weight of the KL from the prior; 1 is maximum likelihood."""
+    free_bits: float = 0.0
+    """Nats of KL for each latent channel that cost nothing."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +159,13 @@ class Evaluation:
 class Experiment:
     """One recipe: everything that makes a run what it is."""
 
-    objective: Literal["diffusion", "classifier"] = "diffusion"
-    """What is trained: a diffusion network, or a classifier of noised images, which reads the schedule alone of diffusion."""
+    objective: Literal["diffusion", "classifier", "vae"] = "diffusion"
+    """What is trained: a diffusion network, a classifier of noised images, which reads the schedule alone of diffusion, or a
+    variational autoencoder, which reads nothing of it."""
     data: Data = Data()
     model: Model = Model()
     diffusion: Diffusion = Diffusion()
+    autoencoder: Autoencoder = Autoencoder()
     optimizer: Optimizer = Optimizer()
     ema: Mapping[str, float] = field(default_factory=lambda: {"ema": 0.999})
     """Name and decay of each average of the parameters; samples come from the first."""
@@ -163,6 +183,7 @@ class Experiment:
 POSITIVE = (
     *("steps", "log_every", "checkpoint_every", "keep", "data.batch_size", "optimizer.accumulate"),
     *("model.channels", "model.blocks", "model.head_channels", "model.num_classes"),
+    "autoencoder.latent_channels",
     *("sampling.steps", "sampling.num", "evaluation.epochs", "evaluation.batch_size"),
 )
 
@@ -170,6 +191,8 @@ POSITIVE = (
 FAMILIES = {
     "cosine": "variance preserving",
     "linear": "variance preserving",
+    "linear_logsnr": "variance preserving",
+    "learned": "variance preserving",
     "karras": "variance exploding",
     "lognormal": "variance exploding",
     "rectified_flow": "straight",
@@ -261,6 +284,8 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
         "optimizer.clip_norm",
         "sampling.every",
         "evaluation.num",
+        "autoencoder.beta",
+        "autoencoder.free_bits",
         "seed",
     ):
         yield name, "at least 0", _value(c, name) >= 0
@@ -268,7 +293,8 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
         yield name, "between 0 and 1", 0 <= _value(c, name) <= 1
     for name in ("model.dropout", "optimizer.b1", "optimizer.b2"):
         yield name, "at least 0 and below 1", 0 <= _value(c, name) < 1
-    yield "optimizer.learning_rate", "above 0", c.optimizer.learning_rate > 0
+    for name in ("optimizer.learning_rate", "autoencoder.std"):
+        yield name, "above 0", _value(c, name) > 0
     yield "model.multipliers", "at least one number, each at least 1", bool(c.model.multipliers) and min(c.model.multipliers) > 0
     yield "data.image_shape", "three positive numbers", min(height, width, channels) > 0
     yield "data.image_shape", halves, height % factor == 0 and width % factor == 0
@@ -280,7 +306,12 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
     yield "sampling.eta", "0 for a sampler that is not ddim", c.sampling.sampler == "ddim" or c.sampling.eta == 0
     named = bool(c.sampling.classifier)
     yield "sampling.classifier_scale", "1 unless sampling.classifier names a run", named or c.sampling.classifier_scale == 1
-    yield "sampling.every", "0 for a classifier, which draws no samples", c.objective == "diffusion" or c.sampling.every == 0
+    of_run = f"0 for a {c.objective}, which draws no samples while it trains"
+    yield "sampling.every", of_run, c.objective == "diffusion" or c.sampling.every == 0
+    yield "evaluation.num", "0 for a vae, which has no labels", c.objective != "vae" or c.evaluation.num == 0
+    learned = c.diffusion.schedule == "learned"
+    yield "diffusion.weight", "elbo with a learned schedule, which lowers its variance", not learned or c.diffusion.weight == "elbo"
+    yield "diffusion.schedule", "a fixed one for a classifier", not learned or c.objective == "diffusion"
     trained_only = c.diffusion.schedule == "lognormal" and not c.diffusion.sampling_schedule
     yield "diffusion.sampling_schedule", "set (to karras, say) when training draws lognormal levels", not trained_only
     families = {FAMILIES[name] for name in (c.diffusion.schedule, c.diffusion.sampling_schedule) if name}

@@ -33,6 +33,8 @@ class Images(NamedTuple):
     fetch: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     num_examples: int
     num_classes: int
+    native_shape: tuple[int | None, ...] = ()
+    """Height, width and channels before they were fitted; None where they differ from image to image."""
 
 
 def images(
@@ -52,16 +54,16 @@ def images(
         pixels = np.stack([fitted(example["image"], image_shape, fit) for example in examples])
         return pixels, np.array([example["label"] for example in examples], np.int32)
 
-    num_classes = info.features["label"].num_classes
+    rest = (len(source), info.features["label"].num_classes, shape)
     if len(source) * np.prod(image_shape) > IN_MEMORY:
-        return Images(lambda indices: decode(source.__getitems__(indices.tolist())), len(source), num_classes)
+        return Images(lambda indices: decode(source.__getitems__(indices.tolist())), *rest)
     starts = tqdm(range(0, len(source), 256), desc=f"decoding {name} {split}", unit="batch", delay=2, leave=False)
     try:
         parts = [decode(source.__getitems__(list(range(i, min(i + 256, len(source)))))) for i in starts]
     except RuntimeError as error:
         raise DataError(f"data set {name} is damaged, remove and prepare it again: {_first_line(error)}") from error
     pixels, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Images(lambda indices: (pixels[indices], labels[indices]), len(source), num_classes)
+    return Images(lambda indices: (pixels[indices], labels[indices]), *rest)
 
 
 def batches(

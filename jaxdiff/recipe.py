@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +13,32 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxdiff import losses, objectives, process, samplers
+from jaxdiff import likelihood, losses, objectives, process, samplers
 from jaxdiff.config import Experiment
-from jaxdiff.denoiser import Parameterization, clip, edm, predict_noise, predict_score, predict_v, predict_velocity, predict_x0
+from jaxdiff.denoiser import (
+    Denoiser,
+    Parameterization,
+    clip,
+    edm,
+    predict_noise,
+    predict_score,
+    predict_v,
+    predict_velocity,
+    predict_x0,
+)
 from jaxdiff.errors import ConfigError
 from jaxdiff.guidance import classifier_guide, guide
 from jaxdiff.mesh import Layout, jit_layout, make_mesh, pmap_layout
-from jaxdiff.models import classifier
+from jaxdiff.models import autoencoder, classifier, schedule
 from jaxdiff.models.classifier import NoisyClassifier
+from jaxdiff.models.schedule import MonotoneLogsnr
 from jaxdiff.models.unet import UNet, network
 from jaxdiff.train import Objective, TrainState, initial_state
 
 SCHEDULES: dict[str, Callable[[], process.Schedule]] = {
     "cosine": process.cosine,
     "linear": process.linear,
+    "linear_logsnr": process.linear_logsnr,
     "karras": process.karras,
     "lognormal": process.lognormal,
     "rectified_flow": process.rectified_flow,
@@ -66,7 +78,32 @@ SPACINGS: dict[str, tuple[Callable[[process.Schedule], process.Schedule], float 
     "karras": (process.karras_spaced, 0.0),
     "quadratic": (process.quadratic, None),
 }
+PIXELS: dict[str, Callable[[float], likelihood.Pixels]] = {
+    "logistic": lambda std: likelihood.logistic_pixels(),
+    "binary": lambda std: likelihood.binary_pixels(),
+    "gaussian": likelihood.gaussian_pixels,
+}
 ROUNDING = 0.1  # of a schedule's logsnr at its ends, in float32
+
+
+class Vae(NamedTuple):
+    """Encoder, decoder and the law of the pixels."""
+
+    encoder: autoencoder.Encoder
+    decoder: autoencoder.Decoder
+    pixels: likelihood.Pixels
+
+    def encode(self, params: Any, x0: Array) -> likelihood.Posterior:
+        """The posterior of the codes of images `[B, H, W, C]`."""
+        return likelihood.Posterior(*autoencoder.encode(self.encoder)(params, x0))
+
+    def log_prob(self, params: Any, z: Array, x0: Array) -> Array:
+        """`log p(x0 | z)` of images at codes, `[B]`."""
+        return self.pixels.log_prob(x0, autoencoder.decode(self.decoder)(params, z))
+
+    def mean(self, params: Any, z: Array) -> Array:
+        """The expected images `[B, H, W, C]` of codes."""
+        return self.pixels.mean(autoencoder.decode(self.decoder)(params, z))
 
 
 def unet(config: Experiment) -> UNet:
@@ -79,6 +116,19 @@ def noisy_classifier(config: Experiment) -> NoisyClassifier:
     return NoisyClassifier(**_fields(config, NoisyClassifier))
 
 
+def learned_logsnr() -> MonotoneLogsnr:
+    """The network of a learned schedule."""
+    return MonotoneLogsnr()
+
+
+def vae(config: Experiment) -> Vae:
+    """The parts of a config that trains a VAE."""
+    pixels = PIXELS[config.autoencoder.pixels](config.autoencoder.std)
+    encoder = autoencoder.Encoder(**_fields(config, autoencoder.Encoder), latent_channels=config.autoencoder.latent_channels)
+    out_channels = pixels.outputs * config.data.image_shape[-1]
+    return Vae(encoder, autoencoder.Decoder(**_fields(config, autoencoder.Decoder), out_channels=out_channels), pixels)
+
+
 def _fields(config: Experiment, kind: Any) -> dict[str, Any]:
     model = {**dataclasses.asdict(config.model), "dtype": jnp.dtype(config.model.dtype)}
     return {name: value for name, value in model.items() if name in kind.__dataclass_fields__}
@@ -87,17 +137,18 @@ def _fields(config: Experiment, kind: Any) -> dict[str, Any]:
 def objective(config: Experiment) -> Objective:
     """The training objective of a config."""
     diffusion = config.diffusion
-    schedule = SCHEDULES[diffusion.schedule]()
+    if config.objective == "vae":
+        parts, options = vae(config), config.autoencoder
+        return objectives.vae(parts.encode, parts.log_prob, beta=options.beta, free_bits=options.free_bits)
     if config.objective == "classifier":
-        return objectives.classifier(classifier.network(noisy_classifier(config)), schedule)
-    return objectives.diffusion(
-        network(unet(config)),
-        schedule,
-        PARAMETERIZATIONS[diffusion.prediction],
-        WEIGHTS[diffusion.weight],
-        null_label=config.model.num_classes,
-        label_dropout=diffusion.label_dropout,
-    )
+        return objectives.classifier(classifier.network(noisy_classifier(config)), SCHEDULES[diffusion.schedule]())
+    labels: Any = {"null_label": config.model.num_classes, "label_dropout": diffusion.label_dropout}
+    apply, parameterization = network(unet(config)), PARAMETERIZATIONS[diffusion.prediction]
+    if diffusion.schedule == "learned":
+        return objectives.variational_diffusion(apply, schedule.logsnr(learned_logsnr()), parameterization, **labels)
+    fixed = SCHEDULES[diffusion.schedule]()
+    weight = losses.elbo_weight(fixed) if diffusion.weight == "elbo" else WEIGHTS[diffusion.weight]
+    return objectives.diffusion(apply, fixed, parameterization, weight, **labels)
 
 
 def optimizer(config: Experiment) -> optax.GradientTransformation:
@@ -118,11 +169,15 @@ def init(config: Experiment, key: Array) -> TrainState:
     """The state at step 0, a pure function of the key."""
     image = jnp.zeros((1, *config.data.image_shape))
     inputs = (image, jnp.zeros((1,)))
-    if config.objective == "classifier":
-        variables = noisy_classifier(config).init(key, *inputs)
+    if config.objective == "vae":
+        params = autoencoder.init(*vae(config)[:2], key, image)
+    elif config.objective == "classifier":
+        params = noisy_classifier(config).init(key, *inputs)["params"]
     else:
-        variables = unet(config).init(key, *inputs, jnp.zeros((1,), jnp.int32))
-    return initial_state(variables["params"], optimizer(config), config.ema)
+        params = unet(config).init(key, *inputs, jnp.zeros((1,), jnp.int32))["params"]
+    if config.diffusion.schedule == "learned":
+        params = {"network": params, "schedule": learned_logsnr().init(key, jnp.zeros((1,)))["params"]}
+    return initial_state(params, optimizer(config), config.ema)
 
 
 def state_shapes(config: Experiment) -> TrainState:
@@ -151,11 +206,27 @@ def _layout(config: Experiment, shapes: TrainState) -> Layout:
     return jit_layout(make_mesh(config.mesh.data, config.mesh.fsdp), shapes)
 
 
-def levels(config: Experiment) -> process.Level:
-    """The levels `[N + 1]` along which the config's sampler walks."""
-    diffusion, sampling = config.diffusion, config.sampling
-    spaced, t_min = SPACINGS[sampling.spacing]
-    return process.grid(spaced(SCHEDULES[diffusion.sampling_schedule or diffusion.schedule]()), sampling.steps, t_min)
+def sampling_schedule(config: Experiment, params: Any = None) -> process.Schedule:
+    """The schedule that samples and likelihoods walk along; without the params of a learned one, another between its ends."""
+    name = config.diffusion.sampling_schedule or config.diffusion.schedule
+    if name != "learned":
+        return SCHEDULES[name]()
+    module = learned_logsnr()
+    if params is None:
+        return process.linear_logsnr(module.logsnr_min, module.logsnr_max)
+    return lambda t: process.from_logsnr(schedule.logsnr(module)(params["schedule"], jnp.asarray(t)))
+
+
+def levels(config: Experiment, params: Any = None) -> process.Level:
+    """The levels `[N + 1]` along which the config's sampler walks, of a learned schedule at these params."""
+    spaced, t_min = SPACINGS[config.sampling.spacing]
+    return process.grid(spaced(sampling_schedule(config, params)), config.sampling.steps, t_min)
+
+
+def labelled(config: Experiment, params: Any, label: Array) -> Denoiser:
+    """The denoiser of a diffusion config at these params and labels `[B]`; `num_classes` is no label at all."""
+    weights = params["network"] if config.diffusion.schedule == "learned" else params
+    return objectives.labelled(network(unet(config)), PARAMETERIZATIONS[config.diffusion.prediction], weights, label)
 
 
 def generator(config: Experiment, guiding: Experiment | None = None) -> Callable[..., Array]:
@@ -163,14 +234,14 @@ def generator(config: Experiment, guiding: Experiment | None = None) -> Callable
 
     The label `num_classes` is none at all. Without `guiding`, the config of a classifier, it needs no guiding_params.
     """
-    sampling, path = config.sampling, levels(config)
-    apply, parameterization = network(unet(config)), PARAMETERIZATIONS[config.diffusion.prediction]
+    sampling = config.sampling
     sampler = SAMPLERS[sampling.sampler](sampling.eta)
 
     def generate(params: Any, key: Array, label: Array, guiding_params: Any = None) -> Array:
         start_key, sampler_key = jax.random.split(key)
         null = jnp.full_like(label, config.model.num_classes)
-        with_label, without = (objectives.labelled(apply, parameterization, params, given) for given in (label, null))
+        path = levels(config, params)
+        with_label, without = (labelled(config, params, given) for given in (label, null))
         denoise = with_label if sampling.guidance else without
         if sampling.guidance not in (0, 1):
             denoise = guide(with_label, without, sampling.guidance)

@@ -192,6 +192,15 @@ def finish(
     return "\n".join(lines)
 
 
+def finish_vae(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:
+    """Draws the pictures of a trained VAE; what to print."""
+    from jaxdiff import autoencoding
+
+    step, params = read_params(config, workdir)
+    drawn = autoencoding.draw(config, workdir, params, data_dir)
+    return "\n".join([f"samples, reconstructions and interpolations of step {step}:", *map(str, drawn)])
+
+
 def finish_classifier(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:
     """Measures a trained classifier on held-out images at several noise levels; what to print. Writes `accuracy.json`."""
     from jaxdiff import data, evaluate

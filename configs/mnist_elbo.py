@@ -1,0 +1,19 @@
+"""MNIST, 28x28 and not padded, by maximum likelihood: trained on the variational bound.
+
+Paper: Kingma et al. (2021), variational diffusion models, with their first, fixed schedule.
+Cost: 0.5 s a step on 2 CPU cores; made for a TPU or GPU.
+Score: bits per dimension, `jaxdiff evaluate runs/mnist_elbo --likelihood`.
+Run: jaxdiff data mnist && jaxdiff train configs/mnist_elbo.py --workdir runs/mnist_elbo
+"""
+
+from jaxdiff.config import Data, Diffusion, Experiment, Model, Optimizer, Sampling
+
+config = Experiment(
+    data=Data(name="mnist", image_shape=(28, 28, 1), batch_size=64),
+    model=Model(channels=16, multipliers=(1, 2, 2), blocks=1, head_channels=32, num_classes=10, fourier=(5, 6, 7)),
+    diffusion=Diffusion(schedule="linear_logsnr", prediction="v", weight="elbo"),
+    optimizer=Optimizer(learning_rate=2e-3, schedule="cosine", warmup_steps=100),
+    ema={"ema": 0.999},
+    steps=10_000,
+    sampling=Sampling(sampler="ddim", steps=50, guidance=2.0),
+)
