@@ -1,4 +1,4 @@
-"""Pictures of a trained VAE: samples of its prior, reconstructions, and interpolations between codes."""
+"""Pictures of a trained VAE: reconstructions, and interpolations between codes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,6 @@ from jaxdiff.config import Experiment
 from jaxdiff.data import images, normalized
 
 COLUMNS = 10
-
-
-def samples(config: Experiment, params: Any, num: int, seed: int) -> np.ndarray:
-    """Expected images `[num, H, W, C]` of codes from the prior."""
-    parts, key = recipe.vae(config), jax.random.key(seed)
-    image = jax.ShapeDtypeStruct((num, *config.data.image_shape), jnp.float32)
-    codes = jax.eval_shape(parts.encode, params, image).mean
-    return np.asarray(jax.jit(parts.mean)(params, jax.random.normal(key, codes.shape)))
 
 
 def reconstructions(config: Experiment, params: Any, x0: np.ndarray) -> np.ndarray:
@@ -45,14 +37,13 @@ def interpolations(config: Experiment, params: Any, a: np.ndarray, b: np.ndarray
 
 
 def draw(config: Experiment, workdir: pathlib.Path, params: Any, data_dir: str | None = None) -> list[pathlib.Path]:
-    """Writes samples.png, reconstructions.png (a row of held-out images above a row of theirs) and interpolations.png."""
+    """Writes reconstructions.png (a row of held-out images above a row of theirs) and interpolations.png."""
     c = config.data
     test = images(c.name, "test", c.image_shape, c.fit, data_dir)
     number = min(2 * COLUMNS, test.num_examples // COLUMNS * COLUMNS)
     x0 = normalized(test.fetch(np.arange(number))[0])
     pairs = zip(np.split(x0, number // COLUMNS), np.split(reconstructions(config, params, x0), number // COLUMNS), strict=True)
     shown = {
-        "samples": samples(config, params, config.sampling.num, config.seed),
         "reconstructions": np.concatenate([row for pair in pairs for row in pair]),
         "interpolations": interpolations(config, params, x0[: number // 2], x0[number // 2 :], COLUMNS),
     }

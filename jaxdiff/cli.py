@@ -1,6 +1,6 @@
 """The command line: `jaxdiff train | sample | evaluate | verify | data`.
 
-Each command is a function of typed arguments; tyro makes flags and help of them. What a user can mend ends in one line.
+Each command is a function of typed arguments (see flags.py). What a user can mend ends in one line.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
-from jaxdiff.config import Experiment, SamplerName, Spacing, load, validated
+from jaxdiff.config import Experiment, load, validated
 from jaxdiff.errors import ConfigError, UserError
+from jaxdiff.flags import Data, Evaluate, Sample, Train, Verify
 
 USAGE = """jaxdiff: diffusion models on JAX
 
@@ -42,113 +42,7 @@ jaxdiff COMMAND --help lists every flag of a command.
 """
 
 
-@dataclass(frozen=True)
-class Train:
-    """Train a recipe; the same command goes on with the run that is in workdir.
-
-    Example: jaxdiff train configs/digits.py --steps 500
-    """
-
-    config: tyro.conf.Positional[pathlib.Path]
-    """A recipe: a Python file that defines `config`."""
-    workdir: pathlib.Path
-    """Where the run lives."""
-    data_dir: str | None
-    """tensorflow-datasets' directory; its own default if not given."""
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Draw images from a run.
-
-    Example: jaxdiff sample runs/digits --labels 0..9 --num 100 --guidance 2
-    """
-
-    run: tyro.conf.Positional[pathlib.Path]
-    """The run's directory."""
-    sampler: SamplerName | None = None
-    """As the run's config says if not given; so for steps, spacing, eta and guidance."""
-    steps: int | None = None
-    spacing: Spacing | None = None
-    eta: float | None = None
-    guidance: float | None = None
-    """1 is none, 0 the unconditional model."""
-    classifier: str | None = None
-    """A classifier's run, which guides the samples to their labels."""
-    classifier_scale: float | None = None
-    labels: str = ""
-    """0..9, or 3, or 0,3,7, or none for the unconditional model; all in turn if not given."""
-    num: int = 100
-    out: pathlib.Path | None = None
-    """A .png grid, one label a column, or .npz with `image` uint8 and `label`; a .png in RUN/samples if not given."""
-    seed: int = 0
-    ema: str | None = None
-    batch_size: int = 500
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Judge a run's samples by a classifier trained on its data.
-
-    Example: jaxdiff evaluate runs/digits --num 1000
-    """
-
-    run: tyro.conf.Positional[pathlib.Path]
-    """The run's directory."""
-    num: int = 1000
-    steps: int | None = None
-    """As the run's config says if not given; so for guidance."""
-    guidance: float | None = None
-    """1 is none, 0 the unconditional model."""
-    classifier: str | None = None
-    """A classifier's run, which guides the samples to their labels."""
-    classifier_scale: float | None = None
-    labels: str = ""
-    """0..9, or 3, or 0,3,7; all in turn if not given."""
-    epochs: int | None = None
-    """Of the classifier's training."""
-    likelihood: bool = False
-    """Measure bits per dimension instead, of a diffusion or vae run; the flags below are for this alone."""
-    estimators: str = ""
-    """Some of discrete, continuous, flow, flow_uniform, or of elbo, importance; all but flow_uniform if not given."""
-    split: str = "test"
-    probes: int = 1
-    """Of the flow's divergence at each step; 0 computes it exactly."""
-    batch_size: int = 100
-    data_dir: str | None = None
-
-
-@dataclass(frozen=True)
-class Verify:
-    """Hold a sampler to data whose denoiser, law and flow are known exactly; exit status 1 where it fails.
-
-    Example: jaxdiff verify path/to/file.py:my_sampler --order 2
-    """
-
-    sampler: tyro.conf.Positional[str]
-    """FILE.py:NAME of a jaxdiff.Sampler or of a function (denoise, x, levels, key) -> x0; or a name such as heun."""
-    order: float | None = None
-    """Of convergence, as it claims; its calls of the denoiser a step if not given."""
-    consistency: bool = False
-    """Give it a consistency function, the exact flow to clean, for a denoiser."""
-    num: int = 20_000
-    """Samples, which set the Monte Carlo error."""
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Data:
-    """Prepare mnist or cifar10 without TensorFlow.
-
-    Example: jaxdiff data mnist
-    """
-
-    name: tyro.conf.Positional[str]
-    data_dir: str | None = None
-    """tensorflow-datasets' directory; its own default if not given."""
-    raw_dir: pathlib.Path | None = None
-    """A folder with the raw files, for a machine without network."""
+SAMPLING = ("sampler", "steps", "spacing", "eta", "guidance", "classifier", "classifier_scale")  # flags that set config.sampling
 
 
 def train(args: Train) -> int:
@@ -173,13 +67,19 @@ def sample(args: Sample) -> int:
     """`jaxdiff sample`: the exit status."""
     from jaxdiff import pictures, run
 
-    config = _resampled(run.read_config(args.run, "diffusion"), args)
+    config = run.read_config(args.run)
     for name in ("num", "batch_size"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    chosen = parse_labels(args.labels, config.model.num_classes)
+    from_prior = config.objective == "vae"
+    if from_prior:
+        _refuse(args, (*SAMPLING, "labels"), "does not apply to a vae run, whose samples are decoded at once from its prior")
+    else:
+        config = _resampled(run.read_config(args.run, "diffusion"), args)
+    chosen = [config.model.num_classes] if from_prior else parse_labels(args.labels, config.model.num_classes)
     labels = run.cycling(chosen, args.num)
-    out = args.out or args.run / "samples" / run.default_name(config, args.seed)
+    name = f"prior_seed_{args.seed}.png" if from_prior else run.default_name(config, args.seed)
+    out = args.out or args.run / "samples" / name
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
     step, params = run.read_params(config, args.run, args.ema)
@@ -198,9 +98,7 @@ def evaluate(args: Evaluate) -> int:
 
     if args.likelihood:
         return _likelihood(args)
-    for name, unset in (("estimators", ""), ("split", "test"), ("probes", 1), ("batch_size", 100)):
-        if getattr(args, name) != unset:
-            raise ConfigError(f"--{name.replace('_', '-')} is for --likelihood; give both, or neither")
+    _refuse(args, ("estimators", "split", "probes", "batch_size"), "is for --likelihood; give both, or neither")
     config = _resampled(run.read_config(args.run, "diffusion"), args)
     changes = {"num": args.num} | ({} if args.epochs is None else {"epochs": args.epochs})
     evaluation = dataclasses.replace(config.evaluation, **changes)
@@ -214,9 +112,8 @@ def _likelihood(args: Evaluate) -> int:
     from jaxdiff import bits, run
 
     config = run.read_config(args.run)
-    for name in ("guidance", "classifier", "classifier_scale", "epochs"):
-        if getattr(args, name) is not None:
-            raise ConfigError(f"--{name.replace('_', '-')} does not go with --likelihood: it is of the model without guidance")
+    guided = ("guidance", "classifier", "classifier_scale", "epochs")
+    _refuse(args, guided, "does not go with --likelihood, which is of the model without guidance")
     for name, least in (("num", 2), ("batch_size", 1), ("probes", 0), ("steps", 2)):
         if (value := getattr(args, name)) is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
@@ -281,9 +178,14 @@ def parse_labels(text: str, num_classes: int) -> list[int]:
 
 def _resampled(config: Experiment, args: Sample | Evaluate) -> Experiment:
     """The config with those fields of its sampling that flags of the same name set."""
-    flags = ("sampler", "steps", "spacing", "eta", "guidance", "classifier", "classifier_scale")
-    given = {name: value for name in flags if (value := getattr(args, name, None)) is not None}
+    given = {name: value for name in SAMPLING if (value := getattr(args, name, None)) is not None}
     return validated(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **given)), where="sampling")
+
+
+def _refuse(args: Any, names: Sequence[str], why: str) -> None:
+    for field in dataclasses.fields(args):
+        if field.name in names and getattr(args, field.name) != field.default:
+            raise ConfigError(f"--{field.name.replace('_', '-')} {why}")
 
 
 COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {

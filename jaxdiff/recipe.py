@@ -255,6 +255,18 @@ def generator(config: Experiment, guiding: Experiment | None = None) -> Callable
     return generate
 
 
+def prior_generator(config: Experiment) -> Callable[..., Array]:
+    """The pure function `(params, key, label [B], ...) -> images [B, H, W, C]` of a VAE, which draws codes and reads no label."""
+    parts = vae(config)
+
+    def generate(params: Any, key: Array, label: Array, guiding_params: Any = None) -> Array:
+        images = jax.ShapeDtypeStruct((*label.shape, *config.data.image_shape), jnp.float32)
+        codes = jax.eval_shape(parts.encode, params, images).mean
+        return parts.mean(params, jax.random.normal(key, codes.shape))
+
+    return generate
+
+
 def labeller(config: Experiment) -> Callable[[Any, Array, Array, process.Level], Array]:
     """The pure function `(params, key, x0 [B, ...], level []) -> labels [B]`: what a classifier calls x0 noised to that level."""
     apply = classifier.network(noisy_classifier(config))

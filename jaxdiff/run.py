@@ -34,11 +34,13 @@ TIMES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of its schedule, at which a classifier
 def generation(config: Experiment, batch_size: int = 500) -> Callable[[Any, np.ndarray, int], np.ndarray]:
     """A function `(params, labels [N], seed) -> images [N, H, W, C]` that compiles once and works in batches of one size.
 
+    Of a diffusion run, or of a VAE, which has no labels.
+
     Raises:
         ConfigError: the run of `sampling.classifier` is missing, no classifier, or cannot guide these samples.
     """
     guiding, guiding_params = _guiding(config)
-    compiled = jax.jit(recipe.generator(config, guiding))
+    compiled = jax.jit(recipe.prior_generator(config) if config.objective == "vae" else recipe.generator(config, guiding))
 
     def generate(params: Any, labels: np.ndarray, seed: int) -> np.ndarray:
         size = min(batch_size, len(labels))
@@ -197,8 +199,11 @@ def finish_vae(config: Experiment, workdir: pathlib.Path, data_dir: str | None =
     from jaxdiff import autoencoding
 
     step, params = read_params(config, workdir)
+    out = pathlib.Path(workdir) / "samples.png"
+    labels = cycling([config.model.num_classes], config.sampling.num)
+    pictures.save_grid(out, generation(config)(params, labels, config.seed), columns=10)
     drawn = autoencoding.draw(config, workdir, params, data_dir)
-    return "\n".join([f"samples, reconstructions and interpolations of step {step}:", *map(str, drawn)])
+    return "\n".join([f"samples, reconstructions and interpolations of step {step}:", *map(str, [out, *drawn])])
 
 
 def finish_classifier(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:

@@ -40,7 +40,8 @@ ALLOWED = {
     | {"pictures", "recipe", "train"},
     "autoencoding": {"config", "data", "pictures", "recipe"},
     "bits": {"config", "data", "errors", "files", "likelihood", "process", "recipe", "samplers"},
-    "cli": {"bits", "checkpoint", "loading", "oracles", "config", "errors", "datasets", "pictures", "run", "train"},
+    "flags": {"config"},
+    "cli": {"bits", "checkpoint", "flags", "loading", "oracles", "config", "errors", "datasets", "pictures", "run", "train"},
 }
 CORE = ("process", "denoiser", "guidance", "samplers", "losses", "targets", "oracles", "editing", "likelihood", "objectives")
 LIBRARIES = {

@@ -32,9 +32,8 @@ class MonotoneLogsnr(nn.Module):
         l1 = self.param("l1", constant(0.1), ())
         l2 = self.param("l2", constant(1.0), shape)
         l3 = self.param("l3", constant(0.1), shape)
-        bias = self.param(
-            "bias", lambda _: jnp.linspace(0.2, -1.2, *shape)
-        )  # steps beyond 0 and 1 too, or the start were flat at the ends
+        # steps beyond 0 and 1 too: the start would else be flatter at the ends
+        bias = self.param("bias", lambda _: jnp.linspace(0.2, -1.2, *shape))
         l1, l2, l3 = (jnp.abs(weight.astype(t.dtype)) for weight in (l1, l2, l3))
         l1, bias = l1 + 1e-4, bias.astype(t.dtype)  # strictly, where all weights have gone to 0
 

@@ -29,8 +29,8 @@ def variational_diffusion(
 ) -> Objective:
     """The bound of continuous time, `mean(l)` with `l = -logsnr'(t) / 2 * snr * mean((x0_hat - x0)^2)`, in nats per dimension.
 
-    Kingma et al. (2021), eq. 17. The params are `{"network": ..., "schedule": ...}`. The network descends the bound, the
-    schedule `mean(l^2)`, which is the variance of l since no schedule between the same ends moves its mean (section 5.1 and
+    Kingma et al. (2021), section 5. The params are `{"network": ..., "schedule": ...}`. The network descends the bound, the
+    schedule `mean(l^2)`, which is the variance of l since no schedule between the same ends moves its mean (section 5.3 and
     appendix I.2): one forward and one backward pass serve both. Here l is squared in units of its value for linear logsnr
     and an error of 1 in noise, so that its gradient, else ten times the network's, leaves clipping to the network. Left
     out are the bound's other two terms: the prior's is constant, and the reconstruction's, at logsnr_max, hears of the

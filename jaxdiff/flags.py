@@ -1,0 +1,120 @@
+"""The typed arguments of each command; tyro makes flags and help of them."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from jaxdiff.config import Experiment, SamplerName, Spacing
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe; the same command goes on with the run that is in workdir.
+
+    Example: jaxdiff train configs/digits.py --steps 500
+    """
+
+    config: tyro.conf.Positional[pathlib.Path]
+    """A recipe: a Python file that defines `config`."""
+    workdir: pathlib.Path
+    """Where the run lives."""
+    data_dir: str | None
+    """tensorflow-datasets' directory; its own default if not given."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images from a run.
+
+    Example: jaxdiff sample runs/digits --labels 0..9 --num 100 --guidance 2
+    """
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """The run's directory."""
+    sampler: SamplerName | None = None
+    """As the run's config says if not given; so for steps, spacing, eta and guidance."""
+    steps: int | None = None
+    spacing: Spacing | None = None
+    eta: float | None = None
+    guidance: float | None = None
+    """1 is none, 0 the unconditional model."""
+    classifier: str | None = None
+    """A classifier's run, which guides the samples to their labels."""
+    classifier_scale: float | None = None
+    labels: str = ""
+    """0..9, or 3, or 0,3,7, or none for the unconditional model; all in turn if not given."""
+    num: int = 100
+    out: pathlib.Path | None = None
+    """A .png grid, one label a column, or .npz with `image` uint8 and `label`; a .png in RUN/samples if not given."""
+    seed: int = 0
+    ema: str | None = None
+    batch_size: int = 500
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Judge a run's samples by a classifier trained on its data.
+
+    Example: jaxdiff evaluate runs/digits --num 1000
+    """
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """The run's directory."""
+    num: int = 1000
+    steps: int | None = None
+    """As the run's config says if not given; so for guidance."""
+    guidance: float | None = None
+    """1 is none, 0 the unconditional model."""
+    classifier: str | None = None
+    """A classifier's run, which guides the samples to their labels."""
+    classifier_scale: float | None = None
+    labels: str = ""
+    """0..9, or 3, or 0,3,7; all in turn if not given."""
+    epochs: int | None = None
+    """Of the classifier's training."""
+    likelihood: bool = False
+    """Measure bits per dimension instead, of a diffusion or vae run; the flags below are for this alone."""
+    estimators: str = ""
+    """Some of discrete, continuous, flow, flow_uniform, or of elbo, importance; all but flow_uniform if not given."""
+    split: str = "test"
+    probes: int = 1
+    """Of the flow's divergence at each step; 0 computes it exactly."""
+    batch_size: int = 100
+    data_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Hold a sampler to data whose denoiser, law and flow are known exactly; exit status 1 where it fails.
+
+    Example: jaxdiff verify path/to/file.py:my_sampler --order 2
+    """
+
+    sampler: tyro.conf.Positional[str]
+    """FILE.py:NAME of a jaxdiff.Sampler or of a function (denoise, x, levels, key) -> x0; or a name such as heun."""
+    order: float | None = None
+    """Of convergence, as it claims; its calls of the denoiser a step if not given."""
+    consistency: bool = False
+    """Give it a consistency function, the exact flow to clean, for a denoiser."""
+    num: int = 20_000
+    """Samples, which set the Monte Carlo error."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prepare mnist or cifar10 without TensorFlow.
+
+    Example: jaxdiff data mnist
+    """
+
+    name: tyro.conf.Positional[str]
+    data_dir: str | None = None
+    """tensorflow-datasets' directory; its own default if not given."""
+    raw_dir: pathlib.Path | None = None
+    """A folder with the raw files, for a machine without network."""
