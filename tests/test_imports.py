@@ -25,7 +25,7 @@ ALLOWED = {
     "files": set(),
     "mesh": set(),
     "checkpoint": {"errors", "train"},
-    "config": {"errors"},
+    "config": {"config", "errors"},
     "metrics": {"files"},
     "pictures": {"files"},
     "models": {"models"},

@@ -9,7 +9,9 @@ README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
-    "code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["plain", "linen", "nnx", "equinox", "verify", "likelihood", "training"]
+    "code",
+    re.findall(r"```python\n(.*?)```", README, re.DOTALL),
+    ids=["plain", "linen", "nnx", "equinox", "verify", "likelihood", "training"],
 )
 def test_example_runs(code):
     exec(code, {})

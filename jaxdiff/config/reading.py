@@ -1,7 +1,4 @@
-"""What a run is: typed frozen dataclasses, written as plain Python in `configs/`, one recipe a file.
-
-Strings that choose code live here and on the command line alone; `recipe.py` turns them into functions.
-"""
+"""Configs from files and JSON, with every type and value checked."""
 
 from __future__ import annotations
 
@@ -13,172 +10,13 @@ import pathlib
 import re
 import runpy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import pydantic
 
+from jaxdiff.config import fields
+from jaxdiff.config.fields import Experiment
 from jaxdiff.errors import ConfigError
-
-SamplerName = Literal["ddim", "ddpm", "ddpm_large", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc", "euler_maruyama"]
-Spacing = Literal["time", "logsnr", "karras", "quadratic"]
-
-
-@dataclass(frozen=True)
-class Data:
-    """Images and how they are read."""
-
-    name: str = "digits"
-    """A data set of tensorflow-datasets with the features image and label."""
-    split: str = "train"
-    image_shape: tuple[int, int, int] = (8, 8, 1)
-    """Height, width, channels; smaller images are padded or resized to it."""
-    fit: Literal["pad", "resize"] = "pad"
-    flip: bool = False
-    """Mirror half of the images."""
-    batch_size: int = 128
-    """Over all devices and processes."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """The UNet (see jaxdiff.models.unet), or the half of it that is a classifier (jaxdiff.models.classifier)."""
-
-    channels: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    """Width of each level; every level but the last halves the image."""
-    blocks: int = 2
-    attention: tuple[int, ...] = ()
-    """Image sizes at which attention follows each residual block."""
-    head_channels: int = 64
-    num_classes: int = 10
-    dropout: float = 0.0
-    fourier: tuple[int, ...] = ()
-    """Exponents n of inputs sin and cos of 2^n pi x, with which a UNet sees single pixel values: for likelihoods."""
-    residual_resampling: bool = False
-    """Change the size inside residual blocks; a classifier always does."""
-    remat: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; parameters are float32."""
-
-
-@dataclass(frozen=True)
-class Diffusion:
-    """Noise schedule, what the network predicts, and the weight of the loss."""
-
-    schedule: Literal["cosine", "linear", "linear_logsnr", "learned", "karras", "lognormal", "rectified_flow"] = "cosine"
-    """Levels that training draws from; learned: by a network of its own, for low variance of the elbo."""
-    sampling_schedule: Literal["", "cosine", "linear", "linear_logsnr", "karras", "rectified_flow"] = ""
-    """Levels that samplers walk along; empty: the training schedule."""
-    prediction: Literal["x0", "noise", "score", "v", "velocity", "edm"] = "v"
-    weight: Literal["x0", "noise", "score", "v", "velocity", "edm", "truncated_snr", "min_snr", "elbo"] = "v"
-    """The weight of a prediction type is the plain error of that network output; elbo is maximum likelihood."""
-    label_dropout: float = 0.1
-    """Share of examples trained without their label, for classifier-free guidance."""
-
-
-@dataclass(frozen=True)
-class Autoencoder:
-    """The code of a VAE and the law of its pixels; encoder and decoder take their sizes from the model."""
-
-    latent_channels: int = 4
-    """Of the code at each position; each of model.multipliers but the last halves the image."""
-    pixels: Literal["logistic", "binary", "gaussian"] = "logistic"
-    """logistic: 8-bit pixels; binary: black or white, cut at the middle; gaussian: a density."""
-    std: float = 0.1
-    """Of gaussian pixels."""
-    beta: float = 1.0
-    """Weight of the KL from the prior; 1 is maximum likelihood."""
-    free_bits: float = 0.0
-    """Nats of KL for each latent channel that cost nothing."""
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """AdamW with warm-up, clipping and accumulation."""
-
-    learning_rate: float = 2e-4
-    schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up; cosine falls to 0 at the last step."""
-    warmup_steps: int = 0
-    b1: float = 0.9
-    b2: float = 0.999
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    """Gradients are scaled down to this global norm; 0 is off."""
-    accumulate: int = 1
-    """Batches whose mean gradient makes one update."""
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """How many devices share what; -1 is all that the other leaves."""
-
-    data: int = -1
-    fsdp: int = 1
-    mapping: Literal["jit", "pmap"] = "jit"
-    """pmap: the replicated data-parallel twin."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How pictures are made during and after training."""
-
-    sampler: SamplerName = "ddim"
-    """heun and euler_maruyama want a spacing of logsnr or karras."""
-    steps: int = 50
-    spacing: Spacing = "time"
-    """What is uniform along the levels: the schedule's time, logsnr, (sigma / alpha)^(1/7), or the root of time."""
-    eta: float = 0.0
-    """Share of fresh noise in ddim; ddpm and dpmpp_2m_sde always have all of it."""
-    guidance: float = 2.0
-    """1 is none, 0 the unconditional model."""
-    classifier: str = ""
-    """The directory of a classifier's run, whose gradient guides the samples to their labels; empty: none."""
-    classifier_scale: float = 1.0
-    """Of that gradient."""
-    clip: bool = True
-    """Clip each predicted x0 to [-1, 1]."""
-    num: int = 100
-    every: int = 0
-    """Steps between grids of samples during training; 0 is never."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What is measured at the end of a run."""
-
-    num: int = 0
-    """Samples to judge by a classifier trained on the real data; 0 is no evaluation."""
-    epochs: int = 30
-    """Of the classifier's training."""
-    batch_size: int = 500
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One recipe: everything that makes a run what it is."""
-
-    objective: Literal["diffusion", "classifier", "vae"] = "diffusion"
-    """What is trained: a diffusion network, a classifier of noised images, which reads the schedule alone of diffusion, or a
-    variational autoencoder, which reads nothing of it."""
-    data: Data = Data()
-    model: Model = Model()
-    diffusion: Diffusion = Diffusion()
-    autoencoder: Autoencoder = Autoencoder()
-    optimizer: Optimizer = Optimizer()
-    ema: Mapping[str, float] = field(default_factory=lambda: {"ema": 0.999})
-    """Name and decay of each average of the parameters; samples come from the first."""
-    steps: int = 10_000
-    seed: int = 0
-    log_every: int = 50
-    checkpoint_every: int = 500
-    keep: int = 3
-    """Checkpoints kept: the last ones."""
-    mesh: Mesh = Mesh()
-    sampling: Sampling = Sampling()
-    evaluation: Evaluation = Evaluation()
-
 
 POSITIVE = (
     *("steps", "log_every", "checkpoint_every", "keep", "data.batch_size", "optimizer.accumulate"),
@@ -340,7 +178,7 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
 def _explain_unknown_field(message: str) -> str:
     """`Data.__init__() got an unexpected keyword argument 'batchsize'`, with the nearest right one."""
     found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
-    owner = globals().get(found[1]) if found else None
+    owner = getattr(fields, found[1], None) if found else None
     if not found or not dataclasses.is_dataclass(owner):
         return message
     known = {f.name: None for f in dataclasses.fields(owner)}

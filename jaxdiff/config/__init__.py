@@ -1,0 +1,38 @@
+"""What a run is: typed frozen dataclasses, written as plain Python in `configs/`, one recipe a file.
+
+Strings that choose code live here and on the command line alone; `recipe.py` turns them into functions.
+"""
+
+from jaxdiff.config.fields import (
+    Autoencoder,
+    Data,
+    Diffusion,
+    Evaluation,
+    Experiment,
+    Mesh,
+    Model,
+    Optimizer,
+    SamplerName,
+    Sampling,
+    Spacing,
+)
+from jaxdiff.config.reading import differences, from_dict, load, to_dict, validated
+
+__all__ = [
+    "Autoencoder",
+    "Data",
+    "Diffusion",
+    "Evaluation",
+    "Experiment",
+    "Mesh",
+    "Model",
+    "Optimizer",
+    "SamplerName",
+    "Sampling",
+    "Spacing",
+    "differences",
+    "from_dict",
+    "load",
+    "to_dict",
+    "validated",
+]
