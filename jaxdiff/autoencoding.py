@@ -40,8 +40,8 @@ def draw(config: Experiment, workdir: pathlib.Path, params: Any, data_dir: str |
     """Writes reconstructions.png (a row of held-out images above a row of theirs) and interpolations.png."""
     c = config.data
     test = images(c.name, "test", c.image_shape, c.fit, data_dir)
-    number = min(2 * COLUMNS, test.num_examples // COLUMNS * COLUMNS)
-    x0 = normalized(test.fetch(np.arange(number))[0])
+    number = 2 * COLUMNS
+    x0 = normalized(test.fetch(np.arange(number) % test.num_examples)[0])
     pairs = zip(np.split(x0, number // COLUMNS), np.split(reconstructions(config, params, x0), number // COLUMNS), strict=True)
     shown = {
         "reconstructions": np.concatenate([row for pair in pairs for row in pair]),

@@ -40,7 +40,7 @@ class Effort:
 
     steps: int = 1000
     times: int = 32
-    flow_steps: int = 128
+    flow_steps: int = 256
     probes: int = 1
     codes: int = 64
 
@@ -52,6 +52,7 @@ class Report:
     step: int
     num: int
     of: str
+    effort: Effort
     estimates: Mapping[str, Estimate]
     differences: Mapping[str, Estimate]
 
@@ -63,6 +64,8 @@ class Report:
         first = next(iter(self.estimates))
         for name, each in self.differences.items():
             lines.append(f"{name} - {first}: {float(each.value):+.4f} +- {float(each.standard_error):.4f} on the same images")
+        if not {"flow", "flow_uniform"}.isdisjoint(self.estimates):
+            lines.append(f"the flow's errors leave out that of its {self.effort.flow_steps} steps: compare with half as many")
         return "\n".join(lines)
 
 
@@ -158,7 +161,8 @@ def report(
     workdir: pathlib.Path,
     step: int,
     params: Any,
-    chosen: Mapping[str, Estimator],
+    names: Sequence[str] = (),
+    effort: Effort = Effort(),
     *,
     split: str = "test",
     num: int = 1000,
@@ -169,9 +173,10 @@ def report(
     """The report of a run's params on a split of its data set. Writes `likelihood.json`.
 
     Raises:
-        ConfigError: the run's images are padded, so that bits per dimension would count pixels that are no data.
+        ConfigError: an estimator does not apply, there are not two images, or they are padded, so that bits per dimension
+            would count pixels that are no data.
     """
-    c = config.data
+    c, chosen = config.data, estimators(config, names, effort)
     source = images(c.name, split, c.image_shape, c.fit, data_dir)
     if c.fit == "pad" and source.native_shape != c.image_shape:
         raise ConfigError(
@@ -179,6 +184,8 @@ def report(
             f"train with --data.image-shape {' '.join(map(str, source.native_shape))}"
         )
     num = min(num, source.num_examples)
+    if num < 2:
+        raise ConfigError(f"--likelihood: {num} image has no error bar; give --num and --split at least two")
     unlabelled = config.objective == "vae" or not conditional
     found = measure(chosen, params, source, num, config.model.num_classes if unlabelled else None, batch_size, config.seed)
     first = next(iter(found.values()))
@@ -188,7 +195,7 @@ def report(
     summary = {name: _summary(each, c.image_shape) for name, each in found.items()}
     gaps = {name: dataclasses.replace(each, value=each.value - first.value, terms={}) for name, each in found.items()}
     differences = {name: _summary(gap, c.image_shape) for name, gap in gaps.items() if found[name] is not first}
-    result = Report(step, num, of, summary, differences)
+    result = Report(step, num, of, effort, summary, differences)
     text = json.dumps(dataclasses.asdict(result), indent=2, default=float)
     files.write(pathlib.Path(workdir) / "likelihood.json", text + "\n")
     return result

@@ -99,6 +99,8 @@ def evaluate(args: Evaluate) -> int:
     if args.likelihood:
         return _likelihood(args)
     _refuse(args, ("estimators", "split", "probes", "batch_size"), "is for --likelihood; give both, or neither")
+    if run.read_config(args.run).objective == "vae":
+        raise ConfigError(f"{args.run} is a vae run, whose samples have no labels to judge; add --likelihood")
     config = _resampled(run.read_config(args.run, "diffusion"), args)
     changes = {"num": args.num} | ({} if args.epochs is None else {"epochs": args.epochs})
     evaluation = dataclasses.replace(config.evaluation, **changes)
@@ -122,10 +124,14 @@ def _likelihood(args: Evaluate) -> int:
     effort = bits.Effort(probes=args.probes)
     effort = effort if args.steps is None else dataclasses.replace(effort, steps=args.steps, flow_steps=args.steps)
     names = [name.strip() for name in args.estimators.split(",") if name.strip()]
-    chosen = bits.estimators(config, names, effort)
+    if args.estimators and not names:
+        raise ConfigError(f"--estimators {args.estimators!r}: names none; write elbo, importance or discrete, continuous, flow")
+    if config.objective == "vae":
+        _refuse(args, ("steps", "probes", "labels"), "does not apply to the likelihood of a vae run")
+    bits.estimators(config, names, effort)  # before the checkpoint is read
     step, params = run.read_params(config, args.run)
     how: Any = {"split": args.split, "num": args.num, "batch_size": args.batch_size, "data_dir": args.data_dir}
-    print(bits.report(config, args.run, step, params, chosen, conditional=args.labels != "none", **how))
+    print(bits.report(config, args.run, step, params, names, effort, conditional=args.labels != "none", **how))
     print(args.run / "likelihood.json")
     return 0
 

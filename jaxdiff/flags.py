@@ -74,9 +74,10 @@ class Evaluate:
     """A classifier's run, which guides the samples to their labels."""
     classifier_scale: float | None = None
     labels: str = ""
-    """0..9, or 3, or 0,3,7; all in turn if not given."""
+    """0..9, or 3, or 0,3,7; all in turn if not given. With --likelihood none is the unconditional model."""
     epochs: int | None = None
     """Of the classifier's training."""
+    data_dir: str | None = None
     likelihood: bool = False
     """Measure bits per dimension instead, of a diffusion or vae run; the flags below are for this alone."""
     estimators: str = ""
@@ -85,7 +86,6 @@ class Evaluate:
     probes: int = 1
     """Of the flow's divergence at each step; 0 computes it exactly."""
     batch_size: int = 100
-    data_dir: str | None = None
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None
     layout = recipe.layout(config)
     c = config.data
     source = data.images(c.name, c.split, c.image_shape, c.fit, data_dir)
-    if source.num_classes > config.model.num_classes:
+    if config.objective != "vae" and source.num_classes > config.model.num_classes:
         raise ConfigError(f"model.num_classes must be at least {source.num_classes} for the data set {c.name}")
     _claim(workdir, config)
     state = _start(config, workdir, layout)

@@ -44,8 +44,13 @@ def test_diffusion_run(capsys, runs, tfds_dir):
         np.testing.assert_allclose(sum(estimate["terms"].values()), estimate["value"], rtol=1e-5)
         assert 0 < estimate["standard_error"] < estimate["value"] < 60
     assert "continuous - discrete:" in out
+    assert "the flow's errors leave out that of its 12 steps" in out
+    assert saved["effort"] == {"steps": 12, "times": 32, "flow_steps": 12, "probes": 1, "codes": 64}
     values = [estimate["value"] for estimate in saved["estimates"].values()]
     np.testing.assert_allclose(saved["differences"]["flow"]["value"], values[2] - values[0], atol=1e-4)
+    flags = ("--steps", "4", "--estimators", "flow,flow_uniform", "--probes", "0")
+    _, saved = evaluated(capsys, runs / "digits_learned_schedule", tfds_dir, *flags)
+    np.testing.assert_allclose(saved["estimates"]["flow_uniform"]["terms"]["dequantization"], 6.9943, atol=1e-3)  # log2(255 / 2)
 
 
 @pytest.mark.slow
@@ -111,6 +116,8 @@ def test_pictures_of_a_vae_have_the_ends_of_their_lines():
         ("digits_classifier", (), "a classifier has no likelihood of images"),
         ("digits_elbo", ("--guidance", "2"), "--guidance does not go with --likelihood"),
         ("digits_elbo", ("--labels", "3"), "--labels 3: with --likelihood each image has its own label; write none"),
+        ("digits_elbo", ("--estimators", ","), "--estimators ',': names none; write elbo, importance or discrete"),
+        ("digits_vae", ("--steps", "5"), "--steps does not apply to the likelihood of a vae run"),
         ("digits_elbo", ("--num", "1"), "--num must be at least 2, got 1"),
         ("digits_elbo", ("--probes", "-1"), "--probes must be at least 0, got -1"),
     ],
@@ -127,6 +134,9 @@ def test_what_does_not_apply_is_one_line(capsys, tmp_path, name, flags, message)
 def test_flags_of_likelihood_alone(capsys, tmp_path):
     assert cli.main(["evaluate", str(tmp_path), "--split", "train"]) == 1
     assert "--split is for --likelihood; give both, or neither" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict(config.load("configs/digits_vae.py"))))
+    assert cli.main(["evaluate", str(tmp_path)]) == 1
+    assert "is a vae run, whose samples have no labels to judge; add --likelihood" in capsys.readouterr().err
 
 
 def test_gaussian_pixels_and_padded_images_are_refused(tmp_path, tfds_dir):
@@ -136,4 +146,6 @@ def test_gaussian_pixels_and_padded_images_are_refused(tmp_path, tfds_dir):
         bits.estimators(vae, [], bits.Effort())
     padded = dataclasses.replace(vae, data=dataclasses.replace(vae.data, image_shape=(16, 16, 1)))
     with pytest.raises(errors.ConfigError, match=r"pads images of \(8, 8, 1\) to \(16, 16, 1\).*--data.image-shape 8 8 1"):
-        bits.report(padded, tmp_path, 0, None, {}, data_dir=tfds_dir)
+        bits.report(padded, tmp_path, 0, None, data_dir=tfds_dir)
+    with pytest.raises(errors.ConfigError, match="1 image has no error bar"):
+        bits.report(config.load("configs/digits_vae.py"), tmp_path, 0, None, split="test[:1]", data_dir=tfds_dir)

@@ -53,6 +53,14 @@ def recipe_file(tmp_path):
         ),
         (("--objective", "vae", "--sampling.every", "0"), "evaluation.num must be 0 for a vae, which has no labels, got 1000"),
         (("--diffusion.schedule", "learned"), "diffusion.weight must be elbo with a learned schedule, which lowers its variance"),
+        (
+            ("--diffusion.schedule", "linear_logsnr", "--diffusion.sampling-schedule", "cosine"),
+            "diffusion.sampling_schedule must be empty or linear_logsnr: training saw no levels beyond its ends",
+        ),
+        (
+            ("--objective", "vae", "--sampling.every", "0", "--evaluation.num", "0", "--model.dropout", "0.1"),
+            "model.dropout must be not set for a vae, whose network has none",
+        ),
         (("--autoencoder.std", "0"), "autoencoder.std must be above 0, got 0.0"),
         (("--autoencoder.beta", "-1"), "autoencoder.beta must be at least 0, got -1.0"),
         (("--sampling.guidance", "nan"), "sampling.guidance must be a finite number, got nan"),

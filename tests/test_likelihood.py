@@ -324,5 +324,53 @@ def test_a_density_of_8_bit_data_is_refused():
         density(EIGHT_BIT)
     with pytest.raises(ValueError, match="is not 8-bit data"):
         likelihood.dequantized_bound(lambda x, key: density(x), 0.9 * EIGHT_BIT, jax.random.key(0), likelihood.uniform)
-    with pytest.raises(ValueError, match="is not binary data"):
-        likelihood.check_data(EIGHT_BIT, likelihood.bernoulli)
+    bits = likelihood.Estimate(jnp.zeros(1), jnp.zeros(1), {"a": jnp.zeros(1)}, "bits/dim")
+    with pytest.raises(ValueError, match="log-density must be in nats, got bits/dim"):
+        likelihood.dequantized_bound(lambda x, key: bits, EIGHT_BIT, jax.random.key(0), likelihood.uniform)
+    likelihood.check_data(EIGHT_BIT, lambda x0, mean, std: mean)  # a law of the user's own
+
+
+@pytest.mark.parametrize(
+    ("pixels", "x0", "message"),
+    [
+        (likelihood.gaussian_pixels(0.1), EIGHT_BIT, "8-bit data that is not dequantized"),
+        (likelihood.logistic_pixels(), 0.9 * EIGHT_BIT, "is not 8-bit data"),
+        (likelihood.logistic_pixels(), 100 * EIGHT_BIT, r"scale images to \[-1, 1\]"),
+        (likelihood.binary_pixels(), 100 * EIGHT_BIT, r"scale images to \[-1, 1\]"),
+    ],
+    ids=["gaussian", "logistic", "logistic_range", "binary"],
+)
+def test_pixels_refuse_data_of_the_wrong_kind(pixels, x0, message):
+    with pytest.raises(ValueError, match=message):
+        pixels.log_prob(x0[..., None], jnp.zeros((1, 3, pixels.outputs)))
+
+
+def test_one_sample_has_no_error_bar():
+    """Not 0, which would be a lie."""
+    exact = oracles.correlated([1.0], [[0.1, 0.2]], [[[0.3, 0.1], [0.1, 0.2]]])
+    call = partial(
+        likelihood.adaptive_flow_log_density, oracles.denoiser(exact), jnp.array([[0.3, 0.1]]), jd.cosine(), jax.random.key(0)
+    )
+    one, two = (jax.jit(call, static_argnums=0)(likelihood.hutchinson(probes)) for probes in (1, 64))
+    assert np.isnan(one.standard_error[0])
+    truth = oracles.log_density(exact, jnp.array([[0.3, 0.1]]), jd.Level(jnp.ones(()), jnp.zeros(())))
+    assert abs(two.value[0] - truth[0]) < 4 * two.standard_error[0] + 2e-3
+    assert two.standard_error[0] > 0
+
+
+def test_noise_left_at_the_cleanest_level_counts(data):
+    """At alpha far from 1, where a forgotten alpha is seen: closed forms, with two coarse intervals of random times."""
+    exact, x0 = data
+    schedule = jd.linear_logsnr(-4.0, 1.0)
+    first, last = snr(schedule(jnp.array([1.0, 0.0])))
+    by_hand = sum(ends(np.asarray(x0), first, last)) - diffusion_integral(np.asarray(x0), first, last)
+    call = partial(likelihood.continuous_bound, oracles.denoiser(exact), reconstruction=likelihood.gaussian, num_times=2)
+    got = jax.jit(lambda x0, key: call(x0, schedule, key))(jnp.repeat(x0, 20, axis=0), jax.random.key(1))
+    gap = got.value - np.repeat(by_hand, 20)
+    assert abs(np.mean(gap)) < 4 * np.std(gap) / np.sqrt(len(gap))
+    levels = jd.grid(schedule, 100, t_min=0)
+    call = partial(likelihood.flow_log_density, oracles.denoiser(exact), sampler=jd.dpmpp_3m(), divergence=likelihood.exact())
+    got = jax.jit(partial(call, prior=partial(oracles.log_density, exact)))(x0[:50], levels, jax.random.key(1))
+    r2 = 1 / last
+    closed = stats.norm.logpdf(np.asarray(x0[:50]), MEAN, np.sqrt(STD**2 + r2)).sum(-1)
+    np.testing.assert_allclose(got.value, closed, atol=2e-4)

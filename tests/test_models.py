@@ -172,3 +172,17 @@ def test_what_the_network_cannot_do_is_said():
         )
     with pytest.raises(ValueError, match="28 channels cannot be shared by 5 heads"):
         Attention(head_channels=5).init(jax.random.key(0), jnp.zeros((1, 4, 4, 28)))
+
+
+def test_fourier_features_have_their_periods():
+    """With x itself unseen, exponent 3 sees x modulo 2 / 2^3; without exponents nothing is added to the input."""
+    module = UNet(channels=8, multipliers=(1,), blocks=1, attention=(), head_channels=8, num_classes=1, fourier=(3,))
+    x = jax.random.uniform(jax.random.key(0), (1, 4, 4, 1))
+    others = jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+    params = module.init(jax.random.key(1), x, *others)["params"]
+    assert params["Conv_0"]["kernel"].shape == (3, 3, 3, 8)
+    params["Conv_0"]["kernel"] = params["Conv_0"]["kernel"].at[:, :, 0].set(0)
+    params["Conv_1"]["kernel"] = jax.random.normal(jax.random.key(2), params["Conv_1"]["kernel"].shape)
+    at = [module.apply({"params": params}, x + shift, *others) for shift in (0, 0.25, 0.1)]
+    np.testing.assert_allclose(at[0], at[1], atol=1e-3)
+    assert np.max(np.abs(at[0] - at[2])) > 0.1

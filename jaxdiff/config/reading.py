@@ -146,10 +146,16 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
     yield "sampling.classifier_scale", "1 unless sampling.classifier names a run", named or c.sampling.classifier_scale == 1
     of_run = f"0 for a {c.objective}, which draws no samples while it trains"
     yield "sampling.every", of_run, c.objective == "diffusion" or c.sampling.every == 0
+    for name, where in (("model.dropout", ("diffusion", "classifier")), ("model.fourier", ("diffusion",))):
+        yield name, f"not set for a {c.objective}, whose network has none", c.objective in where or not _value(c, name)
+    yield "sampling.classifier", "empty for all but diffusion", c.objective == "diffusion" or not c.sampling.classifier
     yield "evaluation.num", "0 for a vae, which has no labels", c.objective != "vae" or c.evaluation.num == 0
     learned = c.diffusion.schedule == "learned"
+    yield "diffusion.schedule", f"a fixed one for a {c.objective}", not learned or c.objective == "diffusion"
     yield "diffusion.weight", "elbo with a learned schedule, which lowers its variance", not learned or c.diffusion.weight == "elbo"
-    yield "diffusion.schedule", "a fixed one for a classifier", not learned or c.objective == "diffusion"
+    short = c.diffusion.schedule in ("learned", "linear_logsnr")
+    same = c.diffusion.sampling_schedule in ("", "linear_logsnr")
+    yield "diffusion.sampling_schedule", "empty or linear_logsnr: training saw no levels beyond its ends", not short or same
     trained_only = c.diffusion.schedule == "lognormal" and not c.diffusion.sampling_schedule
     yield "diffusion.sampling_schedule", "set (to karras, say) when training draws lognormal levels", not trained_only
     families = {FAMILIES[name] for name in (c.diffusion.schedule, c.diffusion.sampling_schedule) if name}

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.likelihood import densities
-from jaxdiff.likelihood.estimate import Estimate
+from jaxdiff.likelihood.checks import check_continuous, check_data, check_range
+from jaxdiff.likelihood.estimate import Estimate, standard_error
 
 LOG_SCALE = (-7.0, 2.0)  # where a learned logistic's log scale is clipped: 1 / 9 of a pixel value's interval, 4 times all of them
 
@@ -34,7 +35,7 @@ class Pixels(NamedTuple):
     """A law of pixels given a decoder's output `[B, H, W, outputs * C]` for images of C channels."""
 
     log_prob: Callable[[Array, Array], Array]
-    """`(x0, output) -> [B]` in nats."""
+    """`(x0, output) -> [B]` in nats; a ValueError where x0 is not of the kind that the law is of."""
     mean: Callable[[Array], Array]
     """`output -> x0 [B, H, W, C]`, the expected image."""
     outputs: int
@@ -44,6 +45,7 @@ def binary_pixels() -> Pixels:
     """Pixels -1 or 1, 1 with probability sigmoid(output); x0 is cut at 0 to be so (Kingma & Welling 2014, C.1)."""
 
     def log_prob(x0: Array, output: Array) -> Array:
+        check_range(x0)
         return densities.bernoulli(jnp.where(x0 > 0, 1, -1).astype(x0.dtype), output)
 
     return Pixels(log_prob, lambda output: 2 * jax.nn.sigmoid(output) - 1, 1)
@@ -53,6 +55,7 @@ def gaussian_pixels(std: Array | float) -> Pixels:
     """A Gaussian density around the output; `std`, one or one a channel, may be a parameter (Kingma & Welling 2014, C.2)."""
 
     def log_prob(x0: Array, output: Array) -> Array:
+        check_continuous(x0)
         return densities.gaussian(x0, output, jnp.broadcast_to(jnp.asarray(std, x0.dtype), x0.shape))
 
     return Pixels(log_prob, lambda output: output, 1)
@@ -62,6 +65,7 @@ def logistic_pixels() -> Pixels:
     """8-bit pixels of a discretised logistic: mean and log scale are the halves of the output (Kingma et al. 2016, C)."""
 
     def log_prob(x0: Array, output: Array) -> Array:
+        check_data(x0, densities.discretized_logistic)
         mean, log_scale = jnp.split(output, 2, axis=-1)
         return densities.discretized_logistic(x0, mean, jnp.exp(jnp.clip(log_scale, *LOG_SCALE)))
 
@@ -103,8 +107,7 @@ def elbo(encode: Encode, decode: Decode, x0: Array, key: Array, num_samples: int
     posterior = encode(x0)
     log_probs = jax.lax.map(lambda k: decode(reparameterized(posterior, k), x0), _draws(key, num_samples))
     reconstruction, prior = jnp.mean(log_probs, axis=0), -kl(posterior)
-    error = jnp.std(log_probs, axis=0, ddof=1) / math.sqrt(num_samples)
-    return Estimate(reconstruction + prior, error, {"reconstruction": reconstruction, "prior": prior})
+    return Estimate(reconstruction + prior, standard_error(log_probs), {"reconstruction": reconstruction, "prior": prior})
 
 
 def importance_bound(encode: Encode, decode: Decode, x0: Array, key: Array, num_samples: int = 64) -> Estimate:
@@ -125,8 +128,7 @@ def importance_bound(encode: Encode, decode: Decode, x0: Array, key: Array, num_
 
     log_weights = jax.lax.map(log_weight, _draws(key, num_samples))
     value = jax.nn.logsumexp(log_weights, axis=0) - math.log(num_samples)
-    error = jnp.std(jnp.exp(log_weights - value[None]), axis=0, ddof=1) / math.sqrt(num_samples)
-    return Estimate(value, error, {"importance": value})
+    return Estimate(value, standard_error(jnp.exp(log_weights - value[None])), {"importance": value})
 
 
 def _draws(key: Array, num_samples: int) -> Array:

@@ -13,7 +13,7 @@ from jax import Array
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.likelihood.checks import check_data
 from jaxdiff.likelihood.densities import LogProb, of_example
-from jaxdiff.likelihood.estimate import Estimate
+from jaxdiff.likelihood.estimate import Estimate, standard_error
 from jaxdiff.process import Level, Schedule, Std, diffuse, pace, posterior_std
 
 
@@ -43,13 +43,13 @@ def discrete_bound(
         num_samples: draws of the noise at each level.
 
     Raises:
-        ValueError: x0 is outside [-1, 1], or not of the kind that the reconstruction is for.
+        ValueError: x0 is not of the kind that the reconstruction is for, or 8-bit data outside [-1, 1].
     """
     check_data(x0, reconstruction)
     step_key, last_key = jax.random.split(key)
     steps = jnp.sum(step_terms(denoise, x0, levels, step_key, std=std, num_samples=num_samples), axis=0)
     last = reconstructed(denoise, x0, levels[-2], jax.random.split(last_key, num_samples), reconstruction)
-    return _bound(x0, levels[0], -steps, last, jnp.std(last - steps, axis=0, ddof=1) / num_samples**0.5)
+    return _bound(x0, levels[0], -steps, last, standard_error(last - steps))
 
 
 def step_terms(denoise: Denoiser, x0: Array, levels: Level, key: Array, *, std: Std = posterior_std, num_samples: int = 2) -> Array:
@@ -80,7 +80,7 @@ def continuous_bound(
     sampling of the times is another pace, such as `uniform_logsnr(schedule)`, or a learned one.
 
     Raises:
-        ValueError: x0 is outside [-1, 1], or not of the kind that the reconstruction is for.
+        ValueError: x0 is not of the kind that the reconstruction is for, or 8-bit data outside [-1, 1].
     """
     check_data(x0, reconstruction)
     step_key, last_key = jax.random.split(key)

@@ -8,13 +8,13 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jaxdiff.likelihood.densities import BIN, bernoulli, discretized_gaussian, discretized_logistic
+from jaxdiff.likelihood.densities import BIN, discretized_gaussian, discretized_logistic, gaussian
 
 ROUNDING = 1e-3  # of a pixel's value, in steps of 8-bit data
 
 
 def check_data(x0: ArrayLike, log_prob: Callable) -> None:
-    """Whether x0 is in [-1, 1] and of the kind, 8-bit, binary or continuous, that the log-probability is of.
+    """Whether x0 is of the kind that a log-probability of `densities` is of: 8-bit data in [-1, 1], or continuous.
 
     Raises:
         ValueError: it is not; the message says what to do.
@@ -25,10 +25,7 @@ def check_data(x0: ArrayLike, log_prob: Callable) -> None:
         check_range(x0)
         if not _eight_bit(x0):
             raise ValueError("likelihood: x0 is not 8-bit data, k / 127.5 - 1; for continuous data use a density such as gaussian")
-    elif log_prob is bernoulli:
-        if not np.all(np.abs(x0) == 1):
-            raise ValueError("likelihood: x0 is not binary data, -1 or 1, which bernoulli is of")
-    else:
+    elif log_prob is gaussian:
         check_continuous(x0)
 
 

@@ -12,8 +12,7 @@ from jax import Array
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.likelihood.checks import check_data
 from jaxdiff.likelihood.densities import BIN, LogProb, discretized_gaussian, gaussian
-from jaxdiff.likelihood.estimate import Estimate
-from jaxdiff.likelihood.flow import standard_error
+from jaxdiff.likelihood.estimate import Estimate, standard_error
 from jaxdiff.process import Level
 
 Dequantization = Callable[[Array, Array], tuple[Array, Array]]
@@ -76,7 +75,7 @@ def dequantized_bound(
         num_samples: draws of x; the standard error, which holds that of the density, needs two.
 
     Raises:
-        ValueError: x0 is outside [-1, 1] or not 8-bit data.
+        ValueError: x0 is outside [-1, 1] or not 8-bit data, or the log-density is not in nats.
     """
     check_data(x0, discretized_gaussian)
 
@@ -84,10 +83,11 @@ def dequantized_bound(
         draw_key, density_key = jax.random.split(key)
         x, log_weight = dequantize(x0, draw_key)
         density = log_density(x, density_key)
+        if density.unit != "nats":
+            raise ValueError(f"dequantized_bound: the log-density must be in nats, got {density.unit}")
         return None, (density.terms, log_weight)
 
     terms, log_weight = jax.lax.scan(sample, None, jax.random.split(key, num_samples))[1]
     terms = {**terms, "dequantization": log_weight}
     total = jnp.sum(jnp.stack(list(terms.values())), axis=0)
-    error = standard_error(total) if num_samples > 1 else jnp.full_like(total[0], jnp.nan)
-    return Estimate(jnp.mean(total, axis=0), error, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), terms))
+    return Estimate(jnp.mean(total, axis=0), standard_error(total), jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), terms))

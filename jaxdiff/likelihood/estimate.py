@@ -43,6 +43,13 @@ def in_bits_per_dim(estimate: Estimate, shape: Sequence[int]) -> Estimate:
     return Estimate(value, jnp.abs(bits_per_dim(estimate.standard_error, shape)), terms, "bits/dim")
 
 
+def standard_error(samples: Array) -> Array:
+    """Of the mean of independent samples `[K, B]`, `[B]`; not a number where there is but one, which shows no spread."""
+    if samples.shape[0] == 1:
+        return jnp.full_like(samples[0], jnp.nan)
+    return jnp.std(samples, axis=0, ddof=1) / math.sqrt(samples.shape[0])
+
+
 def mean(estimate: Estimate) -> Estimate:
     """The mean over examples `[B]`, B at least 2, as an estimate of the mean over the data's distribution, `[]`.
 

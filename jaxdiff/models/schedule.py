@@ -18,7 +18,7 @@ class MonotoneLogsnr(nn.Module):
     `h(t) = l1 t + mean(l3 sigmoid(steepness (l2 t + b)))` with positive weights, rescaled to the two ends: Kingma et al.
     (2021), appendix H. They learn the ends by the bound itself; these are fixed, since where the bound is least is a matter
     of the numerical range. Their sigmoids start nearly flat, these as `features` steps spread over [0, 1], all weights
-    of the sum small: the start is linear within rounding, and a hundred updates of usual size give it any shape.
+    of the sum small: the start is linear within rounding, and some hundred updates of usual size bend it far.
     """
 
     logsnr_min: float = -5.0
