@@ -144,7 +144,8 @@ def test_gaussian_pixels_and_padded_images_are_refused(tmp_path, tfds_dir):
     vae = dataclasses.replace(vae, autoencoder=dataclasses.replace(vae.autoencoder, pixels="gaussian"))
     with pytest.raises(errors.ConfigError, match="gaussian pixels have a density, not a probability; train with"):
         bits.estimators(vae, [], bits.Effort())
-    padded = dataclasses.replace(vae, data=dataclasses.replace(vae.data, image_shape=(16, 16, 1)))
+    padded = config.load("configs/digits_vae.py")
+    padded = dataclasses.replace(padded, data=dataclasses.replace(padded.data, image_shape=(16, 16, 1)))
     with pytest.raises(errors.ConfigError, match=r"pads images of \(8, 8, 1\) to \(16, 16, 1\).*--data.image-shape 8 8 1"):
         bits.report(padded, tmp_path, 0, None, data_dir=tfds_dir)
     with pytest.raises(errors.ConfigError, match="1 image has no error bar"):
