@@ -113,7 +113,7 @@ def test_continuous_bound_is_unbiased_with_honest_errors(data, name):
 
 
 def test_another_pace_is_importance_sampling(data):
-    """The same value, less variance: 21 times less than uniform times of the cosine schedule have."""
+    """The same value, less variance: 51 times less than uniform times of the cosine schedule have."""
     exact, x0 = data
 
     def bound(schedule):
