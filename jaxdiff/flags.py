@@ -67,7 +67,7 @@ class Evaluate:
     """The run's directory."""
     num: int = 1000
     steps: int | None = None
-    """As the run's config says if not given; so for guidance."""
+    """As the run's config says if not given; so for guidance. With --likelihood of the chain and the flow: 1000 and 256."""
     guidance: float | None = None
     """1 is none, 0 the unconditional model."""
     classifier: str | None = None
