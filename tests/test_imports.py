@@ -34,7 +34,19 @@ ALLOWED = {
     "evaluate": {"data", "models", "train"},
     "loading": {"errors", "samplers"},
     "__main__": {"cli"},
-    "recipe": {"config", "errors", "likelihood", "losses", "mesh", "models", "objectives", "samplers", "guidance", "train"}
+    "recipe": {
+        "recipe",
+        "config",
+        "errors",
+        "likelihood",
+        "losses",
+        "mesh",
+        "models",
+        "objectives",
+        "samplers",
+        "guidance",
+        "train",
+    }
     | DENOISERS,
     "run": {"autoencoding", "checkpoint", "config", "errors", "files", "data", "evaluate", "mesh", "metrics"}
     | {"pictures", "recipe", "train"},

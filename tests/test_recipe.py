@@ -58,3 +58,19 @@ def test_a_classifier_guides_what_passes_through_its_levels():
     linear = dataclasses.replace(guiding, diffusion=Diffusion(schedule="linear"))
     with pytest.raises(ConfigError, match=r"the classifier here knows logsnr -10\.0 to 15\.0"):
         recipe.check_guiding(samples, linear, "here")
+
+
+def test_a_learned_schedule_gives_the_levels_of_its_params():
+    learned = config.load("configs/digits_learned_schedule.py")
+    module = recipe.learned_logsnr()
+    schedule = module.init(jax.random.key(0), jnp.zeros((1,)))["params"]
+    schedule["l3"] = schedule["l3"].at[20].set(30.0)
+    found = recipe.levels(learned, {"network": {}, "schedule": schedule})[:-1].logsnr
+    times = jnp.linspace(1, 1 / 50, 50)
+    np.testing.assert_allclose(found, module.apply({"params": schedule}, times), rtol=1e-4, atol=1e-3)
+    assert np.max(np.abs(found - recipe.levels(learned)[:-1].logsnr)) > 3
+    guiding = config.load("configs/digits_classifier.py")
+    recipe.check_guiding(learned, guiding, "here")
+    karras = dataclasses.replace(guiding, diffusion=Diffusion(schedule="karras"))
+    with pytest.raises(ConfigError, match=r"the samples pass through -5\.0 to 13\.3"):
+        recipe.check_guiding(learned, karras, "here")

@@ -1,6 +1,6 @@
 """What a run is: typed frozen dataclasses, written as plain Python in `configs/`, one recipe a file.
 
-Strings that choose code live here and on the command line alone; `recipe.py` turns them into functions.
+Strings that choose code live here and on the command line alone; `recipe` turns them into functions.
 """
 
 from jaxdiff.config.fields import (

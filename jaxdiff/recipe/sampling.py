@@ -1,0 +1,111 @@
+"""Levels and generators of a config, and classifiers beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff import objectives, process, samplers
+from jaxdiff.config import Experiment
+from jaxdiff.denoiser import clip
+from jaxdiff.errors import ConfigError
+from jaxdiff.guidance import classifier_guide, guide
+from jaxdiff.models import classifier, schedule
+from jaxdiff.recipe.networks import labelled, learned_logsnr, noisy_classifier, vae
+from jaxdiff.recipe.tables import SAMPLERS, SCHEDULES, SPACINGS
+
+ROUNDING = 0.1  # of a schedule's logsnr at its ends, in float32
+
+
+def sampling_schedule(config: Experiment, params: Any = None) -> process.Schedule:
+    """The schedule that samples and likelihoods walk along; without the params of a learned one, another between its ends."""
+    name = config.diffusion.sampling_schedule or config.diffusion.schedule
+    if name != "learned":
+        return SCHEDULES[name]()
+    module = learned_logsnr()
+    if params is None:
+        return process.linear_logsnr(module.logsnr_min, module.logsnr_max)
+    return lambda t: process.from_logsnr(schedule.logsnr(module)(params["schedule"], jnp.asarray(t)))
+
+
+def levels(config: Experiment, params: Any = None) -> process.Level:
+    """The levels `[N + 1]` along which the config's sampler walks, of a learned schedule at these params."""
+    spaced, t_min = SPACINGS[config.sampling.spacing]
+    return process.grid(spaced(sampling_schedule(config, params)), config.sampling.steps, t_min)
+
+
+def generator(config: Experiment, guiding: Experiment | None = None) -> Callable[..., Array]:
+    """The pure function `(params, key, label [B], guiding_params) -> images [B, H, W, C]` in [-1, 1] of the config's sampler.
+
+    The label `num_classes` is none at all. Without `guiding`, the config of a classifier, it needs no guiding_params.
+    """
+    sampling = config.sampling
+    sampler = SAMPLERS[sampling.sampler](sampling.eta)
+
+    def generate(params: Any, key: Array, label: Array, guiding_params: Any = None) -> Array:
+        start_key, sampler_key = jax.random.split(key)
+        null = jnp.full_like(label, config.model.num_classes)
+        path = levels(config, params)
+        with_label, without = (labelled(config, params, given) for given in (label, null))
+        denoise = with_label if sampling.guidance else without
+        if sampling.guidance not in (0, 1):
+            denoise = guide(with_label, without, sampling.guidance)
+        if guiding is not None:
+            log_prob = objectives.label_log_prob(classifier.network(noisy_classifier(guiding)), guiding_params, label)
+            denoise = classifier_guide(denoise, log_prob, sampling.classifier_scale)
+        denoise = clip(denoise) if sampling.clip else denoise  # last: at high noise the classifier's gradient counts for much
+        x = path.sigma[0] * jax.random.normal(start_key, (*label.shape, *config.data.image_shape))
+        return samplers.sample(sampler, denoise, x, path, sampler_key)
+
+    return generate
+
+
+def prior_generator(config: Experiment) -> Callable[..., Array]:
+    """The pure function `(params, key, label [B], ...) -> images [B, H, W, C]` of a VAE, which draws codes and reads no label."""
+    parts = vae(config)
+
+    def generate(params: Any, key: Array, label: Array, guiding_params: Any = None) -> Array:
+        images = jax.ShapeDtypeStruct((*label.shape, *config.data.image_shape), jnp.float32)
+        codes = jax.eval_shape(parts.encode, params, images).mean
+        return parts.mean(params, jax.random.normal(key, codes.shape))
+
+    return generate
+
+
+def labeller(config: Experiment) -> Callable[[Any, Array, Array, process.Level], Array]:
+    """The pure function `(params, key, x0 [B, ...], level []) -> labels [B]`: what a classifier calls x0 noised to that level."""
+    apply = classifier.network(noisy_classifier(config))
+
+    def label(params: Any, key: Array, x0: Array, level: process.Level) -> Array:
+        x = process.diffuse(x0, jax.random.normal(key, x0.shape), level)
+        return jnp.argmax(objectives.class_log_probs(apply, params)(x, level), axis=-1)
+
+    return label
+
+
+def check_guiding(config: Experiment, guiding: Experiment, where: str) -> None:
+    """Whether the classifier of the config `guiding` can guide samples of the config.
+
+    Raises:
+        ConfigError: it knows other images, other classes, or too few levels; `where` is its run.
+    """
+    for name, mine, its in (
+        ("data.image_shape", config.data.image_shape, guiding.data.image_shape),
+        ("model.num_classes", config.model.num_classes, guiding.model.num_classes),
+    ):
+        if mine != its:
+            raise ConfigError(f"the classifier {where} has {name} {its}, the diffusion run {mine}; train one with {mine}")
+    ends = np.array([1.0, 0.0], np.float32)
+    learned = config.diffusion.schedule == "learned"  # where it goes between its ends is in the params
+    walked = np.asarray((sampling_schedule(config)(ends) if learned else levels(config)[:-1]).logsnr)
+    first, last = np.asarray(SCHEDULES[guiding.diffusion.schedule]()(ends).logsnr)
+    if walked.min() < first - ROUNDING or walked.max() > last + ROUNDING:
+        raise ConfigError(
+            f"the classifier {where} knows logsnr {first:.1f} to {last:.1f} (schedule {guiding.diffusion.schedule}), "
+            f"the samples pass through {walked.min():.1f} to {walked.max():.1f}; train it on their schedule"
+        )

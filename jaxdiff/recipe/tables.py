@@ -1,0 +1,57 @@
+"""What the strings of a config stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxdiff import likelihood, losses, process, samplers
+from jaxdiff.denoiser import Parameterization, edm, predict_noise, predict_score, predict_v, predict_velocity, predict_x0
+
+SCHEDULES: dict[str, Callable[[], process.Schedule]] = {
+    "cosine": process.cosine,
+    "linear": process.linear,
+    "linear_logsnr": process.linear_logsnr,
+    "karras": process.karras,
+    "lognormal": process.lognormal,
+    "rectified_flow": process.rectified_flow,
+}
+PARAMETERIZATIONS: dict[str, Parameterization] = {
+    "x0": predict_x0,
+    "noise": predict_noise,
+    "score": predict_score,
+    "v": predict_v,
+    "velocity": predict_velocity,
+    "edm": edm(),
+}
+WEIGHTS: dict[str, losses.Weight] = {
+    "x0": losses.x0_weight,
+    "noise": losses.noise_weight,
+    "score": losses.score_weight,
+    "v": losses.v_weight,
+    "velocity": losses.velocity_weight,
+    "edm": losses.edm_weight(),
+    "truncated_snr": losses.truncated_snr,
+    "min_snr": losses.min_snr(),
+}
+SAMPLERS: dict[str, Callable[[float], samplers.Sampler]] = {
+    "ddim": samplers.ddim,
+    "ddpm": lambda eta: samplers.ddpm(),
+    "ddpm_large": lambda eta: samplers.ddpm(process.forward_std),
+    "heun": lambda eta: samplers.heun(),
+    "dpmpp_2m": lambda eta: samplers.dpmpp_2m(),
+    "dpmpp_3m": lambda eta: samplers.dpmpp_3m(),
+    "dpmpp_2m_sde": lambda eta: samplers.dpmpp_2m_sde(),
+    "unipc": lambda eta: samplers.unipc(),
+    "euler_maruyama": lambda eta: samplers.euler_maruyama(),
+}
+SPACINGS: dict[str, tuple[Callable[[process.Schedule], process.Schedule], float | None]] = {  # pace, and where it ends
+    "time": (lambda schedule: schedule, None),
+    "logsnr": (process.uniform_logsnr, 0.0),
+    "karras": (process.karras_spaced, 0.0),
+    "quadratic": (process.quadratic, None),
+}
+PIXELS: dict[str, Callable[[float], likelihood.Pixels]] = {
+    "logistic": lambda std: likelihood.logistic_pixels(),
+    "binary": lambda std: likelihood.binary_pixels(),
+    "gaussian": likelihood.gaussian_pixels,
+}

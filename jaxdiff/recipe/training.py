@@ -1,0 +1,93 @@
+"""Objective, optimizer, state and layout of a config."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxdiff import losses, objectives
+from jaxdiff.config import Experiment
+from jaxdiff.errors import ConfigError
+from jaxdiff.mesh import Layout, jit_layout, make_mesh, pmap_layout
+from jaxdiff.models import autoencoder, classifier, schedule
+from jaxdiff.models.unet import network
+from jaxdiff.recipe.networks import learned_logsnr, noisy_classifier, unet, vae
+from jaxdiff.recipe.tables import PARAMETERIZATIONS, SCHEDULES, WEIGHTS
+from jaxdiff.train import Objective, TrainState, initial_state
+
+
+def objective(config: Experiment) -> Objective:
+    """The training objective of a config."""
+    diffusion = config.diffusion
+    if config.objective == "vae":
+        parts, options = vae(config), config.autoencoder
+        return objectives.vae(parts.encode, parts.log_prob, beta=options.beta, free_bits=options.free_bits)
+    if config.objective == "classifier":
+        return objectives.classifier(classifier.network(noisy_classifier(config)), SCHEDULES[diffusion.schedule]())
+    labels: Any = {"null_label": config.model.num_classes, "label_dropout": diffusion.label_dropout}
+    apply, parameterization = network(unet(config)), PARAMETERIZATIONS[diffusion.prediction]
+    if diffusion.schedule == "learned":
+        return objectives.variational_diffusion(apply, schedule.logsnr(learned_logsnr()), parameterization, **labels)
+    fixed = SCHEDULES[diffusion.schedule]()
+    weight = losses.elbo_weight(fixed) if diffusion.weight == "elbo" else WEIGHTS[diffusion.weight]
+    return objectives.diffusion(apply, fixed, parameterization, weight, **labels)
+
+
+def optimizer(config: Experiment) -> optax.GradientTransformation:
+    """AdamW after clipping, with warm-up; steps of the schedule are updates, not accumulated batches."""
+    c = config.optimizer
+    updates = max(config.steps // c.accumulate, 1)
+    after = optax.constant_schedule(c.learning_rate)
+    if c.schedule == "cosine":
+        after = optax.cosine_decay_schedule(c.learning_rate, max(updates - c.warmup_steps, 1))
+    warmup = optax.linear_schedule(c.learning_rate / (c.warmup_steps + 1), c.learning_rate, c.warmup_steps)
+    rate = optax.join_schedules([warmup, after], [c.warmup_steps]) if c.warmup_steps else after
+    clipped = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
+    chain = optax.chain(clipped, optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay))
+    return optax.MultiSteps(chain, c.accumulate).gradient_transformation() if c.accumulate > 1 else chain
+
+
+def init(config: Experiment, key: Array) -> TrainState:
+    """The state at step 0, a pure function of the key."""
+    image = jnp.zeros((1, *config.data.image_shape))
+    inputs = (image, jnp.zeros((1,)))
+    if config.objective == "vae":
+        params = autoencoder.init(*vae(config)[:2], key, image)
+    elif config.objective == "classifier":
+        params = noisy_classifier(config).init(key, *inputs)["params"]
+    else:
+        params = unet(config).init(key, *inputs, jnp.zeros((1,), jnp.int32))["params"]
+    if config.diffusion.schedule == "learned":
+        params = {"network": params, "schedule": learned_logsnr().init(key, jnp.zeros((1,)))["params"]}
+    return initial_state(params, optimizer(config), config.ema)
+
+
+def state_shapes(config: Experiment) -> TrainState:
+    """Shapes and dtypes of the state, without computing it."""
+    return jax.eval_shape(partial(init, config), jax.random.key(config.seed))
+
+
+def layout(config: Experiment) -> Layout:
+    """Where the config's mesh puts the state.
+
+    Raises:
+        ConfigError: the network cannot be built, or the devices do not fit the mesh or divide the batch.
+    """
+    try:
+        return _layout(config, state_shapes(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _layout(config: Experiment, shapes: TrainState) -> Layout:
+    devices = jax.local_device_count() if config.mesh.mapping == "pmap" else jax.device_count()
+    if config.data.batch_size % devices:
+        raise ConfigError(f"data.batch_size {config.data.batch_size} is not divisible by {devices} devices")
+    if config.mesh.mapping == "pmap":
+        return pmap_layout(shapes)
+    return jit_layout(make_mesh(config.mesh.data, config.mesh.fsdp), shapes)
