@@ -17,6 +17,7 @@ from jaxdiff.process.schedules import checked_betas
 def respaced(schedule: Schedule, measure: Callable[[Level], Array]) -> Schedule:
     """The same levels walked at another pace: `measure(level)`, which must be monotonic, is linear in t.
 
+    >>> from jaxdiff import karras
     >>> respaced(karras(), lambda level: level.sigma)(0.5).sigma.round(2).item()
     40.0
     """
