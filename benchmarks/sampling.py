@@ -64,7 +64,7 @@ def two_calls(apply: Callable[..., jax.Array], null_label: int, scale: float) ->
     """Classifier-free guidance by `jaxdiff.guide`."""
 
     def denoiser(params: Any, label: jax.Array) -> jd.Denoiser:
-        pair = (objectives.labelled(apply, jd.predict_v, params, of) for of in (label, jnp.full_like(label, null_label)))
+        pair = (objectives.conditional(apply, jd.predict_v, params, of) for of in (label, jnp.full_like(label, null_label)))
         return jd.guide(*pair, scale)
 
     return denoiser
@@ -93,7 +93,7 @@ def times(config: Experiment, batch_size: int, rounds: int) -> dict[str, float]:
     call = jax.jit(apply)
     works: dict[str, Work] = {}
     for name, (sampler, num_steps, calls) in SAMPLERS.items():
-        generate = sampled(sampler, lambda params, label: objectives.labelled(apply, jd.predict_v, params, label), num_steps)
+        generate = sampled(sampler, lambda params, label: objectives.conditional(apply, jd.predict_v, params, label), num_steps)
         works[name] = partial(generate, params, x, label, key)
         works[f"{calls} calls"] = lambda calls=calls: [call(params, x, logsnr, label) for _ in range(calls)]
     for name, guidance in (("one doubled batch", doubled), ("two calls", two_calls)):

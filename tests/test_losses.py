@@ -27,7 +27,7 @@ def test_randomness_of_an_example_depends_on_its_index_alone():
     def network(params, x, logsnr, label, key):
         return params * x * jnp.cos(logsnr)[:, None, None, None] + label.astype(jnp.float32)[:, None, None, None]
 
-    objective = objectives.diffusion(network, jd.cosine(), jd.predict_v, losses.v_weight, null_label=8, label_dropout=0.5)
+    objective = objectives.diffusion(network, jd.cosine(), jd.predict_v, losses.v_weight, condition=objectives.labels(8, 0.5))
     whole = objective(jnp.float32(0.3), None, batch, jax.random.key(1))
     halves = [
         objective(jnp.float32(0.3), None, jax.tree.map(lambda leaf, cut=cut: leaf[cut], batch), jax.random.key(1))

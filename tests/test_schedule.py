@@ -80,7 +80,7 @@ def loss_gradient_and_seen(rows):
         jax.debug.callback(lambda *inputs: seen.append(inputs), x, logsnr, label, key is not None)
         return predicted(params, x, logsnr, label, key)
 
-    objective = objectives.variational_diffusion(network, SHORT_LOGSNR, jd.predict_noise, null_label=NULL, label_dropout=0.3)
+    objective = objectives.variational_diffusion(network, SHORT_LOGSNR, jd.predict_noise, condition=objectives.labels(NULL, 0.3))
     data = jax.tree.map(lambda leaf: leaf[rows], batch(32))
     result = jax.jit(jax.value_and_grad(objective))(PARAMS, None, data, jax.random.key(0))
     jax.block_until_ready(result)
@@ -156,7 +156,7 @@ def exact(name, logsnr_of):
     """The objective where the network is the exact denoiser of the data."""
     denoise = oracles.denoiser(DATA[name])
     network = lambda params, x, logsnr, label, key: denoise(x, jd.from_logsnr(logsnr).expand(x.ndim))  # noqa: E731
-    return objectives.variational_diffusion(network, logsnr_of, jd.predict_x0, null_label=NULL)
+    return objectives.variational_diffusion(network, logsnr_of, jd.predict_x0, condition=objectives.labels(NULL))
 
 
 def rows(name, key, num):

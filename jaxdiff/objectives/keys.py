@@ -10,12 +10,6 @@ from jaxdiff import losses
 from jaxdiff.process import Level, Schedule
 
 
-def drop_label(key: Array, index: Array, label: Array, null_label: int, rate: float) -> Array:
-    """The labels `[B]`, each replaced by the null label with probability `rate`."""
-    dropped = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys_of(key, index))
-    return jnp.where(dropped, jnp.full_like(label, null_label), label)
-
-
 def spread_levels(schedule: Schedule, key: Array, index: Array, ndim: int) -> Level:
     """A level for each example, at uniform times of the schedule, `[B, 1, ..., 1]`."""
     return schedule(losses.spread_times(key, index)).expand(ndim)

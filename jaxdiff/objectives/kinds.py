@@ -8,8 +8,9 @@ from typing import Any
 from jax import Array
 
 Params = Any
-LabelledNetwork = Callable[[Params, Array, Array, Array, Array | None], Array]
-# (params, scaled x [B, ...], logsnr [B], label [B], dropout key or None) -> output [B, ...], from any framework
+ConditionalNetwork = Callable[[Params, Array, Array, Any, Array | None], Array]
+# (params, scaled x [B, ...], logsnr [B], given, dropout key or None) -> output [B, ...], from any framework; given is what
+# the condition makes of a batch: labels [B], or a mapping of several
 ClassifierNetwork = Callable[[Params, Array, Array, Array | None], Array]
 # (params, x scaled to unit size [B, ...], logsnr [B], dropout key or None) -> logits [B, K], from any framework
 Objective = Callable[[Params, Any, Mapping[str, Array], Array], Array]

@@ -11,21 +11,21 @@ from jax import Array
 
 from jaxdiff import losses, targets
 from jaxdiff.denoiser import Parameterization
-from jaxdiff.objectives.denoising import labelled
-from jaxdiff.objectives.keys import batch_key, drop_label, keys_of
-from jaxdiff.objectives.kinds import LabelledNetwork, Objective, Params
+from jaxdiff.objectives.conditions import Condition
+from jaxdiff.objectives.denoising import conditional
+from jaxdiff.objectives.keys import batch_key, keys_of
+from jaxdiff.objectives.kinds import ConditionalNetwork, Objective, Params
 from jaxdiff.process import from_logsnr
 
 Logsnr = Callable[[Params, Array], Array]  # (params, times) -> logsnr of the times' shape, decreasing between fixed ends
 
 
 def variational_diffusion(
-    network: LabelledNetwork,
+    network: ConditionalNetwork,
     logsnr: Logsnr,
     parameterization: Parameterization,
     *,
-    null_label: int,
-    label_dropout: float = 0.1,
+    condition: Condition,
 ) -> Objective:
     """The bound of continuous time, `mean(l)` with `l = -logsnr'(t) / 2 * snr * mean((x0_hat - x0)^2)`, in nats per dimension.
 
@@ -39,12 +39,12 @@ def variational_diffusion(
 
     def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
         x0, index = batch["image"], batch["index"]
-        time_key, noise_key, label_key, dropout_key = jax.random.split(key, 4)
-        label = drop_label(label_key, index, batch["label"], null_label, label_dropout)
+        time_key, noise_key, condition_key, dropout_key = jax.random.split(key, 4)
+        given = condition(batch, condition_key)
 
         def bound(weights: Params, logsnr: Array, slope: Array) -> Array:
             level = from_logsnr(logsnr).expand(x0.ndim)
-            student = labelled(network, parameterization, weights, label, batch_key(dropout_key, index))
+            student = conditional(network, parameterization, weights, given, batch_key(dropout_key, index))
             noise_keys = keys_of(noise_key, index)
             return -slope / 2 * losses.regression_loss(student, targets.data(x0), x0, level, noise_keys, losses.noise_weight)
 

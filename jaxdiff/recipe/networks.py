@@ -69,4 +69,4 @@ def _fields(config: Experiment, kind: Any) -> dict[str, Any]:
 def labelled(config: Experiment, params: Any, label: Array) -> Denoiser:
     """The denoiser of a diffusion config at these params and labels `[B]`; `num_classes` is no label at all."""
     weights = params["network"] if config.diffusion.schedule == "learned" else params
-    return objectives.labelled(network(unet(config)), PARAMETERIZATIONS[config.diffusion.prediction], weights, label)
+    return objectives.conditional(network(unet(config)), PARAMETERIZATIONS[config.diffusion.prediction], weights, label)

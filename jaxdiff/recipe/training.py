@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +28,13 @@ def objective(config: Experiment) -> Objective:
         return objectives.vae(parts.encode, parts.log_prob, beta=options.beta, free_bits=options.free_bits)
     if config.objective == "classifier":
         return objectives.classifier(classifier.network(noisy_classifier(config)), SCHEDULES[diffusion.schedule]())
-    labels: Any = {"null_label": config.model.num_classes, "label_dropout": diffusion.label_dropout}
+    condition = objectives.labels(config.model.num_classes, diffusion.label_dropout)
     apply, parameterization = network(unet(config)), PARAMETERIZATIONS[diffusion.prediction]
     if diffusion.schedule == "learned":
-        return objectives.variational_diffusion(apply, schedule.logsnr(learned_logsnr()), parameterization, **labels)
+        return objectives.variational_diffusion(apply, schedule.logsnr(learned_logsnr()), parameterization, condition=condition)
     fixed = SCHEDULES[diffusion.schedule]()
     weight = losses.elbo_weight(fixed) if diffusion.weight == "elbo" else WEIGHTS[diffusion.weight]
-    return objectives.diffusion(apply, fixed, parameterization, weight, **labels)
+    return objectives.diffusion(apply, fixed, parameterization, weight, condition=condition)
 
 
 def optimizer(config: Experiment) -> optax.GradientTransformation:

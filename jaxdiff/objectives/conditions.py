@@ -1,0 +1,43 @@
+"""What a conditional network is given of a batch, with some of it dropped so that one network learns both denoisers of guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.objectives.keys import keys_of
+
+Condition = Callable[[Mapping[str, Array], Array], Any]  # (batch, key) -> what the network is given
+
+
+def labels(null_label: int, dropout: float = 0.1) -> Condition:
+    """The labels `[B]` of a batch, each the null label with probability `dropout` (Ho & Salimans 2022, algorithm 1)."""
+    return lambda batch, key: drop_label(key, batch["index"], batch["label"], null_label, dropout)
+
+
+def contexts(null: Array, dropout: float = 0.1) -> Condition:
+    """The context vectors `[B, T, D]` of a batch, each example's the null ones `[T, D]` with probability `dropout`."""
+    return lambda batch, key: drop(key, batch["index"], batch["context"], null, dropout)
+
+
+def joint(**conditions: Condition) -> Condition:
+    """Several conditions as one mapping, each under the name by which the network knows it.
+
+    All see the same key, so that what is dropped at the same rate is dropped together.
+    """
+    return lambda batch, key: {name: condition(batch, key) for name, condition in conditions.items()}
+
+
+def drop_label(key: Array, index: Array, label: Array, null_label: int, rate: float) -> Array:
+    """The labels `[B]`, each replaced by the null label with probability `rate`."""
+    return drop(key, index, label, jnp.asarray(null_label, label.dtype), rate)
+
+
+def drop(key: Array, index: Array, given: Array, null: Array, rate: float) -> Array:
+    """What each example is given, `[B, ...]`, or the null `[...]` in its place with probability `rate`."""
+    dropped = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys_of(key, index))
+    return jnp.where(dropped.reshape(-1, *(1 for _ in given.shape[1:])), jnp.broadcast_to(null, given.shape), given)
