@@ -6,13 +6,13 @@ Score: bits per dimension of the black-and-white images, `jaxdiff evaluate runs/
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_vae.py --workdir runs/mnist_vae
 """
 
-from jaxdiff.config import Autoencoder, Data, Experiment, Model, Optimizer
+from jaxdiff.config import Data, Experiment, Model, Optimizer, Vae
 
 config = Experiment(
     objective="vae",
     data=Data(name="mnist", image_shape=(28, 28, 1), batch_size=64),
     model=Model(channels=16, multipliers=(1, 2, 2), blocks=1, head_channels=32, num_classes=10),
-    autoencoder=Autoencoder(latent_channels=2, pixels="binary", free_bits=8.0),
+    vae=Vae(latent_channels=2, pixels="binary", free_bits=8.0),
     optimizer=Optimizer(learning_rate=2e-3, schedule="cosine", warmup_steps=100),
     ema={"ema": 0.999},
     steps=5000,

@@ -1,8 +1,11 @@
-"""Pictures of a trained VAE: reconstructions, and interpolations between codes."""
+"""What a trained autoencoder does to images: pictures of a VAE; of that of latent diffusion, measures and scale of its latents."""
 
 from __future__ import annotations
 
+import math
 import pathlib
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,9 +14,12 @@ import numpy as np
 
 from jaxdiff import pictures, recipe
 from jaxdiff.config import Experiment
-from jaxdiff.data import images, normalized
+from jaxdiff.data import Images, normalized, of
+from jaxdiff.objectives import psnr
+from jaxdiff.train import TrainState
 
 COLUMNS = 10
+CHUNK = 100  # images encoded at once
 
 
 def reconstructions(config: Experiment, params: Any, x0: np.ndarray) -> np.ndarray:
@@ -38,8 +44,7 @@ def interpolations(config: Experiment, params: Any, a: np.ndarray, b: np.ndarray
 
 def draw(config: Experiment, workdir: pathlib.Path, params: Any, data_dir: str | None = None) -> list[pathlib.Path]:
     """Writes reconstructions.png (a row of held-out images above a row of theirs) and interpolations.png."""
-    c = config.data
-    test = images(c.name, "test", c.image_shape, c.fit, data_dir)
+    test = of(config.data, "test", data_dir)
     number = 2 * COLUMNS
     x0 = normalized(test.fetch(np.arange(number) % test.num_examples)[0])
     pairs = zip(np.split(x0, number // COLUMNS), np.split(reconstructions(config, params, x0), number // COLUMNS), strict=True)
@@ -51,3 +56,53 @@ def draw(config: Experiment, workdir: pathlib.Path, params: Any, data_dir: str |
     for name, grid in shown.items():
         pictures.save_grid(paths[name], grid, COLUMNS)
     return list(paths.values())
+
+
+def reconstruction(config: Experiment, workdir: pathlib.Path, params: Any, data_dir: str | None = None) -> dict[str, float]:
+    """PSNR on held-out images, how many times fewer numbers the latents are, and the share of a codebook that is used.
+
+    Writes reconstructions.png (a row of held-out images above a row of theirs).
+    """
+    test, networks, c = of(config.data, "test", data_dir), recipe.codec(config), config.autoencoder
+
+    @jax.jit
+    def rebuilt(params: Any, x0: jax.Array) -> tuple[jax.Array, jax.Array]:
+        z = networks.encode(params, x0).mean
+        index = recipe.nearest_codes(params, z) if c.codebook else jnp.zeros((), jnp.int32)
+        return networks.decode(params, z), index
+
+    ratios, used, shown = [], [], []
+    for x0 in _chunks(test, test.num_examples):
+        images, index = rebuilt(params, x0)
+        ratios.append(psnr(jnp.asarray(x0), images))
+        used.append(np.bincount(np.ravel(index), minlength=max(c.codebook, 1)))
+        if not shown:
+            pairs = zip(
+                *(
+                    np.split(np.asarray(each[: 4 * COLUMNS]), range(COLUMNS, len(each[: 4 * COLUMNS]), COLUMNS))
+                    for each in (x0, images)
+                ),
+                strict=True,
+            )
+            shown = [row for pair in pairs for row in pair]
+    pictures.save_grid(pathlib.Path(workdir) / "reconstructions.png", np.concatenate(shown), COLUMNS)
+    numbers = math.prod(config.data.image_shape) / math.prod(networks.latent_shape(config.data.image_shape))
+    usage = {"codebook_usage": float(np.mean(np.sum(used, axis=0) > 0))} if c.codebook else {}
+    return {"psnr": float(np.mean(np.concatenate(ratios))), "num": test.num_examples, "ratio": numbers, **usage}
+
+
+def measured(config: Experiment, source: Images, state: TrainState) -> TrainState:
+    """The state with mean and standard deviation of its latents' channels over some training images, in params and averages."""
+    networks, single = recipe.codec(config), jax.local_devices()[0]
+    params = jax.device_put(next(iter(state.ema.values())), single)
+    found = recipe.measured(networks, params, _chunks(source, min(config.autoencoder.measured, source.num_examples)))
+
+    def told(params: Any) -> Any:
+        return {**params, "latent": {name: jax.device_put(found[name], leaf.sharding) for name, leaf in params["latent"].items()}}
+
+    return replace(state, params=told(state.params), ema={name: told(params) for name, params in state.ema.items()})
+
+
+def _chunks(source: Images, num: int) -> Iterator[np.ndarray]:
+    for start in range(0, num, CHUNK):
+        yield normalized(source.fetch(np.arange(start, min(start + CHUNK, num)))[0])

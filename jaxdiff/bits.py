@@ -16,9 +16,9 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from jaxdiff import files, likelihood, process, recipe
+from jaxdiff import data, files, likelihood, process, recipe
 from jaxdiff.config import Experiment
-from jaxdiff.data import Images, images, normalized
+from jaxdiff.data import Images, normalized
 from jaxdiff.errors import ConfigError, NonFiniteError
 from jaxdiff.likelihood import Estimate
 from jaxdiff.samplers import dpmpp_3m
@@ -82,18 +82,18 @@ def diffusion_estimators(config: Experiment, effort: Effort) -> dict[str, Estima
 
     def discrete(params, key, x0, label):
         levels = process.grid(smooth(params), effort.steps, t_min=0)
-        denoise = recipe.labelled(config, params, label)
+        denoise = recipe.conditional(config, params, label)
         return likelihood.discrete_bound(denoise, x0, levels, key, likelihood.discretized_gaussian, num_samples=1)
 
     def continuous(params, key, x0, label):
         learned = config.diffusion.schedule == "learned" and not config.diffusion.sampling_schedule
         schedule = recipe.sampling_schedule(config, params) if learned else smooth(params)
-        denoise = recipe.labelled(config, params, label)
+        denoise = recipe.conditional(config, params, label)
         return likelihood.continuous_bound(denoise, x0, schedule, key, likelihood.discretized_gaussian, num_times=effort.times)
 
     def flow(params, key, x0, label, by=likelihood.diffused):
         levels = process.grid(smooth(params), effort.flow_steps, t_min=0)
-        denoise = recipe.labelled(config, params, label)
+        denoise = recipe.conditional(config, params, label)
 
         def log_density(x, key):
             return likelihood.flow_log_density(denoise, x, levels, key, dpmpp_3m(), divergence)
@@ -123,8 +123,8 @@ def estimators(config: Experiment, names: Sequence[str], effort: Effort) -> dict
     """
     if config.objective == "classifier":
         raise ConfigError("--likelihood: a classifier has no likelihood of images; give a diffusion or a vae run")
-    if config.objective == "vae" and config.autoencoder.pixels == "gaussian":
-        raise ConfigError("--likelihood: gaussian pixels have a density, not a probability; train with autoencoder.pixels logistic")
+    if config.objective == "vae" and config.vae.pixels == "gaussian":
+        raise ConfigError("--likelihood: gaussian pixels have a density, not a probability; train with vae.pixels logistic")
     known = (vae_estimators if config.objective == "vae" else diffusion_estimators)(config, effort)
     wrong = [name for name in names if name not in known]
     if wrong:
@@ -177,7 +177,7 @@ def report(
             would count pixels that are no data.
     """
     c, chosen = config.data, estimators(config, names, effort)
-    source = images(c.name, split, c.image_shape, c.fit, data_dir)
+    source = data.of(c, split, data_dir)
     if c.fit == "pad" and source.native_shape != c.image_shape:
         raise ConfigError(
             f"--likelihood: {workdir} pads images of {source.native_shape} to {c.image_shape}, and padding counts as easy data; "
@@ -190,7 +190,7 @@ def report(
     found = measure(chosen, params, source, num, config.model.num_classes if unlabelled else None, batch_size, config.seed)
     first = next(iter(found.values()))
     of = f"{split} images of {c.name}" + ("" if unlabelled else ", each given its label")
-    if config.objective == "vae" and config.autoencoder.pixels == "binary":
+    if config.objective == "vae" and config.vae.pixels == "binary":
         of += ", cut to black and white"
     summary = {name: _summary(each, c.image_shape) for name, each in found.items()}
     gaps = {name: dataclasses.replace(each, value=each.value - first.value, terms={}) for name, each in found.items()}

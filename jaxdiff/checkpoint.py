@@ -8,8 +8,10 @@ the runs that it was taken from.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import pathlib
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -97,6 +99,18 @@ def restore_ema(workdir: pathlib.Path, name: str, like: Any) -> tuple[int, Any]:
     return step, items[_ema_item(name)]
 
 
+def fingerprint(workdir: pathlib.Path, name: str) -> str:
+    """What tells the newest params of that EMA from all others, from their checksums: eight hexadecimal digits.
+
+    Raises:
+        CheckpointError: `workdir` has no checkpoint, or its newest cannot be read.
+    """
+    if not steps(workdir):
+        raise CheckpointError(f"{workdir} has no checkpoint; train it first: jaxdiff train CONFIG --workdir {workdir}")
+    found = _read(workdir, steps(workdir)[-1], {})["meta"]["checksums"][_ema_item(name)]
+    return f"{zlib.crc32(json.dumps(found, sort_keys=True).encode()):08x}"
+
+
 def checksums(tree: Any) -> dict[str, int]:
     """A checksum of every array by its path: the sum of its 32-bit words, each times an odd number, modulo 2^32.
 
@@ -150,7 +164,7 @@ def _read(workdir: pathlib.Path, step: int, like: Mapping[str, Any]) -> dict[str
     for name in like:
         if checksums(items[name]) != items["meta"].get("checksums", {}).get(name):
             raise CheckpointError(f"checkpoint {directory}: the values of {name} are not those that were saved")
-    return {name: items[name] for name in like}
+    return {"meta": items["meta"], **{name: items[name] for name in like}}
 
 
 @contextlib.contextmanager

@@ -58,6 +58,8 @@ def train(args: Train) -> int:
         print(run.finish_classifier(config, args.workdir, args.data_dir))
     elif config.objective == "vae":
         print(run.finish_vae(config, args.workdir, args.data_dir))
+    elif config.objective == "autoencoder":
+        print(run.finish_autoencoder(config, args.workdir, args.data_dir))
     else:
         print(run.finish(config, args.workdir, args.workdir / "samples.png", range(config.model.num_classes), args.data_dir))
     return 0
@@ -65,9 +67,9 @@ def train(args: Train) -> int:
 
 def sample(args: Sample) -> int:
     """`jaxdiff sample`: the exit status."""
-    from jaxdiff import pictures, run
+    from jaxdiff import lineage, pictures, run
 
-    config = run.read_config(args.run)
+    config = lineage.read_config(args.run)
     for name in ("num", "batch_size"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
@@ -75,15 +77,15 @@ def sample(args: Sample) -> int:
     if from_prior:
         _refuse(args, (*SAMPLING, "labels"), "does not apply to a vae run, whose samples are decoded at once from its prior")
     else:
-        config = _resampled(run.read_config(args.run, "diffusion"), args)
+        config = _resampled(lineage.read_config(args.run, "diffusion"), args)
     chosen = [config.model.num_classes] if from_prior else parse_labels(args.labels, config.model.num_classes)
     labels = run.cycling(chosen, args.num)
     name = f"prior_seed_{args.seed}.png" if from_prior else run.default_name(config, args.seed)
     out = args.out or args.run / "samples" / name
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
-    step, params = run.read_params(config, args.run, args.ema)
-    images = run.generation(config, args.batch_size)(params, labels, args.seed)
+    step, params = lineage.read_params(config, args.run, args.ema)
+    images = run.generation(config, args.batch_size, args.run)(params, labels, args.seed)
     if out.suffix == ".npz":
         pictures.save_npz(out, images, labels)
     else:
@@ -94,14 +96,14 @@ def sample(args: Sample) -> int:
 
 def evaluate(args: Evaluate) -> int:
     """`jaxdiff evaluate`: the exit status."""
-    from jaxdiff import run
+    from jaxdiff import lineage, run
 
     if args.likelihood:
         return _likelihood(args)
     _refuse(args, ("estimators", "split", "probes", "batch_size"), "is for --likelihood; give both, or neither")
-    if run.read_config(args.run).objective == "vae":
+    if lineage.read_config(args.run).objective == "vae":
         raise ConfigError(f"{args.run} is a vae run, whose samples have no labels to judge; add --likelihood")
-    config = _resampled(run.read_config(args.run, "diffusion"), args)
+    config = _resampled(lineage.read_config(args.run, "diffusion"), args)
     changes = {"num": args.num} | ({} if args.epochs is None else {"epochs": args.epochs})
     evaluation = dataclasses.replace(config.evaluation, **changes)
     config = validated(dataclasses.replace(config, evaluation=evaluation), where="jaxdiff evaluate")
@@ -111,9 +113,9 @@ def evaluate(args: Evaluate) -> int:
 
 
 def _likelihood(args: Evaluate) -> int:
-    from jaxdiff import bits, run
+    from jaxdiff import bits, lineage
 
-    config = run.read_config(args.run)
+    config = lineage.read_config(args.run)
     guided = ("guidance", "classifier", "classifier_scale", "epochs")
     _refuse(args, guided, "does not go with --likelihood, which is of the model without guidance")
     for name, least in (("num", 2), ("batch_size", 1), ("probes", 0), ("steps", 2)):
@@ -129,7 +131,7 @@ def _likelihood(args: Evaluate) -> int:
     if config.objective == "vae":
         _refuse(args, ("steps", "probes", "labels"), "does not apply to the likelihood of a vae run")
     bits.estimators(config, names, effort)  # before the checkpoint is read
-    step, params = run.read_params(config, args.run)
+    step, params = lineage.read_params(config, args.run)
     how: Any = {"split": args.split, "num": args.num, "batch_size": args.batch_size, "data_dir": args.data_dir}
     print(bits.report(config, args.run, step, params, names, effort, conditional=args.labels != "none", **how))
     print(args.run / "likelihood.json")

@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
+from jaxdiff.config import Data
 from jaxdiff.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,25 @@ class Images(NamedTuple):
     num_classes: int
     native_shape: tuple[int | None, ...] = ()
     """Height, width and channels before they were fitted; None where they differ from image to image."""
+
+
+def of(c: Data, split: str, data_dir: str | None = None) -> Images:
+    """The images of a split of a config's data set, as the config wants them.
+
+    Raises:
+        DataError: as `images` does.
+    """
+    height, width, channels = c.image_shape
+    whole = images(c.name, split, (height * c.reduce, width * c.reduce, channels), c.fit, data_dir)
+    if c.reduce == 1:
+        return whole
+
+    def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pixels, labels = whole.fetch(indices)
+        squares = pixels.reshape(len(pixels), height, c.reduce, width, c.reduce, channels)
+        return np.round(squares.mean(axis=(2, 4))).astype(np.uint8), labels
+
+    return whole._replace(fetch=fetch)
 
 
 def images(

@@ -20,8 +20,8 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from jaxdiff import checkpoint, files, metrics, pictures, recipe
-from jaxdiff.config import Experiment, differences, from_dict, to_dict
+from jaxdiff import checkpoint, files, lineage, metrics, pictures, recipe
+from jaxdiff.config import Experiment, differences, to_dict
 from jaxdiff.errors import ConfigError, NonFiniteError
 from jaxdiff.mesh import Layout
 from jaxdiff.train import Step, TrainState, loop, mean_metrics, stop_signals, train_step
@@ -31,16 +31,19 @@ log = logging.getLogger(__name__)
 TIMES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of its schedule, at which a classifier is measured
 
 
-def generation(config: Experiment, batch_size: int = 500) -> Callable[[Any, np.ndarray, int], np.ndarray]:
+def generation(
+    config: Experiment, batch_size: int = 500, workdir: pathlib.Path | None = None
+) -> Callable[[Any, np.ndarray, int], np.ndarray]:
     """A function `(params, labels [N], seed) -> images [N, H, W, C]` that compiles once and works in batches of one size.
 
-    Of a diffusion run, or of a VAE, which has no labels.
+    Of a diffusion run, or of a VAE, which has no labels. With the run's `workdir` it is made sure that the autoencoder is the
+    one that the run was trained with.
 
     Raises:
-        ConfigError: the run of `sampling.classifier` is missing, no classifier, or cannot guide these samples.
+        ConfigError: a run that sampling needs (a classifier, an autoencoder, a cascade's base) is missing or does not fit.
     """
-    guiding, guiding_params = _guiding(config)
-    compiled = jax.jit(recipe.prior_generator(config) if config.objective == "vae" else recipe.generator(config, guiding))
+    sources, frozen = lineage.configs(config), lineage.params(config, workdir)
+    compiled = jax.jit(recipe.prior_generator(config) if config.objective == "vae" else recipe.generator(config, sources))
 
     def generate(params: Any, labels: np.ndarray, seed: int) -> np.ndarray:
         size = min(batch_size, len(labels))
@@ -48,7 +51,7 @@ def generation(config: Experiment, batch_size: int = 500) -> Callable[[Any, np.n
         parts = []
         for start in tqdm(range(0, len(labels), size), desc="sampling", unit="batch", leave=False, disable=len(labels) <= size):
             label = jnp.asarray(np.resize(labels[start : start + size], size), jnp.int32)
-            parts.append(np.asarray(compiled(params, jax.random.fold_in(key, start), label, guiding_params)))
+            parts.append(np.asarray(compiled(params, jax.random.fold_in(key, start), label, frozen)))
         images = np.concatenate(parts)[: len(labels)]
         if not np.isfinite(images).all():
             raise NonFiniteError("the samples hold values that are no numbers; try more --steps or another --sampler")
@@ -62,52 +65,6 @@ def cycling(classes: Sequence[int], num: int) -> np.ndarray:
     return np.resize(np.array(classes, np.int32), num)
 
 
-def _guiding(config: Experiment) -> tuple[Experiment | None, Any]:
-    """Config and params of the classifier that guides the config's samples; None twice where there is none."""
-    if not config.sampling.classifier:
-        return None, None
-    workdir = pathlib.Path(config.sampling.classifier)
-    guiding = read_config(workdir, "classifier")
-    recipe.check_guiding(config, guiding, str(workdir))
-    return guiding, read_params(guiding, workdir)[1]
-
-
-def read_config(workdir: pathlib.Path, objective: str | None = None) -> Experiment:
-    """The config that made a run, which must have trained that objective if one is given.
-
-    Raises:
-        ConfigError: no run in `workdir`, or one of another objective.
-    """
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.is_file():
-        raise ConfigError(f"no run in {workdir}; train one: jaxdiff train CONFIG --workdir {workdir}")
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a config")
-    config = from_dict(values, where=str(path))
-    if objective not in (None, config.objective):
-        raise ConfigError(
-            f"{workdir} is a {config.objective} run, here a {objective} run is wanted (--classifier takes the classifier)"
-        )
-    return config
-
-
-def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = None) -> tuple[int, Any]:
-    """Step and params of the named EMA (the first unless given) of a run.
-
-    Raises:
-        ConfigError: the run has no such EMA.
-    """
-    name = next(iter(config.ema)) if ema is None else ema
-    if name not in config.ema:
-        raise ConfigError(f"{workdir} has no ema {name!r}; write one of {', '.join(config.ema)}")
-    single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return checkpoint.restore_ema(workdir, name, _placed(recipe.state_shapes(config).params, single))
-
-
 def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str | None:
     """Trains the config in `workdir`, from its newest checkpoint if it has one; the signal that stopped it early, or None.
 
@@ -115,21 +72,24 @@ def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None
         ConfigError: `workdir` holds a run of another config, or the data does not fit the config.
         NonFiniteError: the loss or a gradient is no number; the last good checkpoint stays.
     """
-    from jaxdiff import data
+    from jaxdiff import autoencoding, data
 
-    layout = recipe.layout(config)
+    sources, frozen = lineage.configs(config), lineage.params(config, workdir, recipe.FROZEN)
+    layout = recipe.layout(config, frozen, sources)
     c = config.data
-    source = data.images(c.name, c.split, c.image_shape, c.fit, data_dir)
-    if config.objective != "vae" and source.num_classes > config.model.num_classes:
+    source = data.of(c, c.split, data_dir)
+    if config.objective not in ("vae", "autoencoder") and source.num_classes > config.model.num_classes:
         raise ConfigError(f"model.num_classes must be at least {source.num_classes} for the data set {c.name}")
     _claim(workdir, config)
-    state = _start(config, workdir, layout)
+    lineage.record(config, workdir)
+    state = _start(config, workdir, layout, frozen, sources)
     process = (jax.process_index(), jax.process_count())
     rows = data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=int(state.step), process=process)
-    step = layout.compile(partial(train_step, recipe.objective(config), recipe.optimizer(config), config.ema))
+    step = layout.compile(partial(train_step, recipe.objective(config, sources), recipe.optimizer(config), config.ema))
     with stop_signals() as stopped:
         try:
-            _steps(config, workdir, layout, step, state, map(layout.shard, rows), stopped)
+            closing = partial(autoencoding.measured, config, source) if config.objective == "autoencoder" else None
+            _steps(config, workdir, layout, step, state, map(layout.shard, rows), stopped, closing)
         except NonFiniteError as error:
             saved = checkpoint.steps(workdir)
             kept = f"the last good checkpoint is step {saved[-1]} in {workdir}" if saved else f"{workdir} has no checkpoint yet"
@@ -145,8 +105,9 @@ def _steps(
     state: TrainState,
     batches: Iterator[Any],
     stopped: Callable[[], str | None],
+    closing: Callable[[TrainState], TrainState] | None = None,
 ) -> None:
-    """The steps that are left, with progress bar, metrics, checkpoints and sample grids."""
+    """The steps that are left, with progress bar, metrics, checkpoints and sample grids; `closing` makes the last state."""
     first = int(state.step)
     if first >= config.steps:
         return
@@ -166,7 +127,8 @@ def _steps(
                 write(number, means)
                 pending.clear()
             if saves:
-                checkpoint.save(to, layout.leave(state), to_dict(config))
+                left = layout.leave(state)
+                checkpoint.save(to, closing(left) if closing and number >= config.steps else left, to_dict(config))
             if sample_grid and number % config.sampling.every == 0 and not ends:
                 show(number, sample_grid(layout.leave(state), number))
             if ends:
@@ -180,9 +142,9 @@ def finish(
 
     Writes a grid to `out`, a .png, and the report beside it, with the same name and .json.
     """
-    step, params = read_params(config, workdir)
+    step, params = lineage.read_params(config, workdir)
     labels = cycling(classes, config.evaluation.num or config.sampling.num)
-    samples = generation(config, config.evaluation.batch_size)(params, labels, config.seed)
+    samples = generation(config, config.evaluation.batch_size, workdir)(params, labels, config.seed)
     shown = samples[: config.sampling.num]
     pictures.save_grid(out, shown, columns=len(classes))
     lines = [f"{len(shown)} samples of step {step}: {out}"]
@@ -198,7 +160,7 @@ def finish_vae(config: Experiment, workdir: pathlib.Path, data_dir: str | None =
     """Draws the pictures of a trained VAE; what to print."""
     from jaxdiff import autoencoding
 
-    step, params = read_params(config, workdir)
+    step, params = lineage.read_params(config, workdir)
     out = pathlib.Path(workdir) / "samples.png"
     labels = cycling([config.model.num_classes], config.sampling.num)
     pictures.save_grid(out, generation(config)(params, labels, config.seed), columns=10)
@@ -206,13 +168,27 @@ def finish_vae(config: Experiment, workdir: pathlib.Path, data_dir: str | None =
     return "\n".join([f"samples, reconstructions and interpolations of step {step}:", *map(str, [out, *drawn])])
 
 
+def finish_autoencoder(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:
+    """Measures a trained autoencoder on held-out images, and draws some; what to print. Writes `reconstruction.json`."""
+    from jaxdiff import autoencoding
+
+    step, params = lineage.read_params(config, workdir)
+    found = autoencoding.reconstruction(config, workdir, params, data_dir)
+    out = pathlib.Path(workdir) / "reconstruction.json"
+    files.write(out, json.dumps({"step": step, **found}, indent=2) + "\n")
+    usage = f", {found['codebook_usage']:.1%} of the codes used" if "codebook_usage" in found else ""
+    return (
+        f"reconstructions of step {step}: PSNR {found['psnr']:.2f} dB, mean of {found['num']} held-out images, "
+        f"{found['ratio']:.3g} times fewer numbers{usage}: {out.with_name('reconstructions.png')}"
+    )
+
+
 def finish_classifier(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:
     """Measures a trained classifier on held-out images at several noise levels; what to print. Writes `accuracy.json`."""
     from jaxdiff import data, evaluate
 
-    step, params = read_params(config, workdir)
-    c = config.data
-    test = data.images(c.name, "test", c.image_shape, c.fit, data_dir)
+    step, params = lineage.read_params(config, workdir)
+    test = data.of(config.data, "test", data_dir)
     levels = recipe.SCHEDULES[config.diffusion.schedule]()(jnp.array(TIMES))
     label, key = jax.jit(recipe.labeller(config)), jax.random.key(config.seed)
     rows = []
@@ -241,31 +217,24 @@ def judge(config: Experiment, samples: np.ndarray, labels: np.ndarray, data_dir:
     from jaxdiff import data, evaluate
 
     c = config.data
-    train, test = (data.images(c.name, split, c.image_shape, c.fit, data_dir) for split in (c.split, "test"))
+    train, test = (data.of(c, split, data_dir) for split in (c.split, "test"))
     return evaluate.report(evaluate.train_judge(train, test, config.evaluation.epochs), samples, labels, train, test)
 
 
-def _start(config: Experiment, workdir: pathlib.Path, placement: Layout) -> TrainState:
-    shapes = _placed(recipe.state_shapes(config), placement.sharding)
-    state = checkpoint.restore(workdir, shapes)
+def _start(config: Experiment, workdir: pathlib.Path, layout: Layout, frozen: Any, sources: recipe.Sources) -> TrainState:
+    sharding = dataclasses.replace(layout.sharding, frozen={})
+    state = checkpoint.restore(workdir, lineage.placed(recipe.state_shapes(config, sources), sharding))
     if state is None:
-        return jax.jit(partial(recipe.init, config), out_shardings=placement.sharding)(jax.random.key(config.seed))
-    log.info("going on from step %d of %s", int(state.step), workdir)
-    return state
-
-
-def _placed(shapes: Any, sharding: Any) -> Any:
-    def place(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-    if isinstance(sharding, jax.sharding.Sharding):
-        return jax.tree.map(lambda leaf: place(leaf, sharding), shapes)
-    return jax.tree.map(place, shapes, sharding)
+        init = jax.jit(partial(recipe.init, config, sources=sources), out_shardings=sharding)
+        state = init(jax.random.key(config.seed))
+    else:
+        log.info("going on from step %d of %s", int(state.step), workdir)
+    return dataclasses.replace(state, frozen=jax.device_put(frozen, layout.sharding.frozen))
 
 
 def _sample_grids(config: Experiment, workdir: pathlib.Path) -> Callable[[TrainState, int], np.ndarray]:
     """A function that draws a grid of samples from a state at a step, and writes it."""
-    generate = generation(config)
+    generate = generation(config, workdir=workdir)
     columns = config.model.num_classes
     labels = cycling(range(columns), config.sampling.num)
 
@@ -283,7 +252,7 @@ def _claim(workdir: pathlib.Path, config: Experiment) -> None:
     path = pathlib.Path(workdir) / "config.json"
     values = to_dict(config)
     if path.exists():
-        found = differences(to_dict(read_config(workdir)), values)
+        found = differences(to_dict(lineage.read_config(workdir)), values)
         if found:
             raise ConfigError(f"{workdir} was made by another config: {'; '.join(found[:3])}; choose another --workdir")
     files.write(path, json.dumps(values, indent=2) + "\n")

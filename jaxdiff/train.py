@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import chex
@@ -38,7 +38,7 @@ class TrainState:
     frozen: Any = field(default_factory=dict)
 
 
-Objective = Callable[[Params, TrainState, Batch, Array], Array]
+Objective = Callable[[Params, TrainState, Batch, Array], Array | tuple[Array, Metrics]]  # the loss; with it, terms to report
 Step = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
@@ -63,22 +63,27 @@ def train_step(
     initial params soon. With `optax.MultiSteps` it moves when the params do.
 
     Args:
-        objective: the loss `[]` to minimise in its first argument.
+        objective: the loss `[]` to minimise in its first argument; or a pair of it and metrics `[]` to report beside it.
         optimizer: any optax transformation; clipping, warm-up, accumulation are its own.
         ema_decays: name -> decay of every EMA in the state.
-        gather: applied to the params where they are used: replicates sharded ones (see `mesh`).
-        average: applied to loss and gradients: `lax.pmean` under pmap.
+        gather: applied to the params, and to what is frozen, where they are used: replicates sharded ones (see `mesh`).
+        average: applied to loss, metrics and gradients: `lax.pmean` under pmap.
     """
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         chex.assert_equal_shape_prefix(jax.tree.leaves(batch), 1)
         key = jax.random.fold_in(key, state.step)
-        loss, grads = average(jax.value_and_grad(lambda p: objective(gather(p), state, batch, key))(state.params))
+
+        def scored(params: Params) -> tuple[Array, Metrics]:
+            result = objective(gather(params), replace(state, frozen=gather(state.frozen)), batch, key)
+            return result if isinstance(result, tuple) else (result, {})
+
+        (loss, terms), grads = average(jax.value_and_grad(scored, has_aux=True)(state.params))
         with jax.numpy_dtype_promotion("standard"):  # optax's schedules divide counts of steps
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = {name: _average(state.ema[name], params, opt_state, decay, state.step) for name, decay in ema_decays.items()}
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+        metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
         return TrainState(state.step + 1, params, ema, opt_state, state.frozen), metrics
 
     return step

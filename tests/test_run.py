@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import checkpoint, cli, config, run
+from jaxdiff import checkpoint, cli, config, lineage, run
 
 TINY = (
     *("--data.batch-size", "16", "--model.channels", "16", "--model.multipliers", "1", "--model.attention"),
@@ -51,9 +51,9 @@ def wait_until(process, happened, seconds=180):
 
 
 def final_state(workdir):
-    config = run.read_config(workdir)
+    config = lineage.read_config(workdir)
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return checkpoint.restore(workdir, run._placed(run.recipe.state_shapes(config), single))
+    return checkpoint.restore(workdir, lineage.placed(run.recipe.state_shapes(config), single))
 
 
 def assert_same_run(a, b):

@@ -5,6 +5,7 @@ Strings that choose code live here and on the command line alone; `recipe` turns
 
 from jaxdiff.config.fields import (
     Autoencoder,
+    Cascade,
     Data,
     Diffusion,
     Evaluation,
@@ -14,12 +15,15 @@ from jaxdiff.config.fields import (
     Optimizer,
     SamplerName,
     Sampling,
+    Sources,
     Spacing,
+    Vae,
 )
 from jaxdiff.config.reading import differences, from_dict, load, to_dict, validated
 
 __all__ = [
     "Autoencoder",
+    "Cascade",
     "Data",
     "Diffusion",
     "Evaluation",
@@ -29,7 +33,9 @@ __all__ = [
     "Optimizer",
     "SamplerName",
     "Sampling",
+    "Sources",
     "Spacing",
+    "Vae",
     "differences",
     "from_dict",
     "load",

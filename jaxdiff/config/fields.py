@@ -20,6 +20,8 @@ class Data:
     image_shape: tuple[int, int, int] = (8, 8, 1)
     """Height, width, channels; smaller images are padded or resized to it."""
     fit: Literal["pad", "resize"] = "pad"
+    reduce: int = 1
+    """Images are brought to image_shape times so many pixels, and averaged over squares of that size: a cascade's base."""
     flip: bool = False
     """Mirror half of the images."""
     batch_size: int = 128
@@ -37,6 +39,14 @@ class Model:
     attention: tuple[int, ...] = ()
     """Image sizes at which attention follows each residual block."""
     head_channels: int = 64
+    heads: int = 0
+    """Of attention at every width; 0: as many as head_channels gives."""
+    transformer: int = 0
+    """Transformer blocks in each attention's place; 0 is attention alone."""
+    context_channels: int = 0
+    """Width of the context vectors that transformer blocks attend to; the data set's feature context. 0: none."""
+    scale_shift: bool = True
+    """Condition residual blocks by scale and shift, not by a sum."""
     num_classes: int = 10
     dropout: float = 0.0
     fourier: tuple[int, ...] = ()
@@ -64,7 +74,7 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
-class Autoencoder:
+class Vae:
     """The code of a VAE and the law of its pixels; encoder and decoder take their sizes from the model."""
 
     latent_channels: int = 4
@@ -77,6 +87,57 @@ class Autoencoder:
     """Weight of the KL from the prior; 1 is maximum likelihood."""
     free_bits: float = 0.0
     """Nats of KL for each latent channel that cost nothing."""
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """The autoencoder of latent diffusion, and what it is trained by; encoder and decoder take their sizes from the model."""
+
+    latent_channels: int = 4
+    """Of the latents at each position; each of model.multipliers but the last halves the image."""
+    kl: float = 1e-6
+    """Weight of the KL from a standard normal, in nats per dimension of the image."""
+    codebook: int = 0
+    """Number of codes of a vector-quantised one, which has no KL; 0 is none."""
+    commitment: float = 0.25
+    """Weight that ties latents to their codes."""
+    distance: Literal["l1", "l2"] = "l1"
+    """Of pixels."""
+    perceptual: float = 0.0
+    """Weight of the distance of features of sources.features."""
+    adversarial: float = 0.0
+    """Weight of a patch discriminator, relative to a balance of gradients; 0 is none."""
+    adversarial_start: int = 0
+    """Step at which the discriminator begins."""
+    discriminator_channels: int = 64
+    discriminator_layers: int = 3
+    """Convolutions of the discriminator that halve the image."""
+    measured: int = 2000
+    """Training images over which the latents' scale and shift are measured at the end."""
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """A super-resolution model, which sees the image of sources.base enlarged, and how noisy it is made."""
+
+    factor: int = 1
+    """How many times higher and wider its images are than those of sources.base; 1 is no cascade."""
+    max_augmentation: float = 0.5
+    """Training noises the low-resolution image to a time between 0 and this of the schedule."""
+    augmentation: float = 0.1
+    """The time to which sampling noises it."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Runs that this one starts from: each a directory, or a recipe (.py), whose run is beside this one's, by the recipe's name."""
+
+    autoencoder: str = ""
+    """In whose latents diffusion is trained."""
+    base: str = ""
+    """The model before this one in a cascade, whose samples it enlarges."""
+    features: str = ""
+    """The classifier whose features an autoencoder's perceptual distance compares, or a file of VGG16 or LPIPS weights (.npz)."""
 
 
 @dataclass(frozen=True)
@@ -145,13 +206,16 @@ class Evaluation:
 class Experiment:
     """One recipe: everything that makes a run what it is."""
 
-    objective: Literal["diffusion", "classifier", "vae"] = "diffusion"
-    """What is trained: a diffusion network, a classifier of noised images, which reads the schedule alone of diffusion, or a
-    variational autoencoder, which reads nothing of it."""
+    objective: Literal["diffusion", "classifier", "vae", "autoencoder"] = "diffusion"
+    """What is trained: a diffusion network; a classifier of noised images, which reads the schedule alone of diffusion; a
+    variational autoencoder by its likelihood; or the autoencoder of latent diffusion. The last two read nothing of diffusion."""
     data: Data = Data()
     model: Model = Model()
     diffusion: Diffusion = Diffusion()
+    vae: Vae = Vae()
     autoencoder: Autoencoder = Autoencoder()
+    cascade: Cascade = Cascade()
+    sources: Sources = Sources()
     optimizer: Optimizer = Optimizer()
     ema: Mapping[str, float] = field(default_factory=lambda: {"ema": 0.999})
     """Name and decay of each average of the parameters; samples come from the first."""

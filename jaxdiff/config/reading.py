@@ -21,7 +21,8 @@ from jaxdiff.errors import ConfigError
 POSITIVE = (
     *("steps", "log_every", "checkpoint_every", "keep", "data.batch_size", "optimizer.accumulate"),
     *("model.channels", "model.blocks", "model.head_channels", "model.num_classes"),
-    "autoencoder.latent_channels",
+    *("vae.latent_channels", "autoencoder.latent_channels", "autoencoder.discriminator_channels"),
+    *("autoencoder.discriminator_layers", "autoencoder.measured", "cascade.factor", "data.reduce"),
     *("sampling.steps", "sampling.num", "evaluation.epochs", "evaluation.batch_size"),
 )
 
@@ -37,7 +38,7 @@ FAMILIES = {
 }
 
 # What may differ when a run is resumed: none of it changes what the steps already taken have computed.
-RESUMABLE = ("steps", "log_every", "checkpoint_every", "keep", "mesh", "sampling", "evaluation")
+RESUMABLE = ("steps", "log_every", "checkpoint_every", "keep", "mesh", "sampling", "evaluation", "sources")
 
 
 def load(path: pathlib.Path) -> Experiment:
@@ -122,24 +123,27 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
         "optimizer.clip_norm",
         "sampling.every",
         "evaluation.num",
-        "autoencoder.beta",
-        "autoencoder.free_bits",
+        *("vae.beta", "vae.free_bits"),
+        *("model.heads", "model.transformer", "model.context_channels"),
+        *("autoencoder.kl", "autoencoder.codebook", "autoencoder.commitment", "autoencoder.perceptual"),
+        *("autoencoder.adversarial", "autoencoder.adversarial_start"),
         "seed",
     ):
         yield name, "at least 0", _value(c, name) >= 0
-    for name in ("diffusion.label_dropout", "sampling.eta"):
+    for name in ("diffusion.label_dropout", "sampling.eta", "cascade.augmentation", "cascade.max_augmentation"):
         yield name, "between 0 and 1", 0 <= _value(c, name) <= 1
     for name in ("model.dropout", "optimizer.b1", "optimizer.b2"):
         yield name, "at least 0 and below 1", 0 <= _value(c, name) < 1
-    for name in ("optimizer.learning_rate", "autoencoder.std"):
+    for name in ("optimizer.learning_rate", "vae.std"):
         yield name, "above 0", _value(c, name) > 0
     yield "model.multipliers", "at least one number, each at least 1", bool(c.model.multipliers) and min(c.model.multipliers) > 0
     yield "data.image_shape", "three positive numbers", min(height, width, channels) > 0
-    yield "data.image_shape", halves, height % factor == 0 and width % factor == 0
+    on_pixels = not c.sources.autoencoder  # else the latents' sizes count, which the autoencoder's run says
+    yield "data.image_shape", halves, not on_pixels or (height % factor == 0 and width % factor == 0)
     yield "ema", "at least one name with a decay between 0 and 1", bool(c.ema) and all(0 <= d <= 1 for d in c.ema.values())
     yield "ema", "named in letters, digits, _ and - alone", all(re.fullmatch(r"[\w-]+", name) for name in c.ema)
     sizes = {height // 2**level for level in range(len(c.model.multipliers))}
-    yield "model.attention", f"sizes that the network has: {sorted(sizes)}", set(c.model.attention) <= sizes
+    yield "model.attention", f"sizes that the network has: {sorted(sizes)}", not on_pixels or set(c.model.attention) <= sizes
     yield "evaluation.num", "0 or at least 2", c.evaluation.num != 1
     yield "sampling.eta", "0 for a sampler that is not ddim", c.sampling.sampler == "ddim" or c.sampling.eta == 0
     named = bool(c.sampling.classifier)
@@ -149,7 +153,9 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
     for name, where in (("model.dropout", ("diffusion", "classifier")), ("model.fourier", ("diffusion",))):
         yield name, f"not set for a {c.objective}, whose network has none", c.objective in where or not _value(c, name)
     yield "sampling.classifier", "empty for all but diffusion", c.objective == "diffusion" or not c.sampling.classifier
-    yield "evaluation.num", "0 for a vae, which has no labels", c.objective != "vae" or c.evaluation.num == 0
+    coded = c.objective in ("vae", "autoencoder")
+    yield "evaluation.num", f"0 for a {c.objective}, which has no labels", not coded or c.evaluation.num == 0
+    yield from _source_rules(c)
     learned = c.diffusion.schedule == "learned"
     yield "diffusion.schedule", f"a fixed one for a {c.objective}", not learned or c.objective == "diffusion"
     yield "diffusion.weight", "elbo with a learned schedule, which lowers its variance", not learned or c.diffusion.weight == "elbo"
@@ -161,6 +167,35 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
     families = {FAMILIES[name] for name in (c.diffusion.schedule, c.diffusion.sampling_schedule) if name}
     alike = f"of the family of {c.diffusion.schedule}, unless the prediction is edm: the network has not seen such inputs"
     yield "diffusion.sampling_schedule", alike, len(families) == 1 or c.diffusion.prediction == "edm"
+
+
+def _source_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
+    """Those of runs that a run starts from."""
+    diffusion, compresses = c.objective == "diffusion", c.objective == "autoencoder"
+    height, width, _ = c.data.image_shape
+    for name in ("autoencoder", "base"):
+        yield f"sources.{name}", f"empty for a {c.objective}", diffusion or not _value(c, f"sources.{name}")
+    yield "sources.features", f"empty for a {c.objective}", compresses or not c.sources.features
+    wants = c.autoencoder.perceptual > 0
+    yield (
+        "sources.features",
+        "given with autoencoder.perceptual, and only with it",
+        not compresses or wants == bool(c.sources.features),
+    )
+    latent, enlarges = bool(c.sources.autoencoder), c.cascade.factor > 1
+    yield "sampling.clip", "False in latent space, whose values have no bounds", not latent or not c.sampling.clip
+    yield "sources.autoencoder", "empty in a cascade: its models work on pixels", not (latent and enlarges)
+    yield "sampling.classifier", "empty in latent space", not (latent and c.sampling.classifier)
+    yield "sources.base", "given with cascade.factor above 1, and only with it", enlarges == bool(c.sources.base)
+    fits = height % c.cascade.factor == 0 and width % c.cascade.factor == 0
+    yield "data.image_shape", f"divisible by cascade.factor {c.cascade.factor}", fits
+    below = c.cascade.augmentation <= c.cascade.max_augmentation
+    yield "cascade.augmentation", "at most cascade.max_augmentation, which training has seen", below
+    yield (
+        "model.context_channels",
+        "0 without model.transformer blocks to attend to them",
+        not c.model.context_channels or bool(c.model.transformer),
+    )
 
 
 def _value(config: Any, name: str) -> Any:

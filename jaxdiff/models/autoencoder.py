@@ -62,10 +62,12 @@ class Half(nn.Module):
 class Encoder(Half):
     """From images `[B, H, W, C]` to mean and log standard deviation of the code, `[B, h, w, 2 * latent_channels]`.
 
-    h is `H / 2^(levels - 1)`. The attributes are those of `Half`, and `latent_channels`.
+    h is `H / 2^(levels - 1)`. The attributes are those of `Half`, `latent_channels`, and `moments`: 1 where the code is the
+    output itself, as before a codebook.
     """
 
     latent_channels: int = 4
+    moments: int = 2
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -76,7 +78,8 @@ class Encoder(Half):
                 x = self.conv(x, x.shape[-1], f"down_{level}", strides=(2, 2))
             for number in range(self.blocks):
                 x = self.block(x, self.channels * multiplier, f"{level}_{number}")
-        return self.ending(self.middle(x), 2 * self.latent_channels)
+        moments = self.moments * self.latent_channels
+        return nn.Dense(moments, dtype=self.dtype, name="quant")(self.ending(self.middle(x), moments))
 
 
 class Decoder(Half):
@@ -89,6 +92,7 @@ class Decoder(Half):
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
+        z = nn.Dense(z.shape[-1], dtype=self.dtype, name="post_quant")(z)
         x = self.conv(z, self.channels * self.multipliers[-1], "conv_in")
         x = self.middle(x)
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
@@ -108,10 +112,16 @@ def init(encoder: Encoder, decoder: Decoder, key: Array, x0: Array) -> dict[str,
 
 
 def encode(module: Encoder) -> Callable[[Any, Array], tuple[Array, Array]]:
-    """The encoder as a pure function `(params, x0) -> (mean, std)` of a diagonal Gaussian over codes, float32."""
+    """The encoder as a pure function `(params, x0) -> (mean, std)` of a diagonal Gaussian over codes, float32.
+
+    With one moment the code is known: std is 0.
+    """
 
     def apply(params: Any, x0: Array) -> tuple[Array, Array]:
-        mean, log_std = jnp.split(_applied(module, params["encoder"], x0).astype(jnp.float32), 2, axis=-1)
+        output = _applied(module, params["encoder"], x0).astype(jnp.float32)
+        if module.moments == 1:
+            return output, jnp.zeros_like(output)
+        mean, log_std = jnp.split(output, 2, axis=-1)
         return mean, jnp.exp(jnp.clip(log_std, *LOG_STD))
 
     return apply

@@ -13,4 +13,4 @@ ConditionalNetwork = Callable[[Params, Array, Array, Any, Array | None], Array]
 # the condition makes of a batch: labels [B], or a mapping of several
 ClassifierNetwork = Callable[[Params, Array, Array, Array | None], Array]
 # (params, x scaled to unit size [B, ...], logsnr [B], dropout key or None) -> logits [B, K], from any framework
-Objective = Callable[[Params, Any, Mapping[str, Array], Array], Array]
+Objective = Callable[[Params, Any, Mapping[str, Array], Array], Any]  # -> loss [], or a pair of it and terms to report

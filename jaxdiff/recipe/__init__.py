@@ -1,9 +1,10 @@
 """The functions that a config stands for: network, objective, optimizer, state, layout, sampler."""
 
-from jaxdiff.recipe.networks import Vae, labelled, learned_logsnr, noisy_classifier, unet, vae
-from jaxdiff.recipe.sampling import check_guiding, generator, labeller, levels, prior_generator, sampling_schedule
+from jaxdiff.recipe.compression import Codec, check_latents, codec, measured, nearest_codes
+from jaxdiff.recipe.networks import Vae, conditional, learned_logsnr, noisy_classifier, unet, vae
+from jaxdiff.recipe.sampling import check_cascade, check_guiding, generator, labeller, levels, prior_generator, sampling_schedule
 from jaxdiff.recipe.tables import PARAMETERIZATIONS, PIXELS, SAMPLERS, SCHEDULES, SPACINGS, WEIGHTS
-from jaxdiff.recipe.training import init, layout, objective, optimizer, state_shapes
+from jaxdiff.recipe.training import FROZEN, Sources, below, init, layout, objective, optimizer, state_shapes
 
 __all__ = [
     "PARAMETERIZATIONS",
@@ -11,12 +12,21 @@ __all__ = [
     "SAMPLERS",
     "SCHEDULES",
     "SPACINGS",
+    "Codec",
+    "FROZEN",
+    "Sources",
     "Vae",
     "WEIGHTS",
+    "below",
+    "check_cascade",
     "check_guiding",
+    "check_latents",
+    "codec",
+    "conditional",
     "generator",
     "init",
-    "labelled",
+    "measured",
+    "nearest_codes",
     "labeller",
     "layout",
     "learned_logsnr",

@@ -40,12 +40,12 @@ class Vae(NamedTuple):
 
 def unet(config: Experiment) -> UNet:
     """The network of a config that trains diffusion."""
-    return UNet(**_fields(config, UNet))
+    return fields_of(config, UNet)
 
 
 def noisy_classifier(config: Experiment) -> NoisyClassifier:
     """The network of a config that trains a classifier."""
-    return NoisyClassifier(**_fields(config, NoisyClassifier))
+    return fields_of(config, NoisyClassifier)
 
 
 def learned_logsnr() -> MonotoneLogsnr:
@@ -55,18 +55,19 @@ def learned_logsnr() -> MonotoneLogsnr:
 
 def vae(config: Experiment) -> Vae:
     """The parts of a config that trains a VAE."""
-    pixels = PIXELS[config.autoencoder.pixels](config.autoencoder.std)
-    encoder = autoencoder.Encoder(**_fields(config, autoencoder.Encoder), latent_channels=config.autoencoder.latent_channels)
+    pixels = PIXELS[config.vae.pixels](config.vae.std)
+    encoder = fields_of(config, autoencoder.Encoder, latent_channels=config.vae.latent_channels)
     out_channels = pixels.outputs * config.data.image_shape[-1]
-    return Vae(encoder, autoencoder.Decoder(**_fields(config, autoencoder.Decoder), out_channels=out_channels), pixels)
+    return Vae(encoder, fields_of(config, autoencoder.Decoder, out_channels=out_channels), pixels)
 
 
-def _fields(config: Experiment, kind: Any) -> dict[str, Any]:
+def fields_of(config: Experiment, kind: Any, **others: Any) -> Any:
+    """The module of that kind with those of its attributes that the config's model names, and others."""
     model = {**dataclasses.asdict(config.model), "dtype": jnp.dtype(config.model.dtype)}
-    return {name: value for name, value in model.items() if name in kind.__dataclass_fields__}
+    return kind(**{name: value for name, value in model.items() if name in kind.__dataclass_fields__}, **others)
 
 
-def labelled(config: Experiment, params: Any, label: Array) -> Denoiser:
-    """The denoiser of a diffusion config at these params and labels `[B]`; `num_classes` is no label at all."""
+def conditional(config: Experiment, params: Any, given: Any) -> Denoiser:
+    """The denoiser of a diffusion config at these params, given labels `[B]` (`num_classes` is none at all) or a mapping."""
     weights = params["network"] if config.diffusion.schedule == "learned" else params
-    return objectives.conditional(network(unet(config)), PARAMETERIZATIONS[config.diffusion.prediction], weights, label)
+    return objectives.conditional(network(unet(config)), PARAMETERIZATIONS[config.diffusion.prediction], weights, given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,8 +16,10 @@ from jaxdiff.denoiser import clip
 from jaxdiff.errors import ConfigError
 from jaxdiff.guidance import classifier_guide, guide
 from jaxdiff.models import classifier, schedule
-from jaxdiff.recipe.networks import labelled, learned_logsnr, noisy_classifier, vae
+from jaxdiff.recipe import compression
+from jaxdiff.recipe.networks import conditional, learned_logsnr, noisy_classifier, vae
 from jaxdiff.recipe.tables import SAMPLERS, SCHEDULES, SPACINGS
+from jaxdiff.recipe.training import NONE, Sources, space
 
 ROUNDING = 0.1  # of a schedule's logsnr at its ends, in float32
 
@@ -39,28 +41,31 @@ def levels(config: Experiment, params: Any = None) -> process.Level:
     return process.grid(spaced(sampling_schedule(config, params)), config.sampling.steps, t_min)
 
 
-def generator(config: Experiment, guiding: Experiment | None = None) -> Callable[..., Array]:
-    """The pure function `(params, key, label [B], guiding_params) -> images [B, H, W, C]` in [-1, 1] of the config's sampler.
+def generator(config: Experiment, sources: Sources = NONE) -> Callable[..., Array]:
+    """The pure function `(params, key, label [B], frozen) -> images [B, H, W, C]` in [-1, 1] of the config's sampler.
 
-    The label `num_classes` is none at all. Without `guiding`, the config of a classifier, it needs no guiding_params.
+    The label `num_classes` is none at all. `sources` are the configs of a classifier that guides and of an autoencoder in
+    whose latents the config works, `frozen` their params by the same names; without any it is not needed.
     """
     sampling = config.sampling
     sampler = SAMPLERS[sampling.sampler](sampling.eta)
 
-    def generate(params: Any, key: Array, label: Array, guiding_params: Any = None) -> Array:
+    def generate(params: Any, key: Array, label: Array, frozen: Mapping[str, Any] = NONE) -> Array:
         start_key, sampler_key = jax.random.split(key)
         null = jnp.full_like(label, config.model.num_classes)
         path = levels(config, params)
-        with_label, without = (labelled(config, params, given) for given in (label, null))
+        with_label, without = (conditional(config, params, given) for given in (label, null))
         denoise = with_label if sampling.guidance else without
         if sampling.guidance not in (0, 1):
             denoise = guide(with_label, without, sampling.guidance)
-        if guiding is not None:
-            log_prob = objectives.label_log_prob(classifier.network(noisy_classifier(guiding)), guiding_params, label)
+        if "classifier" in sources:
+            apply = classifier.network(noisy_classifier(sources["classifier"]))
+            log_prob = objectives.label_log_prob(apply, frozen["classifier"], label)
             denoise = classifier_guide(denoise, log_prob, sampling.classifier_scale)
         denoise = clip(denoise) if sampling.clip else denoise  # last: at high noise the classifier's gradient counts for much
-        x = path.sigma[0] * jax.random.normal(start_key, (*label.shape, *config.data.image_shape))
-        return samplers.sample(sampler, denoise, x, path, sampler_key)
+        x = path.sigma[0] * jax.random.normal(start_key, (*label.shape, *space(config, sources)))
+        x = samplers.sample(sampler, denoise, x, path, sampler_key)
+        return compression.codec(sources["autoencoder"]).decode(frozen["autoencoder"], x) if "autoencoder" in sources else x
 
     return generate
 
@@ -69,7 +74,7 @@ def prior_generator(config: Experiment) -> Callable[..., Array]:
     """The pure function `(params, key, label [B], ...) -> images [B, H, W, C]` of a VAE, which draws codes and reads no label."""
     parts = vae(config)
 
-    def generate(params: Any, key: Array, label: Array, guiding_params: Any = None) -> Array:
+    def generate(params: Any, key: Array, label: Array, frozen: Mapping[str, Any] = NONE) -> Array:
         images = jax.ShapeDtypeStruct((*label.shape, *config.data.image_shape), jnp.float32)
         codes = jax.eval_shape(parts.encode, params, images).mean
         return parts.mean(params, jax.random.normal(key, codes.shape))
@@ -86,6 +91,22 @@ def labeller(config: Experiment) -> Callable[[Any, Array, Array, process.Level],
         return jnp.argmax(objectives.class_log_probs(apply, params)(x, level), axis=-1)
 
     return label
+
+
+def check_cascade(config: Experiment, base: Experiment, where: str) -> None:
+    """Whether samples of the config `base` are what the super-resolution config enlarges.
+
+    Raises:
+        ConfigError: they are of another size, or know other classes; `where` is the base's run.
+    """
+    height, width, channels = config.data.image_shape
+    wanted = (height // config.cascade.factor, width // config.cascade.factor, channels)
+    for name, mine, its in (
+        ("data.image_shape", wanted, base.data.image_shape),
+        ("model.num_classes", config.model.num_classes, base.model.num_classes),
+    ):
+        if mine != its:
+            raise ConfigError(f"the base {where} has {name} {its}, this stage of the cascade needs {mine}; train one with {mine}")
 
 
 def check_guiding(config: Experiment, guiding: Experiment, where: str) -> None:

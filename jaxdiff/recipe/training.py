@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import types
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +19,42 @@ from jaxdiff.errors import ConfigError
 from jaxdiff.mesh import Layout, jit_layout, make_mesh, pmap_layout
 from jaxdiff.models import autoencoder, classifier, schedule
 from jaxdiff.models.unet import network
+from jaxdiff.recipe import compression
 from jaxdiff.recipe.networks import learned_logsnr, noisy_classifier, unet, vae
 from jaxdiff.recipe.tables import PARAMETERIZATIONS, SCHEDULES, WEIGHTS
 from jaxdiff.train import Objective, TrainState, initial_state
 
+Sources = Mapping[str, Experiment]  # configs of the runs that a run starts from, by their place: autoencoder, base, base.base
+NONE: Sources = types.MappingProxyType({})
+FROZEN = ("autoencoder", "features")  # places whose params training reads
 
-def objective(config: Experiment) -> Objective:
+
+def below(given: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """What a run is given by place, for the run at a place: `base.base` becomes `base`."""
+    return {name.removeprefix(f"{place}."): value for name, value in given.items() if name.startswith(f"{place}.")}
+
+
+def space(config: Experiment, sources: Sources = NONE) -> tuple[int, int, int]:
+    """Height, width and channels of what the network sees: images, or latents of the autoencoder."""
+    if "autoencoder" not in sources:
+        return config.data.image_shape
+    return compression.codec(sources["autoencoder"]).latent_shape(config.data.image_shape)
+
+
+def objective(config: Experiment, sources: Sources = NONE) -> Objective:
     """The training objective of a config."""
+    if config.objective == "autoencoder":
+        return compression.objective(config, sources)
+    if "autoencoder" not in sources:
+        return _on_images(config)
+    encode = compression.codec(sources["autoencoder"]).encode
+    return objectives.latent(_on_images(config), lambda frozen, batch: encode(frozen["autoencoder"], batch["image"]))
+
+
+def _on_images(config: Experiment) -> Objective:
     diffusion = config.diffusion
     if config.objective == "vae":
-        parts, options = vae(config), config.autoencoder
+        parts, options = vae(config), config.vae
         return objectives.vae(parts.encode, parts.log_prob, beta=options.beta, free_bits=options.free_bits)
     if config.objective == "classifier":
         return objectives.classifier(classifier.network(noisy_classifier(config)), SCHEDULES[diffusion.schedule]())
@@ -48,14 +78,17 @@ def optimizer(config: Experiment) -> optax.GradientTransformation:
     rate = optax.join_schedules([warmup, after], [c.warmup_steps]) if c.warmup_steps else after
     clipped = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
     chain = optax.chain(clipped, optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay))
+    chain = compression.optimizer(config, chain) if config.objective == "autoencoder" else chain
     return optax.MultiSteps(chain, c.accumulate).gradient_transformation() if c.accumulate > 1 else chain
 
 
-def init(config: Experiment, key: Array) -> TrainState:
-    """The state at step 0, a pure function of the key."""
-    image = jnp.zeros((1, *config.data.image_shape))
+def init(config: Experiment, key: Array, sources: Sources = NONE) -> TrainState:
+    """The state at step 0, a pure function of the key; what is frozen is still to be put in."""
+    image = jnp.zeros((1, *space(config, sources)))
     inputs = (image, jnp.zeros((1,)))
-    if config.objective == "vae":
+    if config.objective == "autoencoder":
+        params = compression.init_params(config, key, image)
+    elif config.objective == "vae":
         params = autoencoder.init(*vae(config)[:2], key, image)
     elif config.objective == "classifier":
         params = noisy_classifier(config).init(key, *inputs)["params"]
@@ -66,19 +99,19 @@ def init(config: Experiment, key: Array) -> TrainState:
     return initial_state(params, optimizer(config), config.ema)
 
 
-def state_shapes(config: Experiment) -> TrainState:
+def state_shapes(config: Experiment, sources: Sources = NONE) -> TrainState:
     """Shapes and dtypes of the state, without computing it."""
-    return jax.eval_shape(partial(init, config), jax.random.key(config.seed))
+    return jax.eval_shape(partial(init, config, sources=sources), jax.random.key(config.seed))
 
 
-def layout(config: Experiment) -> Layout:
-    """Where the config's mesh puts the state.
+def layout(config: Experiment, frozen: Any = None, sources: Sources = NONE) -> Layout:
+    """Where the config's mesh puts the state, with these frozen params (or their shapes) in it.
 
     Raises:
         ConfigError: the network cannot be built, or the devices do not fit the mesh or divide the batch.
     """
     try:
-        return _layout(config, state_shapes(config))
+        return _layout(config, replace(state_shapes(config, sources), frozen=frozen or {}))
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

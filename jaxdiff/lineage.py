@@ -1,0 +1,168 @@
+"""Runs on disk, and the runs that they start from: an autoencoder, a cascade's base, a classifier."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdiff import checkpoint, files, recipe
+from jaxdiff.config import Experiment, from_dict
+from jaxdiff.errors import ConfigError
+
+RECORD = "sources.json"  # in a run's directory: the fingerprints of what it was trained on
+VGG16_CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # their numbers in torchvision's network
+
+
+def read_config(workdir: pathlib.Path, objective: str | None = None) -> Experiment:
+    """The config that made a run, which must have trained that objective if one is given.
+
+    Raises:
+        ConfigError: no run in `workdir`, or one of another objective.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"no run in {workdir}; train one: jaxdiff train CONFIG --workdir {workdir}")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a config")
+    config = from_dict(values, where=str(path))
+    if objective not in (None, config.objective):
+        hint = " (--classifier takes the classifier)" if "classifier" in (objective, config.objective) else ""
+        raise ConfigError(f"{workdir} is a {config.objective} run, here a {objective} run is wanted{hint}")
+    return config
+
+
+def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = None) -> tuple[int, Any]:
+    """Step and params of the named EMA (the first unless given) of a run.
+
+    Raises:
+        ConfigError: the run has no such EMA.
+    """
+    name = next(iter(config.ema)) if ema is None else ema
+    if name not in config.ema:
+        raise ConfigError(f"{workdir} has no ema {name!r}; write one of {', '.join(config.ema)}")
+    single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return checkpoint.restore_ema(workdir, name, placed(recipe.state_shapes(config, configs(config)).params, single))
+
+
+def placed(shapes: Any, sharding: Any) -> Any:
+    """The shapes with a sharding each, or one for all."""
+
+    def place(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    if isinstance(sharding, jax.sharding.Sharding):
+        return jax.tree.map(lambda leaf: place(leaf, sharding), shapes)
+    return jax.tree.map(place, shapes, sharding)
+
+
+def directories(config: Experiment) -> dict[str, pathlib.Path]:
+    """The directories of the runs that a config names, by place; a file of weights is none."""
+    c = config.sources
+    named = {"autoencoder": c.autoencoder, "base": c.base, "features": c.features, "classifier": config.sampling.classifier}
+    return {place: pathlib.Path(name) for place, name in named.items() if name and not name.endswith(".npz")}
+
+
+def configs(config: Experiment) -> dict[str, Experiment]:
+    """The configs of the runs that a config starts from, and under `base.` those that its base starts from.
+
+    Raises:
+        ConfigError: a run is missing, of another kind than its place, or does not fit the config.
+    """
+    wanted = {"autoencoder": "autoencoder", "base": "diffusion", "features": "classifier", "classifier": "classifier"}
+    found: dict[str, Experiment] = {}
+    for place, workdir in directories(config).items():
+        source = found[place] = read_config(workdir, wanted[place])
+        if place == "autoencoder":
+            recipe.check_latents(config, source, str(workdir))
+        elif place == "classifier":
+            recipe.check_guiding(config, source, str(workdir))
+        elif place == "features" and source.data.image_shape != config.data.image_shape:
+            shapes = f"{source.data.image_shape}, this run {config.data.image_shape}"
+            raise ConfigError(f"sources.features: the classifier {workdir} has data.image_shape {shapes}; train one with the same")
+        elif place == "base":
+            recipe.check_cascade(config, source, str(workdir))
+            found |= {f"base.{name}": below for name, below in configs(source).items()}
+    return found
+
+
+def params(config: Experiment, workdir: pathlib.Path | None = None, places: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """The params of the runs that a config starts from, by place; of those `places` alone if given.
+
+    Raises:
+        ConfigError: the run in `workdir` was trained on another autoencoder than is there now.
+    """
+    where = directories(config)
+    if workdir is not None:
+        _check(pathlib.Path(workdir), where)
+    found: dict[str, Any] = {}
+    for place, directory in where.items():
+        if places is not None and place not in places:
+            continue
+        source = read_config(directory)
+        found[place] = read_params(source, directory)[1]
+        if place == "base":
+            found |= {f"base.{name}": value for name, value in params(source, directory).items()}
+    if config.sources.features.endswith(".npz") and (places is None or "features" in places):
+        found["features"] = vgg16(pathlib.Path(config.sources.features))
+    return found
+
+
+def record(config: Experiment, workdir: pathlib.Path) -> None:
+    """Writes down the fingerprints of the runs that a run is trained on, or compares them with those that are there.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    where, path = directories(config), pathlib.Path(workdir) / RECORD
+    _check(pathlib.Path(workdir), where)
+    trained_on = [place for place in recipe.FROZEN if place in where]
+    if trained_on:
+        prints = {place: {"run": str(where[place]), "fingerprint": fingerprint(where[place])} for place in trained_on}
+        files.write(path, json.dumps(prints, indent=2) + "\n")
+
+
+def fingerprint(workdir: pathlib.Path) -> str:
+    """What tells a run's averaged params from all others: eight hexadecimal digits."""
+    return checkpoint.fingerprint(workdir, next(iter(read_config(workdir).ema)))
+
+
+def vgg16(path: pathlib.Path) -> dict[str, Any]:
+    """The params of `models.perceptual.vgg16` from a .npz file of torchvision's `vgg16().state_dict()`.
+
+    With LPIPS's own `lin0.model.1.weight` to `lin4.model.1.weight` in it, they weigh the channels.
+
+    Raises:
+        ConfigError: no such file, or not these weights.
+    """
+    try:
+        with np.load(path) as file:
+            kernels, biases = ([file[f"features.{n}.{name}"] for n in VGG16_CONVOLUTIONS] for name in ("weight", "bias"))
+            linear = [file[name].reshape(-1) for level in range(5) if (name := f"lin{level}.model.1.weight") in file]
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip("'\"")
+        raise ConfigError(f"sources.features: {path} holds no weights of VGG16 as torchvision names them ({reason})") from error
+    if any(kernel.ndim != 4 or kernel.shape[-1] != 3 for kernel in kernels):
+        raise ConfigError(f"sources.features: {path}: the convolutions must be of 3x3, [out, in, 3, 3]")
+    layers = [{"kernel": k.transpose(2, 3, 1, 0), "bias": b} for k, b in zip(kernels, biases, strict=True)]
+    return {"convolutions": layers, **({"weights": linear} if len(linear) == 5 else {})}
+
+
+def _check(workdir: pathlib.Path, where: Mapping[str, pathlib.Path]) -> None:
+    path = workdir / RECORD
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    for place, before in known.items():
+        now = fingerprint(where[place]) if place in where else "none"
+        if now != before["fingerprint"]:
+            raise ConfigError(
+                f"{workdir} was trained with the {place} {before['run']} as it was then ({before['fingerprint']}), "
+                f"{where.get(place, 'nothing')} is another ({now}); name that one (--sources.{place}) or choose another --workdir"
+            )
