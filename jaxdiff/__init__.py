@@ -3,7 +3,7 @@
 The core (process to objectives) is pure functions over arrays; any framework's network is a function to it.
 """
 
-from jaxdiff import editing, guidance, likelihood, losses, objectives, oracles, process, samplers, targets
+from jaxdiff import cascade, editing, guidance, likelihood, losses, objectives, oracles, process, samplers, targets
 from jaxdiff.denoiser import (
     Coefficients,
     Denoiser,
@@ -68,6 +68,7 @@ __all__ = [
     "Parameterization",
     "Sampler",
     "Schedule",
+    "cascade",
     "churn",
     "classifier_guide",
     "clip",

@@ -6,29 +6,56 @@ dropped conditions are keyed by that index, so a loss does not depend on how the
 alone are drawn for the array at hand: the same on every mesh, others under pmap or another number of processes.
 """
 
+from jaxdiff.objectives import codebook
 from jaxdiff.objectives.autoencoding import vae
 from jaxdiff.objectives.classification import class_log_probs, classifier, label_log_prob
+from jaxdiff.objectives.compression import (
+    Adversary,
+    codebook_bottleneck,
+    compression,
+    kl_bottleneck,
+    perceptual_distance,
+    pixel_distance,
+    psnr,
+    weighted,
+)
 from jaxdiff.objectives.conditions import Condition, contexts, drop, drop_label, joint, labels
 from jaxdiff.objectives.denoising import conditional, diffusion
 from jaxdiff.objectives.kinds import ClassifierNetwork, ConditionalNetwork, Objective, Params
+from jaxdiff.objectives.latent import latent
+from jaxdiff.objectives.super_resolution import augmented, downsampled, low_resolution, upsampled
 from jaxdiff.objectives.variational import variational_diffusion
 
 __all__ = [
+    "Adversary",
+    "codebook",
+    "codebook_bottleneck",
+    "compression",
+    "kl_bottleneck",
+    "latent",
+    "perceptual_distance",
+    "pixel_distance",
+    "psnr",
+    "weighted",
     "ClassifierNetwork",
     "Condition",
     "ConditionalNetwork",
     "Objective",
     "Params",
+    "augmented",
     "class_log_probs",
     "classifier",
     "conditional",
     "contexts",
     "diffusion",
+    "downsampled",
     "drop",
     "drop_label",
     "joint",
     "label_log_prob",
     "labels",
+    "low_resolution",
+    "upsampled",
     "vae",
     "variational_diffusion",
 ]

@@ -17,6 +17,7 @@ from jax import Array
 
 Codebook = Mapping[str, Array]  # "share" [K], "sum" [K, C]
 
+HIGHEST = jax.lax.Precision.HIGHEST  # or a TPU would round latents to bfloat16, and codes with them
 DEAD = 0.1  # of the share of a code if all were used alike: under it a code is dead
 
 
@@ -39,10 +40,11 @@ def codes(codebook: Codebook) -> Array:
 
 def quantized(codebook: Codebook, z: Array) -> Quantized:
     """The nearest code of each latent `[..., C]`. No gradient passes."""
-    z, book = jax.lax.stop_gradient((z, codes(codebook)))
-    distances = jnp.sum(book**2, axis=-1) - 2 * jnp.einsum("...c,kc->...k", z, book, precision=jax.lax.Precision.HIGHEST)
-    distances = jnp.where(jax.lax.stop_gradient(codebook["share"]) > 0, distances, jnp.inf)
-    chosen = jnp.argmin(distances, axis=-1)
+    z, book, share = jax.lax.stop_gradient((z, codes(codebook), codebook["share"]))
+    shape = (*(1 for _ in z.shape[:-1]), len(book))
+    similarity = jnp.einsum("...c,kc->...k", z, book, precision=HIGHEST)
+    distances = jnp.sum(book**2, axis=-1).reshape(shape) - 2 * similarity  # without the square of z, the same for all codes
+    chosen = jnp.argmin(jnp.where(share.reshape(shape) > 0, distances, jnp.inf), axis=-1)
     return Quantized(book[chosen], chosen)
 
 
@@ -55,7 +57,7 @@ def following(codebook: Codebook, z: Array, chosen: Array, key: Array, decay: fl
     book, z = jax.lax.stop_gradient((codebook, z.reshape(-1, z.shape[-1])))
     num_codes = len(book["share"])
     shares = jax.nn.one_hot(chosen.reshape(-1), num_codes, dtype=z.dtype) / len(z)
-    batch = {"share": jnp.sum(shares, axis=0), "sum": jnp.einsum("nk,nc->kc", shares, z)}
+    batch = {"share": jnp.sum(shares, axis=0), "sum": jnp.einsum("nk,nc->kc", shares, z, precision=HIGHEST)}
     drawn = z[jax.random.randint(key, (num_codes,), 0, len(z))]
     reborn = {"share": jnp.full_like(book["share"], 1 / num_codes), "sum": drawn / num_codes}
     dead = (book["share"] < DEAD / num_codes) & revive

@@ -24,12 +24,19 @@ def contexts(null: Array, dropout: float = 0.1) -> Condition:
     return lambda batch, key: drop(key, batch["index"], batch["context"], null, dropout)
 
 
-def joint(**conditions: Condition) -> Condition:
-    """Several conditions as one mapping, each under the name by which the network knows it.
+def joint(*mappings: Condition, **conditions: Condition) -> Condition:
+    """Several conditions as one mapping, each under the name by which the network knows it; mappings bring their own names.
 
     All see the same key, so that what is dropped at the same rate is dropped together.
     """
-    return lambda batch, key: {name: condition(batch, key) for name, condition in conditions.items()}
+
+    def condition(batch: Mapping[str, Array], key: Array) -> dict[str, Any]:
+        given = {name: each(batch, key) for name, each in conditions.items()}
+        for mapping in mappings:
+            given |= mapping(batch, key)
+        return given
+
+    return condition
 
 
 def drop_label(key: Array, index: Array, label: Array, null_label: int, rate: float) -> Array:

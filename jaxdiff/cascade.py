@@ -1,0 +1,116 @@
+"""Cascades: a model of small images, and models that make larger ones of them, each trained alone.
+
+Ho et al. (2021), "Cascaded Diffusion Models". A super-resolution model is trained as any other, with
+`objectives.low_resolution` for its condition.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+from jax import Array
+
+from jaxdiff import samplers
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.objectives import augmented
+from jaxdiff.process import Level
+from jaxdiff.samplers import Sampler
+
+
+class Stage(NamedTuple):
+    """One model of a cascade, and how its images `shape`, (H, W, C), are sampled.
+
+    `denoiser(given)` is its denoiser given the stage before: `given` holds `spatial` and `augmentation`, as
+    `objectives.augmented` makes them, and nothing for the first stage, so that
+    `lambda given: objectives.conditional(network, parameterization, params, {"label": label, **given})` serves all. A stage
+    but the first is `factor` times as large as the one before, whose images it sees noised to `augmentation`, a level within
+    those of its training.
+    """
+
+    denoiser: Callable[[Mapping[str, Array]], Denoiser]
+    sampler: Sampler
+    levels: Level
+    shape: tuple[int, int, int]
+    factor: int = 1
+    augmentation: Level | None = None
+
+
+def sample(stages: Sequence[Stage], key: Array, num: int) -> Array:
+    """The last stage's images `[num, H, W, C]`, each stage sampled given the one before, noised afresh.
+
+    Ho et al. (2021), algorithm 2 without truncation. Pure: the whole cascade compiles under one `jax.jit`.
+
+    Raises:
+        ValueError: a shape is not `factor` times the one before, or a stage lacks what its place wants.
+
+    >>> import jax
+    >>> import jaxdiff as jd
+    >>> from jaxdiff.cascade import Stage
+    >>> half, levels = lambda given: lambda x, level: x / 2, jd.grid(jd.cosine(), 4)
+    >>> base = Stage(half, jd.ddim(), levels, (8, 8, 3))
+    >>> large = Stage(half, jd.ddim(), levels, (32, 32, 3), factor=4, augmentation=jd.cosine()(0.2))
+    >>> jd.cascade.sample([base, large], jax.random.key(0), 2).shape
+    (2, 32, 32, 3)
+    """
+    return pyramid(stages, key, num)[-1]
+
+
+def pyramid(stages: Sequence[Stage], key: Array, num: int) -> tuple[Array, ...]:
+    """The images `[num, H, W, C]` of every stage of `sample`, smallest first. A stage's depend on no later stage.
+
+    Raises:
+        ValueError: as `sample`.
+    """
+    _check(stages)
+    keys = [jax.random.fold_in(key, number) for number in range(len(stages))]
+    images = [_sampled(stages[0], {}, keys[0], num)]
+    for stage, stage_key in zip(stages[1:], keys[1:], strict=True):
+        images.append(enlarged(stage, images[-1], stage_key))
+    return tuple(images)
+
+
+def enlarged(stage: Stage, low: Array, key: Array) -> Array:
+    """The images `[B, H, W, C]` of one super-resolution stage, given those of the stage before, or real ones.
+
+    Raises:
+        ValueError: the stage's shape is not `factor` times that of `low`, or it has no augmentation.
+    """
+    level = _augmentation(stage, low.shape[1:])
+    augmentation_key, sampler_key = jax.random.split(key)
+    return _sampled(stage, augmented(low, level, stage.factor, augmentation_key), sampler_key, low.shape[0])
+
+
+def _sampled(stage: Stage, given: Mapping[str, Array], key: Array, num: int) -> Array:
+    start_key, sampler_key = jax.random.split(key)
+    sigma = stage.levels.sigma[0]
+    x = sigma * jax.random.normal(start_key, (num, *stage.shape), sigma.dtype)
+    return samplers.sample(stage.sampler, stage.denoiser(given), x, stage.levels, sampler_key)
+
+
+def _check(stages: Sequence[Stage]) -> None:
+    if not stages or stages[0].augmentation is not None:
+        raise ValueError("cascade: the first stage must be a base model, one without augmentation")
+    for before, stage in itertools.pairwise(stages):
+        _augmentation(stage, before.shape)
+
+
+def _augmentation(stage: Stage, before: tuple[int, ...]) -> Level:
+    """The stage's level of augmentation, once it is found to fit images of the shape before.
+
+    Raises:
+        ValueError: it does not.
+    """
+    height, width, channels = before
+    expected = (height * stage.factor, width * stage.factor, channels)
+    if tuple(stage.shape) != expected:
+        raise ValueError(
+            f"cascade: a stage of factor {stage.factor} after images {before} must have shape {expected}, got {stage.shape}"
+        )
+    if stage.augmentation is None:
+        raise ValueError(
+            f"cascade: the stage of shape {stage.shape} lacks its augmentation; schedule(0) is the least of a schedule"
+        )
+    return stage.augmentation
