@@ -23,5 +23,5 @@ config = Experiment(
     ),
     optimizer=Optimizer(learning_rate=2e-3, schedule="cosine", warmup_steps=100),
     ema={"ema": 0.998},
-    steps=1500,
+    steps=1100,
 )

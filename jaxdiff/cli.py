@@ -25,6 +25,8 @@ USAGE = """jaxdiff: diffusion models on JAX
 
   jaxdiff train CONFIG [--workdir DIR] [--steps 500] [--optimizer.learning-rate 3e-4] ...
       train a recipe such as configs/digits.py, or go on with the run in DIR
+  jaxdiff train CONFIG --with-stages
+      train also, and first, what the recipe starts from: an autoencoder, the models before it in a cascade
   jaxdiff sample RUN [--labels 0..9] [--num 100] [--guidance 2] [--steps 50] [--out samples.png]
       draw images from a run, as .png or .npz
   jaxdiff sample RUN --classifier CLASSIFIER_RUN --classifier-scale 3 --guidance 0 [--labels 0..9] ...
@@ -47,22 +49,36 @@ SAMPLING = ("sampler", "steps", "spacing", "eta", "guidance", "classifier", "cla
 
 def train(args: Train) -> int:
     """`jaxdiff train`: the exit status."""
+    from jaxdiff import stages
+
+    config, before = stages.resolved(validated(args.experiment, where="jaxdiff train"), args.workdir)
+    left = stages.unfinished(before)
+    if left and not args.with_stages:
+        raise ConfigError(stages.describe(left, args.workdir))
+    for stage in left:
+        print(f"stage {stage.workdir}: {stage.command}")
+        if (status := _train(stage.config, stage.workdir, args.data_dir)) is not None:
+            return status
+    return _train(config, args.workdir, args.data_dir) or 0
+
+
+def _train(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> int | None:
+    """The exit status of a run that was stopped by a signal, or None: it is trained and has its pictures and reports."""
     from jaxdiff import checkpoint, run
 
-    config = validated(args.experiment, where="jaxdiff train")
-    stopped = run.train(config, args.workdir, args.data_dir)
+    stopped = run.train(config, workdir, data_dir)
     if stopped:
-        print(f"{stopped}: saved step {checkpoint.steps(args.workdir)[-1]}; the same command goes on from there")
+        print(f"{stopped}: saved step {checkpoint.steps(workdir)[-1]}; the same command goes on from there")
         return 130 if stopped == "SIGINT" else 0
     if config.objective == "classifier":
-        print(run.finish_classifier(config, args.workdir, args.data_dir))
+        print(run.finish_classifier(config, workdir, data_dir))
     elif config.objective == "vae":
-        print(run.finish_vae(config, args.workdir, args.data_dir))
+        print(run.finish_vae(config, workdir, data_dir))
     elif config.objective == "autoencoder":
-        print(run.finish_autoencoder(config, args.workdir, args.data_dir))
+        print(run.finish_autoencoder(config, workdir, data_dir))
     else:
-        print(run.finish(config, args.workdir, args.workdir / "samples.png", range(config.model.num_classes), args.data_dir))
-    return 0
+        print(run.finish(config, workdir, workdir / "samples.png", range(config.model.num_classes), data_dir))
+    return None
 
 
 def sample(args: Sample) -> int:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from jaxdiff.config import Data
@@ -25,6 +25,7 @@ from jaxdiff.errors import DataError
 
 log = logging.getLogger(__name__)
 
+Fit = Literal["pad", "resize", "crop"]
 IN_MEMORY = 2 * 2**30  # bytes of decoded images up to which a split is decoded once, at the start
 
 
@@ -57,10 +58,8 @@ def of(c: Data, split: str, data_dir: str | None = None) -> Images:
     return whole._replace(fetch=fetch)
 
 
-def images(
-    name: str, split: str, image_shape: tuple[int, int, int], fit: Literal["pad", "resize"] = "pad", data_dir: str | None = None
-) -> Images:
-    """The images of a tfds split, padded (`fit="pad"`) or resized (`"resize"`) to the shape; `digits` is prepared on first use.
+def images(name: str, split: str, image_shape: tuple[int, int, int], fit: Fit = "pad", data_dir: str | None = None) -> Images:
+    """The images of a tfds split, padded, resized or cropped to the shape (see `fitted`); `digits` is prepared on first use.
 
     Raises:
         DataError: the data set is unknown or not prepared, has no such split, or does not fit the shape.
@@ -138,22 +137,22 @@ def normalized(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.float32) / 127.5 - 1
 
 
-def fitted(image: np.ndarray, shape: tuple[int, int, int], fit: Literal["pad", "resize"]) -> np.ndarray:
-    """One uint8 image brought to a shape: padded with zeros on all sides, or resized (bicubic, antialiased).
+def fitted(image: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.ndarray:
+    """One uint8 image brought to a shape: padded with zeros on all sides, or resized (bicubic, antialiased), or the middle of it.
 
     Raises:
         DataError: an image larger than the shape with `fit="pad"`.
     """
     if image.shape == shape:
         return image
-    if fit == "resize":
-        resized = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).resize(
-            (shape[1], shape[0]), Image.Resampling.BICUBIC
-        )
-        return np.asarray(resized).reshape(shape)
+    if fit in ("resize", "crop"):
+        picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+        size, how = (shape[1], shape[0]), Image.Resampling.BICUBIC
+        fitted = picture.resize(size, how) if fit == "resize" else ImageOps.fit(picture, size, how)
+        return np.asarray(fitted).reshape(shape)
     missing = [want - have for want, have in zip(shape, image.shape, strict=True)]
     if min(missing) < 0:
-        raise DataError(f"data: an image of {image.shape} is larger than data.image_shape {shape}; set data.fit to resize")
+        raise DataError(f"data: an image of {image.shape} is larger than data.image_shape {shape}; set data.fit to resize or crop")
     return np.pad(image, [(gap // 2, gap - gap // 2) for gap in missing])
 
 

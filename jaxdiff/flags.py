@@ -25,6 +25,8 @@ class Train:
     data_dir: str | None
     """tensorflow-datasets' directory; its own default if not given."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    with_stages: bool = False
+    """Train first, in order, the recipes that this one starts from and whose runs are not finished."""
 
 
 @dataclass(frozen=True)

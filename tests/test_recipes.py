@@ -1,4 +1,4 @@
-"""A tiny run of every recipe on two simulated devices, from raw files to a picture."""
+"""A tiny run of every recipe on two simulated devices, after those that it starts from, from raw files to a picture."""
 
 import json
 import os
@@ -19,43 +19,67 @@ TINY = (
     *("--optimizer.warmup-steps", "1", "--steps", "2"),
 )
 SAMPLED = ("--evaluation.num", "0", "--sampling.every", "1", "--sampling.num", "2", "--sampling.steps", "2")
+COMPRESSED = ("--autoencoder.discriminator-channels", "4", "--autoencoder.adversarial-start", "0")
+SMALL = ("--data.name", "cifar10", "--data.image-shape", "32", "32", "3")  # in the place of ImageNet
+OTHERS = {
+    "imagenet256_kl": (*SMALL, "--autoencoder.perceptual", "0", "--sources.features", ""),
+    "imagenet256_latent": (*SMALL, "--model.attention", "2"),
+}
+MADE = {
+    "classifier": {"accuracy.json"},
+    "vae": {"samples.png", "reconstructions.png", "interpolations.png"},
+    "autoencoder": {"reconstruction.json", "reconstructions.png"},
+    "diffusion": {"samples.png"},
+}
+
+
+@pytest.fixture(scope="module")
+def data_dirs(tmp_path_factory, tfds_dir):
+    """Data set -> tfds directory: digits, and small ones of random pixels."""
+    folder, found = tmp_path_factory.mktemp("raw"), {"digits": tfds_dir}
+    for name, write in (("mnist", write_mnist), ("cifar10", write_cifar10)):
+        write(folder, np.random.default_rng(0))
+        found[name] = str(folder / "tfds")
+        raw.prepare(name, found[name], folder)
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_dirs):
+    """A function from a recipe to its run, with what the run printed, made once after those that it starts from."""
+    runs, done = tmp_path_factory.mktemp("runs"), {}
+
+    def train(path):
+        if path in done:
+            return done[path]
+        recipe, run = config.load(path), runs / path.stem
+        for source in (recipe.sources.autoencoder, recipe.sources.base, recipe.sources.features):
+            if source.endswith(".py"):
+                train(pathlib.Path(source))
+        changes = (*TINY, *OTHERS.get(path.stem, ()))
+        changes += {"diffusion": SAMPLED, "autoencoder": COMPRESSED}.get(recipe.objective, ())
+        data_dir = data_dirs[{"imagenet2012": "cifar10"}.get(recipe.data.name, recipe.data.name)]
+        command = [sys.executable, "-m", "jaxdiff", "train", str(path), "--workdir", str(run), "--data-dir", data_dir, *changes]
+        result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"})
+        assert result.returncode == 0, result.stderr[-2000:]
+        done[path] = run, result.stdout
+        return done[path]
+
+    return train
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_trains_and_samples(path, tmp_path, tfds_dir):
+def test_recipe_trains_and_samples(path, trained):
     recipe = config.load(path)
-    name = recipe.data.name
-    data_dir = tfds_dir
-    if name in raw.RAW:
-        {"mnist": write_mnist, "cifar10": write_cifar10}[name](tmp_path, np.random.default_rng(0))
-        data_dir = str(tmp_path / "tfds")
-        raw.prepare(name, data_dir, tmp_path)
-    command = [
-        sys.executable,
-        "-m",
-        "jaxdiff",
-        "train",
-        str(path),
-        "--workdir",
-        str(tmp_path / "run"),
-        "--data-dir",
-        data_dir,
-        *TINY,
-        *(SAMPLED if recipe.objective == "diffusion" else ()),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"})
-    assert result.returncode == 0, result.stderr[-2000:]
+    run, said = trained(path)
+    assert MADE[recipe.objective] <= {file.name for file in run.iterdir() if file.stat().st_size > 0}
     if recipe.objective == "classifier":
-        saved = json.loads((tmp_path / "run" / "accuracy.json").read_text())
+        saved = json.loads((run / "accuracy.json").read_text())
         assert [level["time"] for level in saved["levels"]] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-        assert result.stdout.count(f"% of {saved['num']} held-out images named right") == 6
-        return
-    assert (tmp_path / "run" / "samples.png").stat().st_size > 0
-    if recipe.objective == "vae":
-        assert {"reconstructions.png", "interpolations.png"} <= {path.name for path in (tmp_path / "run").iterdir()}
-        return
-    assert (tmp_path / "run" / "samples" / "step_0000001.png").exists()
+        assert said.count(f"% of {saved['num']} held-out images named right") == 6
+    if recipe.objective == "diffusion":
+        assert (run / "samples" / "step_0000001.png").exists()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -18,14 +18,17 @@ class Data:
     """A data set of tensorflow-datasets with the features image and label."""
     split: str = "train"
     image_shape: tuple[int, int, int] = (8, 8, 1)
-    """Height, width, channels; smaller images are padded or resized to it."""
-    fit: Literal["pad", "resize"] = "pad"
+    """Height, width, channels; images are brought to it by fit."""
+    fit: Literal["pad", "resize", "crop"] = "pad"
+    """pad: black on all sides; resize: whatever the proportions; crop: the middle, resized in proportion."""
     reduce: int = 1
     """Images are brought to image_shape times so many pixels, and averaged over squares of that size: a cascade's base."""
     flip: bool = False
     """Mirror half of the images."""
     batch_size: int = 128
     """Over all devices and processes."""
+    latents: str = ""
+    """The directory of a cache of latents of sources.autoencoder, as `jaxdiff latents` writes it; empty: encode at each step."""
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,7 @@ def _source_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
     yield "sampling.classifier", "empty in latent space", not (latent and c.sampling.classifier)
     yield "sources.base", "given with cascade.factor above 1, and only with it", enlarges == bool(c.sources.base)
     fits = height % c.cascade.factor == 0 and width % c.cascade.factor == 0
+    yield "diffusion.schedule", "a fixed one in a cascade", not (enlarges and c.diffusion.schedule == "learned")
     yield "data.image_shape", f"divisible by cascade.factor {c.cascade.factor}", fits
     below = c.cascade.augmentation <= c.cascade.max_augmentation
     yield "cascade.augmentation", "at most cascade.max_augmentation, which training has seen", below

@@ -12,6 +12,12 @@ from jax.typing import DTypeLike
 
 zeros = nn.initializers.zeros_init()
 
+# Attention of more scores than this a head is computed in parts, which a TPU keeps in its VMEM (128 MiB; the batch of a
+# chip multiplies them): at 4,096 tokens it would else write and read 64 MiB of scores an example and head. By the compiler's
+# own HLO a Stable Diffusion UNet call takes 0.6 of the time (benchmarks/latent_compile.py). Against a Pallas kernel: the
+# same matrix products, and it shards, differentiates forwards too and runs on every platform.
+SCORES = 2**20
+
 
 class Norm(nn.Module):
     """Group normalisation (Wu & He 2018) in the most groups, up to 32, that divide the channels into four or more each.
@@ -57,46 +63,92 @@ def embedded(condition: Array, channels: int, dtype: DTypeLike) -> Array:
     return nn.Dense(4 * channels, dtype=dtype)(nn.silu(hidden))
 
 
+def head_count(channels: int, head_channels: int, heads: int = 0) -> int:
+    """Into how many heads attention splits its channels: `heads`, or where that is 0, as many as `head_channels` allows.
+
+    Raises:
+        ValueError: the channels cannot be shared equally.
+    """
+    count = heads or max(channels // head_channels, 1)
+    if channels % count:
+        setting = "model.heads" if heads else "model.head_channels"
+        raise ValueError(f"attention: {channels} channels cannot be shared by {count} heads; change {setting}")
+    return count
+
+
+def attended(q: Array, k: Array, v: Array) -> Array:
+    """`softmax(q k^T / sqrt(C)) v` of queries `[B, T, H, C]`, keys and values `[B, S, H, C]` (Vaswani et al. 2017, eq. 1)."""
+    if q.shape[1] * k.shape[1] >= SCORES:
+        return attended_in_parts(q, k, v, SCORES)
+    with jax.numpy_dtype_promotion("standard"):  # jax's own attention promotes bfloat16 to float32 by itself
+        return jax.nn.dot_product_attention(q, k, v)
+
+
+def attended_in_parts(q: Array, k: Array, v: Array, scores: int) -> Array:
+    """The same, head after head and some queries after others: at most `scores` scores an example at once.
+
+    Rabe & Staats (2021), without their parts of keys. Where T has no divisor near `scores / S`, the parts are smaller.
+    """
+    batch, length, heads, channels = q.shape
+    size = max(n for n in range(1, length + 1) if length % n == 0 and (n == 1 or n * k.shape[1] <= scores))
+
+    def head(parts: tuple[Array, Array, Array]) -> Array:
+        q, k, v = parts
+
+        @jax.checkpoint  # else the backward pass would keep the scores of all parts
+        def part(queries: Array) -> Array:
+            with jax.numpy_dtype_promotion("standard"):
+                return jax.nn.dot_product_attention(queries, k, v)
+
+        queries = jnp.moveaxis(q.reshape(batch, length // size, size, 1, channels), 1, 0)
+        return jnp.moveaxis(jax.lax.map(part, queries), 0, 1).reshape(batch, length, channels)
+
+    q, k, v = (jnp.moveaxis(x[:, :, None], 3, 0) for x in (q, k, v))
+    return jnp.moveaxis(jax.lax.map(head, (q, k, v)), 0, 2)
+
+
 class Attention(nn.Module):
     """A residual block of multi-head self-attention over all pixels (Vaswani et al. 2017; Ho et al. 2020)."""
 
     head_channels: int = 64
     dtype: DTypeLike = jnp.float32
+    heads: int = 0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
-        heads = max(channels // self.head_channels, 1)
-        if channels % heads:
-            raise ValueError(f"attention: {channels} channels cannot be shared by {heads} heads; change model.head_channels")
+        heads = head_count(channels, self.head_channels, self.heads)
         tokens = Norm(self.dtype)(x).reshape(batch, height * width, channels)
         queries_keys_values = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(tokens)
         q, k, v = jnp.moveaxis(queries_keys_values.reshape(batch, height * width, 3, heads, channels // heads), 2, 0)
-        with jax.numpy_dtype_promotion("standard"):  # jax's own attention promotes bfloat16 to float32 by itself
-            mixed = jax.nn.dot_product_attention(q, k, v).reshape(batch, height, width, channels)
+        mixed = attended(q, k, v).reshape(batch, height, width, channels)
         return x + nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")(mixed)
 
 
 class ResidualBlock(nn.Module):
     """Norm, SiLU, 3x3 convolution, twice; the condition `[B, E]`, if any, scales and shifts the second norm.
 
-    Ho et al. (2020), appendix B, with the adaptive norm of Dhariwal & Nichol (2021), section 3.1. The second convolution
-    starts at zero. `resample` halves (average) or doubles (nearest) the image inside the block, as in BigGAN.
+    Ho et al. (2020), appendix B, with the adaptive norm of Dhariwal & Nichol (2021), section 3.1; without `scale_shift`
+    the condition is added before that norm, as Ho et al. do. The second convolution starts at zero. `resample` halves
+    (average) or doubles (nearest) the image inside the block, as in BigGAN.
     """
 
     channels: int
     dropout: float = 0.0
     resample: float = 1.0
     dtype: DTypeLike = jnp.float32
+    scale_shift: bool = True
 
     @nn.compact
     def __call__(self, x: Array, condition: Array | None, train: bool) -> Array:
         hidden = resized(nn.silu(Norm(self.dtype)(x)), self.resample)
         hidden = nn.Conv(self.channels, (3, 3), dtype=self.dtype)(hidden)
         modulation = None
-        if condition is not None:
+        if condition is not None and self.scale_shift:
             scale, shift = jnp.split(nn.Dense(2 * self.channels, dtype=self.dtype)(nn.silu(condition)), 2, axis=-1)
             modulation = scale, shift
+        elif condition is not None:
+            hidden = hidden + nn.Dense(self.channels, dtype=self.dtype)(nn.silu(condition))[:, None, None]
         hidden = nn.silu(Norm(self.dtype)(hidden, modulation))
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         hidden = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=zeros)(hidden)
@@ -106,10 +158,10 @@ class ResidualBlock(nn.Module):
         return x + hidden
 
 
-def applied(module: nn.Module, params: Any, inputs: tuple[Array, ...], dropout_key: Array | None) -> Any:
+def applied(module: nn.Module, params: Any, inputs: tuple[Array, ...], dropout_key: Array | None, **named: Any) -> Any:
     """The module's output at these params and inputs; it drops units only where given a key."""
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    return module.apply({"params": params}, *inputs, train=dropout_key is not None, rngs=rngs)
+    return module.apply({"params": params}, *inputs, train=dropout_key is not None, rngs=rngs, **named)
 
 
 def check_size(shape: tuple[int, ...], levels: int) -> None:

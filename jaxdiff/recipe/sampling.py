@@ -1,4 +1,4 @@
-"""Levels and generators of a config, and classifiers beside them."""
+"""Levels and generators of a config, and the classifiers and bases beside them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff import objectives, process, samplers
+from jaxdiff import cascade, objectives, process
 from jaxdiff.config import Experiment
-from jaxdiff.denoiser import clip
+from jaxdiff.denoiser import Denoiser, clip
 from jaxdiff.errors import ConfigError
 from jaxdiff.guidance import classifier_guide, guide
 from jaxdiff.models import classifier, schedule
 from jaxdiff.recipe import compression
 from jaxdiff.recipe.networks import conditional, learned_logsnr, noisy_classifier, vae
 from jaxdiff.recipe.tables import SAMPLERS, SCHEDULES, SPACINGS
-from jaxdiff.recipe.training import NONE, Sources, space
+from jaxdiff.recipe.training import NONE, Sources, below, space
 
 ROUNDING = 0.1  # of a schedule's logsnr at its ends, in float32
 
@@ -42,32 +42,58 @@ def levels(config: Experiment, params: Any = None) -> process.Level:
 
 
 def generator(config: Experiment, sources: Sources = NONE) -> Callable[..., Array]:
-    """The pure function `(params, key, label [B], frozen) -> images [B, H, W, C]` in [-1, 1] of the config's sampler.
+    """The pure function `(params, key, given, frozen) -> images [B, H, W, C]` in [-1, 1] of the config's sampler.
 
-    The label `num_classes` is none at all. `sources` are the configs of a classifier that guides and of an autoencoder in
-    whose latents the config works, `frozen` their params by the same names; without any it is not needed.
+    `given` is labels `[B]`, of which `num_classes` is none at all, or a mapping of `label` and `context [B, T, D]`.
+    `sources` are the configs of the runs that sampling needs, by place: a classifier that guides, an autoencoder in whose
+    latents the config works, a cascade's base. `frozen` is their params by the same names; without any it is not needed.
     """
-    sampling = config.sampling
-    sampler = SAMPLERS[sampling.sampler](sampling.eta)
 
-    def generate(params: Any, key: Array, label: Array, frozen: Mapping[str, Any] = NONE) -> Array:
-        start_key, sampler_key = jax.random.split(key)
-        null = jnp.full_like(label, config.model.num_classes)
-        path = levels(config, params)
-        with_label, without = (conditional(config, params, given) for given in (label, null))
-        denoise = with_label if sampling.guidance else without
-        if sampling.guidance not in (0, 1):
-            denoise = guide(with_label, without, sampling.guidance)
-        if "classifier" in sources:
-            apply = classifier.network(noisy_classifier(sources["classifier"]))
-            log_prob = objectives.label_log_prob(apply, frozen["classifier"], label)
-            denoise = classifier_guide(denoise, log_prob, sampling.classifier_scale)
-        denoise = clip(denoise) if sampling.clip else denoise  # last: at high noise the classifier's gradient counts for much
-        x = path.sigma[0] * jax.random.normal(start_key, (*label.shape, *space(config, sources)))
-        x = samplers.sample(sampler, denoise, x, path, sampler_key)
+    def generate(params: Any, key: Array, given: Array | Mapping[str, Array], frozen: Mapping[str, Any] = NONE) -> Array:
+        given = given if isinstance(given, Mapping) else {"label": given}
+        path = stages(config, params, given, sources, frozen)
+        x = cascade.sample(path, key, len(given["label"]))
         return compression.codec(sources["autoencoder"]).decode(frozen["autoencoder"], x) if "autoencoder" in sources else x
 
     return generate
+
+
+def stages(
+    config: Experiment, params: Any, given: Mapping[str, Array], sources: Sources = NONE, frozen: Mapping[str, Any] = NONE
+) -> list[cascade.Stage]:
+    """The cascade that ends with the config's model, most often of one stage, each stage sampled as its own config says."""
+    before = []
+    if "base" in sources:
+        before = stages(sources["base"], frozen["base"], given, below(sources, "base"), below(frozen, "base"))
+    sampling, shape = config.sampling, space(config, sources)
+    augmentation = sampling_schedule(config, params)(jnp.asarray(config.cascade.augmentation)) if before else None
+    return [
+        *before,
+        cascade.Stage(
+            lambda lower: _denoiser(config, params, {**given, **lower}, sources, frozen),
+            SAMPLERS[sampling.sampler](sampling.eta),
+            levels(config, params),
+            shape,
+            config.cascade.factor,
+            augmentation,
+        ),
+    ]
+
+
+def _denoiser(config: Experiment, params: Any, given: Mapping[str, Array], sources: Sources, frozen: Mapping[str, Any]) -> Denoiser:
+    sampling, label = config.sampling, given["label"]
+    null = {"label": jnp.full_like(label, config.model.num_classes)}
+    if "context" in given:
+        null["context"] = jnp.zeros_like(given["context"])
+    with_label, without = (conditional(config, params, each) for each in (given, {**given, **null}))
+    denoise = with_label if sampling.guidance else without
+    if sampling.guidance not in (0, 1):
+        denoise = guide(with_label, without, sampling.guidance)
+    if "classifier" in sources:
+        apply = classifier.network(noisy_classifier(sources["classifier"]))
+        log_prob = objectives.label_log_prob(apply, frozen["classifier"], label)
+        denoise = classifier_guide(denoise, log_prob, sampling.classifier_scale)
+    return clip(denoise) if sampling.clip else denoise  # last: at high noise the classifier's gradient counts for much
 
 
 def prior_generator(config: Experiment) -> Callable[..., Array]:

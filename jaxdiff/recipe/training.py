@@ -58,13 +58,25 @@ def _on_images(config: Experiment) -> Objective:
         return objectives.vae(parts.encode, parts.log_prob, beta=options.beta, free_bits=options.free_bits)
     if config.objective == "classifier":
         return objectives.classifier(classifier.network(noisy_classifier(config)), SCHEDULES[diffusion.schedule]())
-    condition = objectives.labels(config.model.num_classes, diffusion.label_dropout)
+    condition = _condition(config)
     apply, parameterization = network(unet(config)), PARAMETERIZATIONS[diffusion.prediction]
     if diffusion.schedule == "learned":
         return objectives.variational_diffusion(apply, schedule.logsnr(learned_logsnr()), parameterization, condition=condition)
     fixed = SCHEDULES[diffusion.schedule]()
     weight = losses.elbo_weight(fixed) if diffusion.weight == "elbo" else WEIGHTS[diffusion.weight]
     return objectives.diffusion(apply, fixed, parameterization, weight, condition=condition)
+
+
+def _condition(config: Experiment) -> objectives.Condition:
+    rate = config.diffusion.label_dropout
+    named = {"label": objectives.labels(config.model.num_classes, rate)}
+    if config.model.context_channels:
+        named["context"] = objectives.contexts(jnp.zeros(()), rate)
+    c = config.cascade
+    if c.factor == 1:
+        return objectives.joint(**named)
+    lower = objectives.low_resolution(SCHEDULES[config.diffusion.schedule](), c.factor, c.max_augmentation)
+    return objectives.joint(lower, **named)
 
 
 def optimizer(config: Experiment) -> optax.GradientTransformation:
@@ -93,7 +105,12 @@ def init(config: Experiment, key: Array, sources: Sources = NONE) -> TrainState:
     elif config.objective == "classifier":
         params = noisy_classifier(config).init(key, *inputs)["params"]
     else:
-        params = unet(config).init(key, *inputs, jnp.zeros((1,), jnp.int32))["params"]
+        given: dict[str, Any] = {"label": jnp.zeros((1,), jnp.int32)}
+        if config.model.context_channels:
+            given["context"] = jnp.zeros((1, 1, config.model.context_channels))
+        if config.cascade.factor > 1:
+            given |= {"spatial": image, "augmentation": jnp.zeros((1,))}
+        params = unet(config).init(key, *inputs, **given)["params"]
     if config.diffusion.schedule == "learned":
         params = {"network": params, "schedule": learned_logsnr().init(key, jnp.zeros((1,)))["params"]}
     return initial_state(params, optimizer(config), config.ema)
