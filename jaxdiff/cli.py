@@ -19,7 +19,7 @@ import tyro
 
 from jaxdiff.config import Experiment, load, validated
 from jaxdiff.errors import ConfigError, UserError
-from jaxdiff.flags import Data, Evaluate, Sample, Train, Verify
+from jaxdiff.flags import Data, Evaluate, Latents, Sample, Train, Verify
 
 USAGE = """jaxdiff: diffusion models on JAX
 
@@ -39,6 +39,8 @@ USAGE = """jaxdiff: diffusion models on JAX
       hold a sampler to data whose denoiser is known: its order, bias, distance from exact samples, dtypes, compilations
   jaxdiff data NAME [--data-dir DIR] [--raw-dir DIR]
       prepare mnist or cifar10 without TensorFlow
+  jaxdiff latents RUN [--out DIR] [--split train] [--flip]
+      encode a data set once by the autoencoder RUN, for training with --data.latents DIR
 
 jaxdiff COMMAND --help lists every flag of a command.
 """
@@ -101,7 +103,8 @@ def sample(args: Sample) -> int:
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
     step, params = lineage.read_params(config, args.run, args.ema)
-    images = run.generation(config, args.batch_size, args.run)(params, labels, args.seed)
+    context = None if args.context is None else _vectors(args.context)
+    images = run.generation(config, args.batch_size, args.run)(params, labels, args.seed, context)
     if out.suffix == ".npz":
         pictures.save_npz(out, images, labels)
     else:
@@ -180,6 +183,16 @@ def data(args: Data) -> int:
     return 0
 
 
+def latents(args: Latents) -> int:
+    """`jaxdiff latents`: the exit status."""
+    from jaxdiff import latents as caches
+
+    splits = [name.strip() for name in args.split.split(",")]
+    how: Any = {"data_dir": args.data_dir, "batch_size": args.batch_size, "flip": args.flip}
+    print(caches.cache(args.run, args.out or args.run / "latents", splits, **how))
+    return 0
+
+
 def parse_labels(text: str, num_classes: int) -> list[int]:
     """Labels of `0..9`, `3`, `0,3,7` or `none` (the null label); of an empty text all.
 
@@ -200,6 +213,15 @@ def parse_labels(text: str, num_classes: int) -> list[int]:
     return labels
 
 
+def _vectors(path: pathlib.Path) -> Any:
+    import numpy as np
+
+    try:
+        return np.load(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--context {path}: no .npy file of numbers ({error})") from error
+
+
 def _resampled(config: Experiment, args: Sample | Evaluate) -> Experiment:
     """The config with those fields of its sampling that flags of the same name set."""
     given = {name: value for name in SAMPLING if (value := getattr(args, name, None)) is not None}
@@ -218,6 +240,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "evaluate": (Evaluate, evaluate),
     "verify": (Verify, verify),
     "data": (Data, data),
+    "latents": (Latents, latents),
 }
 
 

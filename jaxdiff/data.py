@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from jaxdiff.config import Data
+from jaxdiff.datasets.latents import Moments, Rows
 from jaxdiff.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,19 @@ class Images(NamedTuple):
     num_classes: int
     native_shape: tuple[int | None, ...] = ()
     """Height, width and channels before they were fitted; None where they differ from image to image."""
+    context: Callable[[np.ndarray], np.ndarray] | None = None
+    """From indices `[B]` to context vectors float32 `[B, T, D]`, where they are asked for."""
+
+    def rows(self, indices: np.ndarray) -> Rows:
+        """`image` float32 `[B, H, W, C]` in [-1, 1], `label`, and `context` if asked for.
+
+        Indices from `num_examples` on are of mirrored images.
+        """
+        own = indices % self.num_examples
+        pixels, label = self.fetch(own)
+        mirrored = (indices >= self.num_examples)[:, None, None, None]
+        found = {"image": normalized(np.where(mirrored, pixels[:, :, ::-1], pixels)), "label": label}
+        return found if self.context is None else {**found, "context": self.context(own)}
 
 
 def of(c: Data, split: str, data_dir: str | None = None) -> Images:
@@ -56,6 +70,23 @@ def of(c: Data, split: str, data_dir: str | None = None) -> Images:
         return np.round(squares.mean(axis=(2, 4))).astype(np.uint8), labels
 
     return whole._replace(fetch=fetch)
+
+
+def with_context(source: Images, c: Data, split: str, channels: int, data_dir: str | None = None) -> Images:
+    """The images with the feature `context` of their data set, vectors of so many channels.
+
+    Raises:
+        DataError: the data set has no such feature, or vectors of another width.
+    """
+    kept, info = _source(c.name, split, data_dir, decoders={"image": tfds.decode.SkipDecoding()})
+    shape = info.features["context"].shape if "context" in info.features else None
+    if shape is None or len(shape) != 2 or shape[1] != channels:
+        raise DataError(f"data set {c.name} must have the feature context [T, {channels}] (model.context_channels); it has {shape}")
+
+    def context(indices: np.ndarray) -> np.ndarray:
+        return np.stack([example["context"] for example in kept.__getitems__(indices.tolist())]).astype(np.float32)
+
+    return source._replace(context=context)
 
 
 def images(name: str, split: str, image_shape: tuple[int, int, int], fit: Fit = "pad", data_dir: str | None = None) -> Images:
@@ -86,7 +117,7 @@ def images(name: str, split: str, image_shape: tuple[int, int, int], fit: Fit = 
 
 
 def batches(
-    source: Images,
+    source: Images | Moments,
     batch_size: int,
     *,
     seed: int = 0,
@@ -96,9 +127,9 @@ def batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the batches number start, start + 1, ... without end.
 
-    Yields `image` float32 `[b, H, W, C]` in [-1, 1], `label` int32 `[b]`, and `index` int32 `[b]`, the row's position in
-    the whole batch, with b = batch_size / processes. Over all processes the examples of a batch are the same whatever
-    the number of processes.
+    Yields the source's rows, such as `image` float32 `[b, H, W, C]` in [-1, 1] and `label` int32 `[b]`, and `index` int32
+    `[b]`, the row's position in the whole batch, with b = batch_size / processes. Over all processes the examples of a
+    batch are the same whatever the number of processes.
 
     Args:
         source: the split.
@@ -121,10 +152,7 @@ def batches(
         return index + source.num_examples * int(rng.integers(2))
 
     def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
-        pixels, label = source.fetch(indices % source.num_examples)
-        mirrored = (indices >= source.num_examples)[:, None, None, None]
-        image = normalized(np.where(mirrored, pixels[:, :, ::-1], pixels) if flip else pixels)
-        return {"image": image, "label": label, "index": position}
+        return {**source.rows(indices), "index": position}
 
     stream = grain.MapDataset.range(source.num_examples).seed(seed).shuffle().repeat()
     stream = stream.random_map(mirror) if flip else stream  # before the slice: the same whatever the processes
@@ -156,7 +184,7 @@ def fitted(image: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.ndarr
     return np.pad(image, [(gap // 2, gap - gap // 2) for gap in missing])
 
 
-def _source(name: str, split: str, data_dir: str | None) -> tuple[Any, Any]:
+def _source(name: str, split: str, data_dir: str | None, decoders: Any = None) -> tuple[Any, Any]:
     builder = _builder(name, data_dir)
     where = data_dir or pathlib.Path(builder.data_dir).parents[1]
     if not builder.info.splits:
@@ -170,7 +198,7 @@ def _source(name: str, split: str, data_dir: str | None) -> tuple[Any, Any]:
     if "image" not in features or "label" not in features or not isinstance(features["label"], tfds.features.ClassLabel):
         raise DataError(f"data set {name} must have the features image and label (a class); it has {', '.join(features)}")
     try:
-        return builder.as_data_source(split=split), builder.info
+        return builder.as_data_source(split=split, decoders=decoders), builder.info
     except Exception as error:  # tfds raises many kinds: an unknown split, a slice that is none, another file format
         raise DataError(f"data set {name}, split {split!r}: {_first_line(error)}") from error
 

@@ -51,6 +51,8 @@ class Sample:
     labels: str = ""
     """0..9, or 3, or 0,3,7, or none for the unconditional model; all in turn if not given."""
     num: int = 100
+    context: pathlib.Path | None = None
+    """A .npy file of context vectors, [T, D] or [num, T, D], for a run that attends to some."""
     out: pathlib.Path | None = None
     """A .png grid, one label a column, or .npz with `image` uint8 and `label`; a .png in RUN/samples if not given."""
     seed: int = 0
@@ -120,3 +122,23 @@ class Data:
     """tensorflow-datasets' directory; its own default if not given."""
     raw_dir: pathlib.Path | None = None
     """A folder with the raw files, for a machine without network."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Encode the data set of an autoencoder's run once, for training diffusion in its latents with data.latents.
+
+    Example: jaxdiff latents runs/digits_kl --split train,test
+    """
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """The autoencoder's directory."""
+    out: pathlib.Path | None = None
+    """A directory that does not exist yet; RUN/latents if not given."""
+    split: str = "train"
+    """Names of splits, with commas between them."""
+    flip: bool = False
+    """Encode the mirrored images too, for data.flip."""
+    data_dir: str | None = None
+    """tensorflow-datasets' directory; its own default if not given."""
+    batch_size: int = 256

@@ -83,6 +83,7 @@ def configs(config: Experiment) -> dict[str, Experiment]:
         source = found[place] = read_config(workdir, wanted[place])
         if place == "autoencoder":
             recipe.check_latents(config, source, str(workdir))
+            _check_finished(source, workdir)
         elif place == "classifier":
             recipe.check_guiding(config, source, str(workdir))
         elif place == "features" and source.data.image_shape != config.data.image_shape:
@@ -154,6 +155,15 @@ def vgg16(path: pathlib.Path) -> dict[str, Any]:
         raise ConfigError(f"sources.features: {path}: the convolutions must be of 3x3, [out, in, 3, 3]")
     layers = [{"kernel": k.transpose(2, 3, 1, 0), "bias": b} for k, b in zip(kernels, biases, strict=True)]
     return {"convolutions": layers, **({"weights": linear} if len(linear) == 5 else {})}
+
+
+def _check_finished(source: Experiment, workdir: pathlib.Path) -> None:
+    step = checkpoint.steps(workdir)[-1] if checkpoint.steps(workdir) else 0
+    if step < source.steps:
+        how = "train it on by the command that began it"
+        raise ConfigError(
+            f"the autoencoder {workdir} is at step {step} of {source.steps}, and its latents are measured at the end; {how}"
+        )
 
 
 def _check(workdir: pathlib.Path, where: Mapping[str, pathlib.Path]) -> None:

@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 TIMES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of its schedule, at which a classifier is measured
 
 
-def generation(
-    config: Experiment, batch_size: int = 500, workdir: pathlib.Path | None = None
-) -> Callable[[Any, np.ndarray, int], np.ndarray]:
-    """A function `(params, labels [N], seed) -> images [N, H, W, C]` that compiles once and works in batches of one size.
+def generation(config: Experiment, batch_size: int = 500, workdir: pathlib.Path | None = None) -> Callable[..., np.ndarray]:
+    """A function `(params, labels [N], seed, context) -> images [N, H, W, C]` that compiles once and works in batches of one size.
+
+    The context, of a config that has any, is vectors `[N, T, D]`, or `[T, D]` for all.
 
     Of a diffusion run, or of a VAE, which has no labels. With the run's `workdir` it is made sure that the autoencoder is the
     one that the run was trained with.
@@ -45,19 +45,32 @@ def generation(
     sources, frozen = lineage.configs(config), lineage.params(config, workdir)
     compiled = jax.jit(recipe.prior_generator(config) if config.objective == "vae" else recipe.generator(config, sources))
 
-    def generate(params: Any, labels: np.ndarray, seed: int) -> np.ndarray:
+    def generate(params: Any, labels: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
+        given = {"label": np.asarray(labels, np.int32)} | _contexts(config, context, len(labels))
         size = min(batch_size, len(labels))
         key = jax.random.key(seed)
         parts = []
         for start in tqdm(range(0, len(labels), size), desc="sampling", unit="batch", leave=False, disable=len(labels) <= size):
-            label = jnp.asarray(np.resize(labels[start : start + size], size), jnp.int32)
-            parts.append(np.asarray(compiled(params, jax.random.fold_in(key, start), label, frozen)))
+            part = {name: np.resize(each[start : start + size], (size, *each.shape[1:])) for name, each in given.items()}
+            parts.append(np.asarray(compiled(params, jax.random.fold_in(key, start), part, frozen)))
         images = np.concatenate(parts)[: len(labels)]
         if not np.isfinite(images).all():
             raise NonFiniteError("the samples hold values that are no numbers; try more --steps or another --sampler")
         return images
 
     return generate
+
+
+def _contexts(config: Experiment, context: np.ndarray | None, num: int) -> dict[str, np.ndarray]:
+    wanted = config.model.context_channels
+    if not wanted and context is None:
+        return {}
+    shape = () if context is None else context.shape
+    if not wanted or shape[-1:] != (wanted,) or len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] != num):
+        wants = f"vectors [T, {wanted}] or [{num}, T, {wanted}]" if wanted else "none: model.context_channels is 0"
+        raise ConfigError(f"context: got {list(shape) or 'none'}, this run takes {wants}")
+    assert context is not None
+    return {"context": np.broadcast_to(context, (num, *shape[-2:])).astype(np.float32)}
 
 
 def cycling(classes: Sequence[int], num: int) -> np.ndarray:
@@ -72,12 +85,15 @@ def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None
         ConfigError: `workdir` holds a run of another config, or the data does not fit the config.
         NonFiniteError: the loss or a gradient is no number; the last good checkpoint stays.
     """
-    from jaxdiff import autoencoding, data
+    from jaxdiff import autoencoding, data, latents
 
-    sources, frozen = lineage.configs(config), lineage.params(config, workdir, recipe.FROZEN)
-    layout = recipe.layout(config, frozen, sources)
     c = config.data
-    source = data.of(c, c.split, data_dir)
+    places = tuple(place for place in recipe.FROZEN if not (c.latents and place == "autoencoder"))
+    sources, frozen = lineage.configs(config), lineage.params(config, workdir, places)
+    layout = recipe.layout(config, frozen, sources)
+    source: Any = latents.of(c, lineage.directories(config)["autoencoder"]) if c.latents else data.of(c, c.split, data_dir)
+    if config.model.context_channels and not c.latents:
+        source = data.with_context(source, c, c.split, config.model.context_channels, data_dir)
     if config.objective not in ("vae", "autoencoder") and source.num_classes > config.model.num_classes:
         raise ConfigError(f"model.num_classes must be at least {source.num_classes} for the data set {c.name}")
     _claim(workdir, config)
@@ -143,8 +159,10 @@ def finish(
     Writes a grid to `out`, a .png, and the report beside it, with the same name and .json.
     """
     step, params = lineage.read_params(config, workdir)
-    labels = cycling(classes, config.evaluation.num or config.sampling.num)
-    samples = generation(config, config.evaluation.batch_size, workdir)(params, labels, config.seed)
+    labels, context = cycling(classes, config.evaluation.num or config.sampling.num), None
+    if config.model.context_channels:
+        labels, context = _held_out(config, len(labels), data_dir)
+    samples = generation(config, config.evaluation.batch_size, workdir)(params, labels, config.seed, context)
     shown = samples[: config.sampling.num]
     pictures.save_grid(out, shown, columns=len(classes))
     lines = [f"{len(shown)} samples of step {step}: {out}"]
@@ -154,6 +172,16 @@ def finish(
         files.write(out.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
         lines.append(str(report))
     return "\n".join(lines)
+
+
+def _held_out(config: Experiment, num: int, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and context vectors of the first images of the test split, over and over."""
+    from jaxdiff import data
+
+    test = data.of(config.data, "test", data_dir)
+    test = data.with_context(test, config.data, "test", config.model.context_channels, data_dir)
+    rows = test.rows(np.arange(num) % test.num_examples)
+    return rows["label"], rows["context"]
 
 
 def finish_vae(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:

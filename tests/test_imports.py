@@ -50,7 +50,7 @@ ALLOWED = {
         "train",
     }
     | DENOISERS,
-    "run": {"autoencoding", "lineage", "checkpoint", "config", "errors", "files", "data", "evaluate", "mesh", "metrics"}
+    "run": {"autoencoding", "latents", "lineage", "checkpoint", "config", "errors", "files", "data", "evaluate", "mesh", "metrics"}
     | {"pictures", "recipe", "train"},
     "latents": {"config", "data", "datasets", "errors", "lineage", "mesh", "recipe"},
     "stages": {"checkpoint", "config", "errors", "lineage"},

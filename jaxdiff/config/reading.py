@@ -186,17 +186,19 @@ def _source_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
     yield "sampling.clip", "False in latent space, whose values have no bounds", not latent or not c.sampling.clip
     yield "sources.autoencoder", "empty in a cascade: its models work on pixels", not (latent and enlarges)
     yield "sampling.classifier", "empty in latent space", not (latent and c.sampling.classifier)
+    yield "data.latents", "empty without sources.autoencoder, whose latents it holds", latent or not c.data.latents
     yield "sources.base", "given with cascade.factor above 1, and only with it", enlarges == bool(c.sources.base)
     fits = height % c.cascade.factor == 0 and width % c.cascade.factor == 0
     yield "diffusion.schedule", "a fixed one in a cascade", not (enlarges and c.diffusion.schedule == "learned")
     yield "data.image_shape", f"divisible by cascade.factor {c.cascade.factor}", fits
     below = c.cascade.augmentation <= c.cascade.max_augmentation
     yield "cascade.augmentation", "at most cascade.max_augmentation, which training has seen", below
-    yield (
-        "model.context_channels",
-        "0 without model.transformer blocks to attend to them",
-        not c.model.context_channels or bool(c.model.transformer),
-    )
+    attends = bool(c.model.context_channels)
+    yield "sampling.every", "0 with context vectors, which the data set brings", not attends or not c.sampling.every
+    yield "data.latents", "empty with model.context_channels: a cache keeps no context", not attends or not c.data.latents
+    yield "model.context_channels", f"0 for a {c.objective}", diffusion or not attends
+    needs = "0 without model.transformer blocks to attend to them"
+    yield "model.context_channels", needs, not attends or bool(c.model.transformer)
 
 
 def _value(config: Any, name: str) -> Any:

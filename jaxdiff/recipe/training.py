@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxdiff import losses, objectives
+from jaxdiff import likelihood, losses, objectives
 from jaxdiff.config import Experiment
 from jaxdiff.errors import ConfigError
 from jaxdiff.mesh import Layout, jit_layout, make_mesh, pmap_layout
@@ -47,6 +47,8 @@ def objective(config: Experiment, sources: Sources = NONE) -> Objective:
         return compression.objective(config, sources)
     if "autoencoder" not in sources:
         return _on_images(config)
+    if config.data.latents:
+        return objectives.latent(_on_images(config), lambda frozen, batch: likelihood.Posterior(batch["mean"], batch["std"]))
     encode = compression.codec(sources["autoencoder"]).encode
     return objectives.latent(_on_images(config), lambda frozen, batch: encode(frozen["autoencoder"], batch["image"]))
 
