@@ -89,7 +89,7 @@ def attended_in_parts(q: Array, k: Array, v: Array, scores: int) -> Array:
 
     Rabe & Staats (2021), without their parts of keys. Where T has no divisor near `scores / S`, the parts are smaller.
     """
-    batch, length, heads, channels = q.shape
+    batch, length, _, channels = q.shape
     size = max(n for n in range(1, length + 1) if length % n == 0 and (n == 1 or n * k.shape[1] <= scores))
 
     def head(parts: tuple[Array, Array, Array]) -> Array:
