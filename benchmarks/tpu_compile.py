@@ -17,12 +17,14 @@ Run: pip install -e ".[tpu]" && python benchmarks/tpu_compile.py configs/cifar10
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -50,8 +52,8 @@ class Plan(NamedTuple):
     collectives: dict[str, tuple[int, float]]  # kind -> count, MiB
 
 
-def compile_step(path: pathlib.Path, topology: str, data: int, fsdp: int) -> None:
-    """Compiles the step as `jaxdiff.run` does, for devices that are only described."""
+def compile_step(path: pathlib.Path, batch: int, topology: str, data: int, fsdp: int) -> None:
+    """Compiles the step as `jaxdiff.run` does, for devices that are only described; batch 0 is the config's on each."""
     import jax
     import jax.numpy as jnp
 
@@ -62,15 +64,35 @@ def compile_step(path: pathlib.Path, topology: str, data: int, fsdp: int) -> Non
 
     mesh = make_mesh(data, fsdp, devices=described(topology))
     config = configs.load(path)
-    shapes = recipe.state_shapes(config)
+    sources, frozen = started_from(config)
+    shapes = replace(recipe.state_shapes(config, sources), frozen=frozen)
     layout = jit_layout(mesh, shapes)
     state = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, layout.sharding)
     rows = partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
-    size = config.data.batch_size * mesh.size
+    size = (batch or config.data.batch_size) * mesh.size
     image = rows((size, *config.data.image_shape), jnp.float32)
-    batch = {"image": image, "label": rows((size,), jnp.int32), "index": rows((size,), jnp.int32)}
-    step = layout.compile(partial(train_step, recipe.objective(config), recipe.optimizer(config), config.ema))
-    step.trace(state, batch, jax.eval_shape(lambda: jax.random.key(0))).lower(lowering_platforms=("tpu",)).compile()
+    examples = {"image": image, "label": rows((size,), jnp.int32), "index": rows((size,), jnp.int32)}
+    step = layout.compile(partial(train_step, recipe.objective(config, sources), recipe.optimizer(config), config.ema))
+    step.trace(state, examples, jax.eval_shape(lambda: jax.random.key(0))).lower(lowering_platforms=("tpu",)).compile()
+
+
+def started_from(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configs, and shapes of the frozen params, of the recipes that a config starts from; the config's own paths."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxdiff import config as configs
+    from jaxdiff import recipe
+
+    places = {"autoencoder": config.sources.autoencoder, "features": config.sources.features}
+    sources = {place: configs.load(name) for place, name in places.items() if name.endswith(".py")}
+    frozen: dict[str, Any] = {place: recipe.state_shapes(source).params for place, source in sources.items()}
+    if config.sources.features.endswith(".npz"):
+        widths = [3, 64, 64, 128, 128, 256, 256, 256, *(512,) * 6]
+        shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+        layers = [{"kernel": shape((3, 3, *pair)), "bias": shape(pair[1:])} for pair in itertools.pairwise(widths)]
+        frozen["features"] = {"convolutions": layers, "weights": [shape((width,)) for width in (64, 128, 256, 512, 512)]}
+    return sources, frozen
 
 
 def described(topology: str) -> list[Any]:
@@ -124,20 +146,25 @@ def plan(text: str, report: str) -> Plan:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("config", type=pathlib.Path, nargs="?", default=CIFAR10)
+    parser.add_argument("--batch", type=int, default=0, help="examples on each device; 0: the config's batch on each")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--limit", type=float, default=900, help="seconds a compile may take")
     parser.add_argument("--child", choices=CASES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        compile_step(args.config, *CASES[args.child])
+        compile_step(args.config, args.batch, *CASES[args.child])
         return 0
     print(f"{'topology':9} {'sharding':14} {'GiB':>6} {'TFLOP':>7}  collectives: count (MiB)", flush=True)
     plans = {}
-    for case, (topology, *_) in CASES.items():
-        plans[case] = found = plan(*dumped([__file__, str(args.config), "--child", case], args.limit))
+    for case in args.cases:
+        topology, command = CASES[case][0], [__file__, str(args.config), "--batch", str(args.batch), "--child", case]
+        plans[case] = found = plan(*dumped(command, args.limit))
         kinds = ", ".join(f"{kind} {count} ({mib:.1f})" for kind, (count, mib) in found.collectives.items()) or "none"
         print(f"{topology:9} {case:14} {found.gib:6.2f} {found.tflop:7.3f}  {kinds}", flush=True)
-    ratio = plans["fsdp"].tflop / plans["data-parallel"].tflop
-    print(f"FLOPs a device, fsdp / data-parallel: {ratio:.3f}")
+    ratio = 1.0
+    if {"fsdp", "data-parallel"} <= set(plans):
+        ratio = plans["fsdp"].tflop / plans["data-parallel"].tflop
+        print(f"FLOPs a device, fsdp / data-parallel: {ratio:.3f}")
     moved = [case for case, found in plans.items() if {"collective-permute", "all-to-all"} & set(found.collectives)]
     big = [case for case, found in plans.items() if found.gib > HBM_GIB]
     for fault, cases in (("collective-permute or all-to-all", moved), (f"more than {HBM_GIB} GiB", big)):

@@ -47,9 +47,8 @@ def draw(config: Experiment, workdir: pathlib.Path, params: Any, data_dir: str |
     test = of(config.data, "test", data_dir)
     number = 2 * COLUMNS
     x0 = normalized(test.fetch(np.arange(number) % test.num_examples)[0])
-    pairs = zip(np.split(x0, number // COLUMNS), np.split(reconstructions(config, params, x0), number // COLUMNS), strict=True)
     shown = {
-        "reconstructions": np.concatenate([row for pair in pairs for row in pair]),
+        "reconstructions": np.concatenate(_facing(x0, reconstructions(config, params, x0))),
         "interpolations": interpolations(config, params, x0[: number // 2], x0[number // 2 :], COLUMNS),
     }
     paths = {name: pathlib.Path(workdir) / f"{name}.png" for name in shown}
@@ -77,16 +76,11 @@ def reconstruction(config: Experiment, workdir: pathlib.Path, params: Any, data_
         ratios.append(psnr(jnp.asarray(x0), images))
         used.append(np.bincount(np.ravel(index), minlength=max(c.codebook, 1)))
         if not shown:
-            pairs = zip(
-                *(
-                    np.split(np.asarray(each[: 4 * COLUMNS]), range(COLUMNS, len(each[: 4 * COLUMNS]), COLUMNS))
-                    for each in (x0, images)
-                ),
-                strict=True,
-            )
-            shown = [row for pair in pairs for row in pair]
+            some = np.arange(4 * COLUMNS) % len(x0)
+            shown = _facing(x0[some], np.asarray(images)[some])
     pictures.save_grid(pathlib.Path(workdir) / "reconstructions.png", np.concatenate(shown), COLUMNS)
-    numbers = math.prod(config.data.image_shape) / math.prod(networks.latent_shape(config.data.image_shape))
+    height, width, channels = networks.latent_shape(config.data.image_shape)
+    numbers = math.prod(config.data.image_shape) / (height * width * (1 if c.codebook else channels))
     usage = {"codebook_usage": float(np.mean(np.sum(used, axis=0) > 0))} if c.codebook else {}
     return {"psnr": float(np.mean(np.concatenate(ratios))), "num": test.num_examples, "ratio": numbers, **usage}
 
@@ -101,6 +95,12 @@ def measured(config: Experiment, source: Images, state: TrainState) -> TrainStat
         return {**params, "latent": {name: jax.device_put(found[name], leaf.sharding) for name, leaf in params["latent"].items()}}
 
     return replace(state, params=told(state.params), ema={name: told(params) for name, params in state.ema.items()})
+
+
+def _facing(x0: np.ndarray, images: np.ndarray) -> list[np.ndarray]:
+    """Rows of COLUMNS images, each above a row of theirs."""
+    rows = len(x0) // COLUMNS
+    return [row for pair in zip(np.split(x0, rows), np.split(images, rows), strict=True) for row in pair]
 
 
 def _chunks(source: Images, num: int) -> Iterator[np.ndarray]:

@@ -79,7 +79,7 @@ def _train(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> i
     elif config.objective == "autoencoder":
         print(run.finish_autoencoder(config, workdir, data_dir))
     else:
-        print(run.finish(config, workdir, workdir / "samples.png", range(config.model.num_classes), data_dir))
+        print(run.finish(config, workdir, workdir / "samples.png", range(max(config.model.num_classes, 1)), data_dir))
     return None
 
 
@@ -200,7 +200,7 @@ def parse_labels(text: str, num_classes: int) -> list[int]:
         ConfigError: no such form, or a label that the run was not trained on.
     """
     if text in ("", "none"):
-        return [num_classes] if text else list(range(num_classes))
+        return [num_classes] if text or num_classes == 0 else list(range(num_classes))
     labels: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part.strip())

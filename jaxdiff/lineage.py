@@ -148,13 +148,16 @@ def vgg16(path: pathlib.Path) -> dict[str, Any]:
         with np.load(path) as file:
             kernels, biases = ([file[f"features.{n}.{name}"] for n in VGG16_CONVOLUTIONS] for name in ("weight", "bias"))
             linear = [file[name].reshape(-1) for level in range(5) if (name := f"lin{level}.model.1.weight") in file]
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip("'\"")
+            kernels, biases, linear = ([np.asarray(each, np.float32) for each in arrays] for arrays in (kernels, biases, linear))
+    except Exception as error:  # numpy raises many kinds: a damaged archive, an empty file, names that are missing
+        reason = str(error).strip("'\"") or type(error).__name__
         raise ConfigError(f"sources.features: {path} holds no weights of VGG16 as torchvision names them ({reason})") from error
     if any(kernel.ndim != 4 or kernel.shape[-1] != 3 for kernel in kernels):
         raise ConfigError(f"sources.features: {path}: the convolutions must be of 3x3, [out, in, 3, 3]")
+    if len(linear) not in (0, 5):
+        raise ConfigError(f"sources.features: {path} holds {len(linear)} of LPIPS's five lin*.model.1.weight; keep all, or none")
     layers = [{"kernel": k.transpose(2, 3, 1, 0), "bias": b} for k, b in zip(kernels, biases, strict=True)]
-    return {"convolutions": layers, **({"weights": linear} if len(linear) == 5 else {})}
+    return {"convolutions": layers, **({"weights": linear} if linear else {})}
 
 
 def _check_finished(source: Experiment, workdir: pathlib.Path) -> None:

@@ -94,7 +94,8 @@ def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None
     source: Any = latents.of(c, lineage.directories(config)["autoencoder"]) if c.latents else data.of(c, c.split, data_dir)
     if config.model.context_channels and not c.latents:
         source = data.with_context(source, c, c.split, config.model.context_channels, data_dir)
-    if config.objective not in ("vae", "autoencoder") and source.num_classes > config.model.num_classes:
+    labelled = config.objective not in ("vae", "autoencoder") and config.model.num_classes > 0
+    if labelled and source.num_classes > config.model.num_classes:
         raise ConfigError(f"model.num_classes must be at least {source.num_classes} for the data set {c.name}")
     _claim(workdir, config)
     lineage.record(config, workdir)
@@ -263,7 +264,7 @@ def _start(config: Experiment, workdir: pathlib.Path, layout: Layout, frozen: An
 def _sample_grids(config: Experiment, workdir: pathlib.Path) -> Callable[[TrainState, int], np.ndarray]:
     """A function that draws a grid of samples from a state at a step, and writes it."""
     generate = generation(config, workdir=workdir)
-    columns = config.model.num_classes
+    columns = config.model.num_classes or 10
     labels = cycling(range(columns), config.sampling.num)
 
     def draw(state: TrainState, step: int) -> np.ndarray:

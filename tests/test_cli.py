@@ -66,7 +66,7 @@ def recipe_file(tmp_path):
         (("--sampling.guidance", "nan"), "sampling.guidance must be a finite number, got nan"),
         (("--optimizer.b1", "2"), "optimizer.b1 must be at least 0 and below 1"),
         (("--model.attention", "5"), r"model.attention must be sizes that the network has: .4, 8."),
-        (("--model.num-classes", "0"), "model.num_classes must be at least 1"),
+        (("--model.num-classes", "-1"), "model.num_classes must be at least 0"),
         (("--diffusion.sampling-schedule", "karras"), "diffusion.sampling_schedule must be of the family of cosine, unless"),
         (("--sampling.steps", "0"), "sampling.steps must be at least 1, got 0"),
         (("--data.name", "mnisst"), "no data set is named 'mnisst'; did you mean mnist"),

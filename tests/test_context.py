@@ -16,7 +16,7 @@ CLASSES = ((40, (1.0, 0.0, 0.0)), (220, (0.0, 1.0, 0.0)))  # grey level of the i
 TINY = Experiment(
     data=Data(name="captioned", image_shape=(8, 8, 1), batch_size=32),
     model=Model(
-        channels=16, multipliers=(1,), blocks=1, attention=(8,), head_channels=8, transformer=1, context_channels=3, num_classes=1
+        channels=16, multipliers=(1,), blocks=1, attention=(8,), head_channels=8, transformer=1, context_channels=3, num_classes=0
     ),
     diffusion=Diffusion(schedule="cosine", prediction="x0", weight="truncated_snr"),
     optimizer=Optimizer(learning_rate=5e-3),

@@ -51,6 +51,7 @@ class Model:
     scale_shift: bool = True
     """Condition residual blocks by scale and shift, not by a sum."""
     num_classes: int = 10
+    """0: a diffusion network that is given no labels."""
     dropout: float = 0.0
     fourier: tuple[int, ...] = ()
     """Exponents n of inputs sin and cos of 2^n pi x, with which a UNet sees single pixel values: for likelihoods."""

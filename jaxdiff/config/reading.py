@@ -20,7 +20,7 @@ from jaxdiff.errors import ConfigError
 
 POSITIVE = (
     *("steps", "log_every", "checkpoint_every", "keep", "data.batch_size", "optimizer.accumulate"),
-    *("model.channels", "model.blocks", "model.head_channels", "model.num_classes"),
+    *("model.channels", "model.blocks", "model.head_channels"),
     *("vae.latent_channels", "autoencoder.latent_channels", "autoencoder.discriminator_channels"),
     *("autoencoder.discriminator_layers", "autoencoder.measured", "cascade.factor", "data.reduce"),
     *("sampling.steps", "sampling.num", "evaluation.epochs", "evaluation.batch_size"),
@@ -124,7 +124,7 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
         "sampling.every",
         "evaluation.num",
         *("vae.beta", "vae.free_bits"),
-        *("model.heads", "model.transformer", "model.context_channels"),
+        *("model.heads", "model.transformer", "model.context_channels", "model.num_classes"),
         *("autoencoder.kl", "autoencoder.codebook", "autoencoder.commitment", "autoencoder.perceptual"),
         *("autoencoder.adversarial", "autoencoder.adversarial_start"),
         "seed",
@@ -182,6 +182,12 @@ def _source_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
         "given with autoencoder.perceptual, and only with it",
         not compresses or wants == bool(c.sources.features),
     )
+    alone = c.mesh.mapping == "jit" and c.optimizer.accumulate == 1
+    yield (
+        "autoencoder.codebook",
+        "0 under pmap or accumulation, which would average revived codes",
+        alone or not c.autoencoder.codebook,
+    )
     latent, enlarges = bool(c.sources.autoencoder), c.cascade.factor > 1
     yield "sampling.clip", "False in latent space, whose values have no bounds", not latent or not c.sampling.clip
     yield "sources.autoencoder", "empty in a cascade: its models work on pixels", not (latent and enlarges)
@@ -196,6 +202,7 @@ def _source_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
     attends = bool(c.model.context_channels)
     yield "sampling.every", "0 with context vectors, which the data set brings", not attends or not c.sampling.every
     yield "data.latents", "empty with model.context_channels: a cache keeps no context", not attends or not c.data.latents
+    yield "model.num_classes", "at least 1 for a classifier", c.objective != "classifier" or c.model.num_classes > 0
     yield "model.context_channels", f"0 for a {c.objective}", diffusion or not attends
     needs = "0 without model.transformer blocks to attend to them"
     yield "model.context_channels", needs, not attends or bool(c.model.transformer)

@@ -11,7 +11,7 @@ from jaxdiff.models.layers import Norm
 
 
 class PatchDiscriminator(nn.Module):
-    """From images `[B, H, W, C]` to a score of each patch `[B, h, w]`: high for real ones. h is about `H / 2^layers`.
+    """From images `[B, H, W, C]` to a score of each patch `[B, h, w]`, float32: high for real ones. h is about `H / 2^layers`.
 
     Isola et al. (2017), appendix 6.1.2, with group normalisation where theirs is over the batch, so that an image's score
     does not depend on its neighbours.
@@ -33,4 +33,4 @@ class PatchDiscriminator(nn.Module):
             strides = (2, 2) if layer < self.layers else (1, 1)
             x = nn.Conv(self.channels * min(2**layer, 8), (4, 4), strides, dtype=self.dtype, name=f"conv_{layer}")(x)
             x = nn.leaky_relu(x if layer == 0 else Norm(self.dtype, name=f"norm_{layer}")(x), 0.2)
-        return nn.Conv(1, (4, 4), dtype=self.dtype, name="conv_out")(x)[..., 0]
+        return nn.Conv(1, (4, 4), dtype=self.dtype, name="conv_out")(x)[..., 0].astype(jnp.float32)

@@ -52,7 +52,8 @@ def following(codebook: Codebook, z: Array, chosen: Array, key: Array, decay: fl
     """A loss `[]` of value 0, at whose gradient `optax.sgd(1 - decay)` moves the codebook's means towards this batch's.
 
     van den Oord et al. (2017), appendix A.1. Where `revive`, a dead code becomes a latent of the batch, drawn at random,
-    with the share that all would have if they were used alike (as Dhariwal et al. 2020, section 3.1, restart codes).
+    with the share that all would have if they were used alike (as Dhariwal et al. 2020, section 3.1, restart codes). Where
+    gradients of several batches are averaged, by accumulation or under pmap, it becomes the mean of one latent of each.
     """
     book, z = jax.lax.stop_gradient((codebook, z.reshape(-1, z.shape[-1])))
     num_codes = len(book["share"])

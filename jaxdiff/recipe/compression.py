@@ -147,15 +147,16 @@ def check_latents(config: Experiment, source: Experiment, where: str) -> None:
 
 
 def measured(networks: Codec, params: Any, batches: Any) -> dict[str, np.ndarray]:
-    """Mean (`shift`) and standard deviation (`scale`) of each channel of the latents of some batches of images."""
+    """Mean (`shift`) and standard deviation (`scale`) of each channel of the latents of some batches of images.
+
+    The scale of a channel that is constant is 1.
+    """
     encode = jax.jit(autoencoder.encode(networks.encoder))
     moments = [jax.device_get(encode(params, x0)) for x0 in batches]
     mean, std = (np.concatenate(part).astype(np.float64) for part in zip(*moments, strict=True))
     shift = mean.mean(axis=(0, 1, 2))
     scale = np.sqrt(np.mean((mean - shift) ** 2 + std**2, axis=(0, 1, 2)))
-    if not np.all(scale > 0):
-        raise ConfigError("autoencoder: a channel of the latents is constant; train longer, or with fewer latent_channels")
-    return {"shift": shift.astype(np.float32), "scale": scale.astype(np.float32)}
+    return {"shift": shift.astype(np.float32), "scale": np.where(scale > 0, scale, 1).astype(np.float32)}
 
 
 def _discriminator(config: Experiment) -> PatchDiscriminator:
