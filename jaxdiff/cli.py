@@ -19,32 +19,7 @@ import tyro
 
 from jaxdiff.config import Experiment, load, validated
 from jaxdiff.errors import ConfigError, UserError
-from jaxdiff.flags import Data, Evaluate, Latents, Sample, Train, Verify
-
-USAGE = """jaxdiff: diffusion models on JAX
-
-  jaxdiff train CONFIG [--workdir DIR] [--steps 500] [--optimizer.learning-rate 3e-4] ...
-      train a recipe such as configs/digits.py, or go on with the run in DIR
-  jaxdiff train CONFIG --with-stages
-      train also, and first, what the recipe starts from: an autoencoder, the models before it in a cascade
-  jaxdiff sample RUN [--labels 0..9] [--num 100] [--guidance 2] [--steps 50] [--out samples.png]
-      draw images from a run, as .png or .npz
-  jaxdiff sample RUN --classifier CLASSIFIER_RUN --classifier-scale 3 --guidance 0 [--labels 0..9] ...
-      guide the unconditional model by a classifier of noised images, such as configs/digits_classifier.py trains
-  jaxdiff evaluate RUN [--num 1000] [--guidance 2] [--classifier CLASSIFIER_RUN --classifier-scale 3] ...
-      judge a run's samples by a classifier trained on its data
-  jaxdiff evaluate RUN --likelihood [--estimators discrete,continuous,flow] [--labels none] [--split test]
-      bits per dimension of a diffusion run or a VAE, with error bars
-  jaxdiff verify FILE.py:SAMPLER [--order 2]
-      hold a sampler to data whose denoiser is known: its order, bias, distance from exact samples, dtypes, compilations
-  jaxdiff data NAME [--data-dir DIR] [--raw-dir DIR]
-      prepare mnist or cifar10 without TensorFlow
-  jaxdiff latents RUN [--out DIR] [--split train] [--flip]
-      encode a data set once by the autoencoder RUN, for training with --data.latents DIR
-
-jaxdiff COMMAND --help lists every flag of a command.
-"""
-
+from jaxdiff.flags import USAGE, Data, Evaluate, Latents, Sample, Train, Verify, parse_labels, vectors
 
 SAMPLING = ("sampler", "steps", "spacing", "eta", "guidance", "classifier", "classifier_scale")  # flags that set config.sampling
 
@@ -66,20 +41,20 @@ def train(args: Train) -> int:
 
 def _train(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> int | None:
     """The exit status of a run that was stopped by a signal, or None: it is trained and has its pictures and reports."""
-    from jaxdiff import checkpoint, run
+    from jaxdiff import checkpoint, reports, run
 
     stopped = run.train(config, workdir, data_dir)
     if stopped:
         print(f"{stopped}: saved step {checkpoint.steps(workdir)[-1]}; the same command goes on from there")
         return 130 if stopped == "SIGINT" else 0
     if config.objective == "classifier":
-        print(run.finish_classifier(config, workdir, data_dir))
+        print(reports.finish_classifier(config, workdir, data_dir))
     elif config.objective == "vae":
-        print(run.finish_vae(config, workdir, data_dir))
+        print(reports.finish_vae(config, workdir, data_dir))
     elif config.objective == "autoencoder":
-        print(run.finish_autoencoder(config, workdir, data_dir))
+        print(reports.finish_autoencoder(config, workdir, data_dir))
     else:
-        print(run.finish(config, workdir, workdir / "samples.png", range(max(config.model.num_classes, 1)), data_dir))
+        print(reports.finish(config, workdir, workdir / "samples.png", range(max(config.model.num_classes, 1)), data_dir))
     return None
 
 
@@ -103,7 +78,7 @@ def sample(args: Sample) -> int:
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
     step, params = lineage.read_params(config, args.run, args.ema)
-    context = None if args.context is None else _vectors(args.context)
+    context = None if args.context is None else vectors(args.context)
     images = run.generation(config, args.batch_size, args.run)(params, labels, args.seed, context)
     if out.suffix == ".npz":
         pictures.save_npz(out, images, labels)
@@ -115,7 +90,7 @@ def sample(args: Sample) -> int:
 
 def evaluate(args: Evaluate) -> int:
     """`jaxdiff evaluate`: the exit status."""
-    from jaxdiff import lineage, run
+    from jaxdiff import lineage, reports, run
 
     if args.likelihood:
         return _likelihood(args)
@@ -127,7 +102,7 @@ def evaluate(args: Evaluate) -> int:
     evaluation = dataclasses.replace(config.evaluation, **changes)
     config = validated(dataclasses.replace(config, evaluation=evaluation), where="jaxdiff evaluate")
     out = args.run / "samples" / run.default_name(config, config.seed)
-    print(run.finish(config, args.run, out, parse_labels(args.labels, config.model.num_classes), args.data_dir))
+    print(reports.finish(config, args.run, out, parse_labels(args.labels, config.model.num_classes), args.data_dir))
     return 0
 
 
@@ -191,35 +166,6 @@ def latents(args: Latents) -> int:
     how: Any = {"data_dir": args.data_dir, "batch_size": args.batch_size, "flip": args.flip}
     print(caches.cache(args.run, args.out or args.run / "latents", splits, **how))
     return 0
-
-
-def parse_labels(text: str, num_classes: int) -> list[int]:
-    """Labels of `0..9`, `3`, `0,3,7` or `none` (the null label); of an empty text all.
-
-    Raises:
-        ConfigError: no such form, or a label that the run was not trained on.
-    """
-    if text in ("", "none"):
-        return [num_classes] if text or num_classes == 0 else list(range(num_classes))
-    labels: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part.strip())
-        if not found:
-            raise ConfigError(f"--labels {text}: write 0..9, 3, or 0,3,7")
-        first, last = int(found[1]), int(found[2] or found[1])
-        if first > last or last >= num_classes:
-            raise ConfigError(f"--labels {text}: this run has the labels 0..{num_classes - 1}, the first of a range comes first")
-        labels.extend(range(first, last + 1))
-    return labels
-
-
-def _vectors(path: pathlib.Path) -> Any:
-    import numpy as np
-
-    try:
-        return np.load(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--context {path}: no .npy file of numbers ({error})") from error
 
 
 def _resampled(config: Experiment, args: Sample | Evaluate) -> Experiment:

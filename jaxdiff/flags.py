@@ -1,14 +1,41 @@
-"""The typed arguments of each command; tyro makes flags and help of them."""
+"""The typed arguments of each command, of which tyro makes flags and help, and how their values are read."""
 
 from __future__ import annotations
 
 import pathlib
+import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import tyro
 
 from jaxdiff.config import Experiment, SamplerName, Spacing
+from jaxdiff.errors import ConfigError
+
+USAGE = """jaxdiff: diffusion models on JAX
+
+  jaxdiff train CONFIG [--workdir DIR] [--steps 500] [--optimizer.learning-rate 3e-4] ...
+      train a recipe such as configs/digits.py, or go on with the run in DIR
+  jaxdiff train CONFIG --with-stages
+      train also, and first, what the recipe starts from: an autoencoder, the models before it in a cascade
+  jaxdiff sample RUN [--labels 0..9] [--num 100] [--guidance 2] [--steps 50] [--out samples.png]
+      draw images from a run, as .png or .npz
+  jaxdiff sample RUN --classifier CLASSIFIER_RUN --classifier-scale 3 --guidance 0 [--labels 0..9] ...
+      guide the unconditional model by a classifier of noised images, such as configs/digits_classifier.py trains
+  jaxdiff evaluate RUN [--num 1000] [--guidance 2] [--classifier CLASSIFIER_RUN --classifier-scale 3] ...
+      judge a run's samples by a classifier trained on its data
+  jaxdiff evaluate RUN --likelihood [--estimators discrete,continuous,flow] [--labels none] [--split test]
+      bits per dimension of a diffusion run or a VAE, with error bars
+  jaxdiff verify FILE.py:SAMPLER [--order 2]
+      hold a sampler to data whose denoiser is known: its order, bias, distance from exact samples, dtypes, compilations
+  jaxdiff data NAME [--data-dir DIR] [--raw-dir DIR]
+      prepare mnist or cifar10 without TensorFlow
+  jaxdiff latents RUN [--out DIR] [--split train] [--flip]
+      encode a data set once by the autoencoder RUN, for training with --data.latents DIR
+
+jaxdiff COMMAND --help lists every flag of a command.
+"""
 
 
 @dataclass(frozen=True)
@@ -142,3 +169,35 @@ class Latents:
     data_dir: str | None = None
     """tensorflow-datasets' directory; its own default if not given."""
     batch_size: int = 256
+
+
+def parse_labels(text: str, num_classes: int) -> list[int]:
+    """Labels of `0..9`, `3`, `0,3,7` or `none` (the null label); of an empty text all.
+
+    Raises:
+        ConfigError: no such form, or a label that the run was not trained on.
+    """
+    if text in ("", "none"):
+        return [num_classes] if text or num_classes == 0 else list(range(num_classes))
+    labels: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part.strip())
+        if not found:
+            raise ConfigError(f"--labels {text}: write 0..9, 3, or 0,3,7")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if first > last or last >= num_classes:
+            raise ConfigError(f"--labels {text}: this run has the labels 0..{num_classes - 1}, the first of a range comes first")
+        labels.extend(range(first, last + 1))
+    return labels
+
+
+def vectors(path: pathlib.Path) -> Any:
+    """The array of a .npy file.
+
+    Raises:
+        ConfigError: there is no such file, or it holds none.
+    """
+    try:
+        return np.load(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--context {path}: no .npy file of numbers ({error})") from error

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from jaxdiff import cli, config, data, lineage, recipe, run
+from jaxdiff import cli, config, data, lineage, recipe, reports, run
 from jaxdiff.config import Data, Diffusion, Experiment, Model, Optimizer, Sampling
 from jaxdiff.datasets.digits import png
 from jaxdiff.errors import ConfigError, DataError
@@ -86,7 +86,7 @@ def test_samples_follow_their_context(trained, tmp_path):
 def test_a_finished_run_draws_samples_of_held_out_context(trained, data_dir):
     made = lineage.read_config(trained)
     out = trained / "samples.png"
-    assert "4 samples of step 60" in run.finish(made, trained, out, range(1), data_dir)
+    assert "4 samples of step 60" in reports.finish(made, trained, out, range(1), data_dir)
     assert out.stat().st_size > 0
 
 

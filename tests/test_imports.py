@@ -50,14 +50,15 @@ ALLOWED = {
         "train",
     }
     | DENOISERS,
-    "run": {"autoencoding", "latents", "lineage", "checkpoint", "config", "errors", "files", "data", "evaluate", "mesh", "metrics"}
+    "run": {"autoencoding", "latents", "lineage", "checkpoint", "config", "errors", "files", "data", "mesh", "metrics"}
     | {"pictures", "recipe", "train"},
+    "reports": {"autoencoding", "config", "data", "evaluate", "files", "lineage", "pictures", "recipe", "run"},
     "latents": {"config", "data", "datasets", "errors", "lineage", "mesh", "recipe"},
     "stages": {"checkpoint", "config", "errors", "lineage"},
     "lineage": {"checkpoint", "config", "errors", "files", "recipe"},
     "autoencoding": {"config", "data", "objectives", "pictures", "recipe", "train"},
     "bits": {"config", "data", "errors", "files", "likelihood", "process", "recipe", "samplers"},
-    "flags": {"config"},
+    "flags": {"config", "errors"},
     "cli": {
         "bits",
         "checkpoint",
@@ -71,6 +72,7 @@ ALLOWED = {
         "errors",
         "datasets",
         "pictures",
+        "reports",
         "run",
         "train",
     },
