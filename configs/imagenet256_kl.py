@@ -3,7 +3,7 @@
 Paper: Rombach et al. (2022), table 8 and section G: KL 1e-6, LPIPS, a patch discriminator of weight 0.5.
 Cost: compiled for TPU v5e (benchmarks/latent_compile.py), not run.
 Score: none measured.
-Run: pip install -e ".[prepare]" && tfds build imagenet2012 --file_format array_record, weights of VGG16 and LPIPS as vgg16.npz
+Run: pip install tensorflow && tfds build imagenet2012 --file_format array_record, weights of VGG16 and LPIPS as vgg16.npz
     (README, latent diffusion), then jaxdiff train configs/imagenet256_kl.py --workdir runs/imagenet256_kl
 """
 
@@ -12,7 +12,7 @@ from jaxdiff.config import Autoencoder, Data, Experiment, Model, Optimizer, Sour
 config = Experiment(
     objective="autoencoder",
     sources=Sources(features="vgg16.npz"),
-    data=Data(name="imagenet2012", image_shape=(256, 256, 3), fit="crop", flip=True, batch_size=64),
+    data=Data(name="imagenet2012", image_shape=(256, 256, 3), held_out="validation", fit="crop", flip=True, batch_size=64),
     model=Model(
         channels=128, multipliers=(1, 2, 4, 4), blocks=2, head_channels=512, num_classes=1000, remat=True, dtype="bfloat16"
     ),

@@ -10,7 +10,7 @@ from jaxdiff.config import Data, Diffusion, Evaluation, Experiment, Mesh, Model,
 
 config = Experiment(
     sources=Sources(autoencoder="configs/imagenet256_kl.py"),
-    data=Data(name="imagenet2012", image_shape=(256, 256, 3), fit="crop", flip=True, batch_size=256),
+    data=Data(name="imagenet2012", image_shape=(256, 256, 3), held_out="validation", fit="crop", flip=True, batch_size=256),
     model=Model(
         channels=256,
         multipliers=(1, 2, 4),
@@ -27,6 +27,6 @@ config = Experiment(
     steps=400_000,
     checkpoint_every=5000,
     mesh=Mesh(fsdp=-1, data=1),
-    sampling=Sampling(sampler="ddim", steps=50, guidance=1.5, clip=False),
-    evaluation=Evaluation(num=0),
+    sampling=Sampling(sampler="ddim", steps=50, guidance=1.5, clip=False, num=64),
+    evaluation=Evaluation(num=0, batch_size=16),
 )

@@ -17,7 +17,7 @@ config = Experiment(
         kl=1e-5,
         distance="l2",
         adversarial=0.1,
-        adversarial_start=1000,
+        adversarial_start=500,
         discriminator_channels=16,
         discriminator_layers=2,
     ),

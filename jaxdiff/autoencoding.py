@@ -19,7 +19,7 @@ from jaxdiff.objectives import psnr
 from jaxdiff.train import TrainState
 
 COLUMNS = 10
-CHUNK = 100  # images encoded at once
+CHUNK = 2**17  # pixels encoded at once
 
 
 def reconstructions(config: Experiment, params: Any, x0: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def interpolations(config: Experiment, params: Any, a: np.ndarray, b: np.ndarray
 
 def draw(config: Experiment, workdir: pathlib.Path, params: Any, data_dir: str | None = None) -> list[pathlib.Path]:
     """Writes reconstructions.png (a row of held-out images above a row of theirs) and interpolations.png."""
-    test = of(config.data, "test", data_dir)
+    test = of(config.data, config.data.held_out, data_dir)
     number = 2 * COLUMNS
     x0 = normalized(test.fetch(np.arange(number) % test.num_examples)[0])
     shown = {
@@ -62,7 +62,7 @@ def reconstruction(config: Experiment, workdir: pathlib.Path, params: Any, data_
 
     Writes reconstructions.png (a row of held-out images above a row of theirs).
     """
-    test, networks, c = of(config.data, "test", data_dir), recipe.codec(config), config.autoencoder
+    test, networks, c = of(config.data, config.data.held_out, data_dir), recipe.codec(config), config.autoencoder
 
     @jax.jit
     def rebuilt(params: Any, x0: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -104,5 +104,6 @@ def _facing(x0: np.ndarray, images: np.ndarray) -> list[np.ndarray]:
 
 
 def _chunks(source: Images, num: int) -> Iterator[np.ndarray]:
-    for start in range(0, num, CHUNK):
-        yield normalized(source.fetch(np.arange(start, min(start + CHUNK, num)))[0])
+    size = max(1, CHUNK // math.prod(source.fetch(np.zeros(1, np.int64))[0].shape[1:3]))
+    for start in range(0, num, size):
+        yield normalized(source.fetch(np.arange(start, min(start + size, num)))[0])

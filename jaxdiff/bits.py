@@ -125,6 +125,8 @@ def estimators(config: Experiment, names: Sequence[str], effort: Effort) -> dict
         raise ConfigError("--likelihood: a classifier has no likelihood of images; give a diffusion or a vae run")
     if config.objective == "autoencoder" or config.sources.autoencoder or config.sources.base:
         raise ConfigError("--likelihood: of images there is none in latents or in a cascade; give a run on pixels, or a vae run")
+    if config.model.context_channels:
+        raise ConfigError("--likelihood: is not made for runs with context vectors; give one without model.context_channels")
     if config.objective == "vae" and config.vae.pixels == "gaussian":
         raise ConfigError("--likelihood: gaussian pixels have a density, not a probability; train with vae.pixels logistic")
     known = (vae_estimators if config.objective == "vae" else diffusion_estimators)(config, effort)

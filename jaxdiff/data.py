@@ -80,7 +80,7 @@ def with_context(source: Images, c: Data, split: str, channels: int, data_dir: s
     """
     kept, info = _source(c.name, split, data_dir, decoders={"image": tfds.decode.SkipDecoding()})
     shape = info.features["context"].shape if "context" in info.features else None
-    if shape is None or len(shape) != 2 or shape[1] != channels:
+    if shape is None or len(shape) != 2 or shape[1] != channels or shape[0] is None:
         raise DataError(f"data set {c.name} must have the feature context [T, {channels}] (model.context_channels); it has {shape}")
 
     def context(indices: np.ndarray) -> np.ndarray:

@@ -66,7 +66,7 @@ class Sample:
     run: tyro.conf.Positional[pathlib.Path]
     """The run's directory."""
     sampler: SamplerName | None = None
-    """As the run's config says if not given; so for steps, spacing, eta and guidance."""
+    """As the run's config says if not given; so for steps, spacing, eta and guidance. Of a cascade these are its last stage's."""
     steps: int | None = None
     spacing: Spacing | None = None
     eta: float | None = None
@@ -198,6 +198,9 @@ def vectors(path: pathlib.Path) -> Any:
         ConfigError: there is no such file, or it holds none.
     """
     try:
-        return np.load(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--context {path}: no .npy file of numbers ({error})") from error
+        found = np.load(path)
+    except Exception as error:  # numpy raises many kinds
+        raise ConfigError(f"--context {path}: no .npy file of numbers ({error or type(error).__name__})") from error
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
+        raise ConfigError(f"--context {path}: no .npy file of numbers")
+    return found

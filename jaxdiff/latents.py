@@ -74,7 +74,9 @@ def cache(
     files.check_free(out)
     c = config.data
     origin = Origin(lineage.fingerprint(run), str(run), c.name, c.image_shape, c.fit, c.reduce, flip)
-    encode, devices = _encoder(recipe.codec(config), lineage.read_params(config, run)[1])
+    step, params = lineage.read_params(config, run)
+    lineage.check_measured(config, params, step, run)
+    encode, devices = _encoder(recipe.codec(config), params)
     size = -(-batch_size // devices) * devices
     sources = {split: data.of(c, split, data_dir) for split in splits}
     parts = {

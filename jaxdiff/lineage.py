@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxdiff import checkpoint, files, recipe
-from jaxdiff.config import Experiment, from_dict
+from jaxdiff.config import Experiment, a_run_of, from_dict
 from jaxdiff.errors import ConfigError
 
 RECORD = "sources.json"  # in a run's directory: the fingerprints of what it was trained on
@@ -33,10 +33,12 @@ def read_config(workdir: pathlib.Path, objective: str | None = None) -> Experime
         raise ConfigError(f"{path} is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a config")
+    if "vae" not in values and "pixels" in values.get("autoencoder", {}):
+        values["vae"] = values.pop("autoencoder")  # as it was named before there were other autoencoders
     config = from_dict(values, where=str(path))
     if objective not in (None, config.objective):
         hint = " (--classifier takes the classifier)" if "classifier" in (objective, config.objective) else ""
-        raise ConfigError(f"{workdir} is a {config.objective} run, here a {objective} run is wanted{hint}")
+        raise ConfigError(f"{workdir} is {a_run_of(config.objective)} run, here {a_run_of(str(objective))} run is wanted{hint}")
     return config
 
 
@@ -50,7 +52,8 @@ def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = Non
     if name not in config.ema:
         raise ConfigError(f"{workdir} has no ema {name!r}; write one of {', '.join(config.ema)}")
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return checkpoint.restore_ema(workdir, name, placed(recipe.state_shapes(config, configs(config)).params, single))
+    sources = configs(config, workdir) if config.sources.autoencoder else {}
+    return checkpoint.restore_ema(workdir, name, placed(recipe.state_shapes(config, sources).params, single))
 
 
 def placed(shapes: Any, sharding: Any) -> Any:
@@ -64,34 +67,42 @@ def placed(shapes: Any, sharding: Any) -> Any:
     return jax.tree.map(place, shapes, sharding)
 
 
-def directories(config: Experiment) -> dict[str, pathlib.Path]:
-    """The directories of the runs that a config names, by place; a file of weights is none."""
+def directories(config: Experiment, workdir: pathlib.Path | None = None) -> dict[str, pathlib.Path]:
+    """The directories of the runs that a config names, by place; a file of weights is none.
+
+    One that is not where it was is looked for beside the config's own run, `workdir`.
+    """
     c = config.sources
     named = {"autoencoder": c.autoencoder, "base": c.base, "features": c.features, "classifier": config.sampling.classifier}
-    return {place: pathlib.Path(name) for place, name in named.items() if name and not name.endswith(".npz")}
+    found = {place: pathlib.Path(name) for place, name in named.items() if name and not name.endswith(".npz")}
+    if workdir is None:
+        return found
+    beside = {place: pathlib.Path(workdir).parent / path.name for place, path in found.items()}
+    return {p: beside[p] if not path.exists() and beside[p].exists() else path for p, path in found.items()}
 
 
-def configs(config: Experiment) -> dict[str, Experiment]:
-    """The configs of the runs that a config starts from, and under `base.` those that its base starts from.
+def configs(config: Experiment, workdir: pathlib.Path | None = None) -> dict[str, Experiment]:
+    """The configs of the runs that a config, of the run in `workdir`, starts from, and under `base.` those of its base.
 
     Raises:
         ConfigError: a run is missing, of another kind than its place, or does not fit the config.
     """
     wanted = {"autoencoder": "autoencoder", "base": "diffusion", "features": "classifier", "classifier": "classifier"}
     found: dict[str, Experiment] = {}
-    for place, workdir in directories(config).items():
-        source = found[place] = read_config(workdir, wanted[place])
+    for place, directory in directories(config, workdir).items():
+        source = found[place] = read_config(directory, wanted[place])
         if place == "autoencoder":
-            recipe.check_latents(config, source, str(workdir))
-            _check_finished(source, workdir)
+            recipe.check_latents(config, source, str(directory))
         elif place == "classifier":
-            recipe.check_guiding(config, source, str(workdir))
+            recipe.check_guiding(config, source, str(directory))
         elif place == "features" and source.data.image_shape != config.data.image_shape:
             shapes = f"{source.data.image_shape}, this run {config.data.image_shape}"
-            raise ConfigError(f"sources.features: the classifier {workdir} has data.image_shape {shapes}; train one with the same")
+            raise ConfigError(
+                f"sources.features: the classifier {directory} has data.image_shape {shapes}; train one with the same"
+            )
         elif place == "base":
-            recipe.check_cascade(config, source, str(workdir))
-            found |= {f"base.{name}": below for name, below in configs(source).items()}
+            recipe.check_cascade(config, source, str(directory))
+            found |= {f"base.{name}": below for name, below in configs(source, directory).items()}
     return found
 
 
@@ -101,7 +112,7 @@ def params(config: Experiment, workdir: pathlib.Path | None = None, places: tupl
     Raises:
         ConfigError: the run in `workdir` was trained on another autoencoder than is there now.
     """
-    where = directories(config)
+    where = directories(config, workdir)
     if workdir is not None:
         _check(pathlib.Path(workdir), where)
     found: dict[str, Any] = {}
@@ -109,7 +120,9 @@ def params(config: Experiment, workdir: pathlib.Path | None = None, places: tupl
         if places is not None and place not in places:
             continue
         source = read_config(directory)
-        found[place] = read_params(source, directory)[1]
+        step, found[place] = read_params(source, directory)
+        if place == "autoencoder":
+            check_measured(source, found[place], step, directory)
         if place == "base":
             found |= {f"base.{name}": value for name, value in params(source, directory).items()}
     if config.sources.features.endswith(".npz") and (places is None or "features" in places):
@@ -123,12 +136,29 @@ def record(config: Experiment, workdir: pathlib.Path) -> None:
     Raises:
         ConfigError: they differ.
     """
-    where, path = directories(config), pathlib.Path(workdir) / RECORD
+    where, path = directories(config, workdir), pathlib.Path(workdir) / RECORD
     _check(pathlib.Path(workdir), where)
     trained_on = [place for place in recipe.FROZEN if place in where]
+    if trained_on and not path.exists() and checkpoint.steps(workdir):
+        place = trained_on[0]
+        raise ConfigError(f"{workdir} was begun without sources.{place}; leave it out, or choose another --workdir")
     if trained_on:
         prints = {place: {"run": str(where[place]), "fingerprint": fingerprint(where[place])} for place in trained_on}
         files.write(path, json.dumps(prints, indent=2) + "\n")
+
+
+def check_measured(config: Experiment, params: Any, step: int, workdir: pathlib.Path) -> None:
+    """Whether an autoencoder's latents have been measured, as they are at the end of its training.
+
+    Raises:
+        ConfigError: its `params` are not of the last step, or hold the mean 0 and the standard deviation 1 that they began with.
+    """
+    fresh = np.all(np.asarray(params["latent"]["shift"]) == 0) and np.all(np.asarray(params["latent"]["scale"]) == 1)
+    if step < config.steps or fresh:
+        how = "train it on, by its recipe with more --steps" if fresh else "train it on"
+        raise ConfigError(
+            f"the autoencoder {workdir} is at step {step} of {config.steps}; its latents are measured at the end: {how}"
+        )
 
 
 def fingerprint(workdir: pathlib.Path) -> str:
@@ -158,15 +188,6 @@ def vgg16(path: pathlib.Path) -> dict[str, Any]:
         raise ConfigError(f"sources.features: {path} holds {len(linear)} of LPIPS's five lin*.model.1.weight; keep all, or none")
     layers = [{"kernel": k.transpose(2, 3, 1, 0), "bias": b} for k, b in zip(kernels, biases, strict=True)]
     return {"convolutions": layers, **({"weights": linear} if linear else {})}
-
-
-def _check_finished(source: Experiment, workdir: pathlib.Path) -> None:
-    step = checkpoint.steps(workdir)[-1] if checkpoint.steps(workdir) else 0
-    if step < source.steps:
-        how = "train it on by the command that began it"
-        raise ConfigError(
-            f"the autoencoder {workdir} is at step {step} of {source.steps}, and its latents are measured at the end; {how}"
-        )
 
 
 def _check(workdir: pathlib.Path, where: Mapping[str, pathlib.Path]) -> None:

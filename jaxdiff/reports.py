@@ -32,7 +32,7 @@ def finish(
         labels, context = _held_out(config, len(labels), data_dir)
     samples = generation(config, config.evaluation.batch_size, workdir)(params, labels, config.seed, context)
     shown = samples[: config.sampling.num]
-    pictures.save_grid(out, shown, columns=len(classes))
+    pictures.save_grid(out, shown, columns=min(len(classes), 10))
     lines = [f"{len(shown)} samples of step {step}: {out}"]
     if config.evaluation.num:
         report = judge(config, samples, labels, data_dir)
@@ -46,8 +46,8 @@ def _held_out(config: Experiment, num: int, data_dir: str | None) -> tuple[np.nd
     """Labels and context vectors of the first images of the test split, over and over."""
     from jaxdiff import data
 
-    test = data.of(config.data, "test", data_dir)
-    test = data.with_context(test, config.data, "test", config.model.context_channels, data_dir)
+    test = data.of(config.data, config.data.held_out, data_dir)
+    test = data.with_context(test, config.data, config.data.held_out, config.model.context_channels, data_dir)
     rows = test.rows(np.arange(num) % test.num_examples)
     return rows["label"], rows["context"]
 
@@ -84,7 +84,7 @@ def finish_classifier(config: Experiment, workdir: pathlib.Path, data_dir: str |
     from jaxdiff import data, evaluate
 
     step, params = lineage.read_params(config, workdir)
-    test = data.of(config.data, "test", data_dir)
+    test = data.of(config.data, config.data.held_out, data_dir)
     levels = recipe.SCHEDULES[config.diffusion.schedule]()(jnp.array(TIMES))
     label, key = jax.jit(recipe.labeller(config)), jax.random.key(config.seed)
     rows = []
@@ -104,5 +104,5 @@ def judge(config: Experiment, samples: np.ndarray, labels: np.ndarray, data_dir:
     from jaxdiff import data, evaluate
 
     c = config.data
-    train, test = (data.of(c, split, data_dir) for split in (c.split, "test"))
+    train, test = (data.of(c, split, data_dir) for split in (c.split, c.held_out))
     return evaluate.report(evaluate.train_judge(train, test, config.evaluation.epochs), samples, labels, train, test)

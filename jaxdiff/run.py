@@ -39,7 +39,7 @@ def generation(config: Experiment, batch_size: int = 500, workdir: pathlib.Path 
     Raises:
         ConfigError: a run that sampling needs (a classifier, an autoencoder, a cascade's base) is missing or does not fit.
     """
-    sources, frozen = lineage.configs(config), lineage.params(config, workdir)
+    sources, frozen = lineage.configs(config, workdir), lineage.params(config, workdir)
     compiled = jax.jit(recipe.prior_generator(config) if config.objective == "vae" else recipe.generator(config, sources))
 
     def generate(params: Any, labels: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
@@ -86,9 +86,9 @@ def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None
 
     c = config.data
     places = tuple(place for place in recipe.FROZEN if not (c.latents and place == "autoencoder"))
-    sources, frozen = lineage.configs(config), lineage.params(config, workdir, places)
+    sources, frozen = lineage.configs(config, workdir), lineage.params(config, workdir, places)
     layout = recipe.layout(config, frozen, sources)
-    source: Any = latents.of(c, lineage.directories(config)["autoencoder"]) if c.latents else data.of(c, c.split, data_dir)
+    source: Any = latents.of(c, lineage.directories(config, workdir)["autoencoder"]) if c.latents else data.of(c, c.split, data_dir)
     if config.model.context_channels and not c.latents:
         source = data.with_context(source, c, c.split, config.model.context_channels, data_dir)
     labelled = config.objective not in ("vae", "autoencoder") and config.model.num_classes > 0
@@ -172,7 +172,7 @@ def _start(config: Experiment, workdir: pathlib.Path, layout: Layout, frozen: An
 def _sample_grids(config: Experiment, workdir: pathlib.Path) -> Callable[[TrainState, int], np.ndarray]:
     """A function that draws a grid of samples from a state at a step, and writes it."""
     generate = generation(config, workdir=workdir)
-    columns = config.model.num_classes or 10
+    columns = min(config.model.num_classes, 10) or 10
     labels = cycling(range(columns), config.sampling.num)
 
     def draw(state: TrainState, step: int) -> np.ndarray:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pathlib
 from typing import NamedTuple
 
 from jaxdiff import checkpoint, lineage
-from jaxdiff.config import Experiment, load, validated
+from jaxdiff.config import Experiment, differences, load, to_dict, validated
 from jaxdiff.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 class Stage(NamedTuple):
@@ -59,10 +62,19 @@ def _resolved(config: Experiment, workdir: pathlib.Path, above: tuple[str, ...])
         directory = workdir.parent / pathlib.Path(name).stem
         source, before = _resolved(load(pathlib.Path(name)), directory, (*above, name))
         stages += [stage for stage in (*before, Stage(pathlib.Path(name), directory, source)) if stage not in stages]
+        _compare(source, directory, name)
         sources[place] = str(directory)
     if any(stage.workdir == workdir for stage in stages):
         raise ConfigError(f"--workdir {workdir} is where a stage of this recipe is trained; choose another name beside it")
     return validated(dataclasses.replace(config, sources=type(config.sources)(**sources))), stages
+
+
+def _compare(config: Experiment, workdir: pathlib.Path, name: str) -> None:
+    """Says where a run that is there was trained otherwise than the recipe of its name."""
+    if (workdir / "config.json").is_file():
+        found = differences(to_dict(lineage.read_config(workdir)), to_dict(config))
+        if found:
+            log.warning("%s is used as it is, though it differs from %s: %s", workdir, name, "; ".join(found[:3]))
 
 
 def _progress(workdir: pathlib.Path) -> str | None:

@@ -141,7 +141,7 @@ def test_flags_of_likelihood_alone(capsys, tmp_path):
 
 def test_gaussian_pixels_and_padded_images_are_refused(tmp_path, tfds_dir):
     vae = config.load("configs/digits_vae.py")
-    vae = dataclasses.replace(vae, autoencoder=dataclasses.replace(vae.autoencoder, pixels="gaussian"))
+    vae = dataclasses.replace(vae, vae=dataclasses.replace(vae.vae, pixels="gaussian"))
     with pytest.raises(errors.ConfigError, match="gaussian pixels have a density, not a probability; train with"):
         bits.estimators(vae, [], bits.Effort())
     padded = config.load("configs/digits_vae.py")

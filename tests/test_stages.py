@@ -81,8 +81,8 @@ def test_a_missing_stage_is_said_in_one_line(folder, tmp_path, capsys):
     assert f"{kl} (step 3 of 5)" in capsys.readouterr().err
     made = lineage.read_config(folder / "latent")
     made = dataclasses.replace(made, sources=dataclasses.replace(made.sources, autoencoder=str(kl)))
-    with pytest.raises(ConfigError, match=r"kl is at step 3 of 5, and its latents are measured at the end; train it on"):
-        lineage.configs(made)
+    with pytest.raises(ConfigError, match=r"kl is at step 3 of 5; its latents are measured at the end: train it on"):
+        lineage.params(made)
     assert cli.main([*recipes, str(kl)]) == 1
     assert "is where a stage of this recipe is trained" in capsys.readouterr().err
 
@@ -150,11 +150,11 @@ def test_what_has_no_meaning_in_latents_is_refused(folder, capsys):
     assert cli.main(["evaluate", latent, "--likelihood"]) == 1
     assert "--likelihood: of images there is none in latents" in capsys.readouterr().err
     assert cli.main(["sample", str(folder / "kl")]) == 1
-    assert "is a autoencoder run, here a diffusion run is wanted" in capsys.readouterr().err
+    assert "is an autoencoder run, here a diffusion run is wanted" in capsys.readouterr().err
     assert cli.main(["train", str(folder / "latent.py"), "--sampling.clip"]) == 1
     assert "sampling.clip must be False in latent space" in capsys.readouterr().err
     assert cli.main(["train", "configs/digits.py", "--sources.autoencoder", str(folder / "latent"), "--sampling.no-clip"]) == 1
-    assert "is a diffusion run, here a autoencoder run is wanted" in capsys.readouterr().err
+    assert "is a diffusion run, here an autoencoder run is wanted" in capsys.readouterr().err
 
 
 def test_samples_are_decoded_latents(folder, tmp_path):
@@ -173,3 +173,49 @@ def test_samples_are_decoded_latents(folder, tmp_path):
         z = jax.jit(recipe.generator(made, sources))(params, jax.random.key(0), np.arange(4), frozen)
     assert z.shape == (4, 4, 4, 2)
     np.testing.assert_allclose(images, codec.decode(frozen["autoencoder"], z), atol=1e-5)
+
+
+def test_runs_that_moved_together_find_each_other(folder, tmp_path):
+    values = json.loads((folder / "latent" / "config.json").read_text())
+    values["sources"]["autoencoder"] = "runs/that/is/gone/kl"
+    made = config.from_dict(values)
+    with pytest.raises(ConfigError, match="no run in runs/that/is/gone/kl"):
+        lineage.configs(made)
+    assert lineage.configs(made, folder / "latent") == {"autoencoder": lineage.read_config(folder / "kl")}
+    assert set(lineage.params(made, folder / "latent")) == {"autoencoder"}
+
+
+def test_a_run_on_pixels_does_not_go_on_in_latents(folder, tmp_path):
+    shutil.copytree(folder / "latent", tmp_path / "pixels")
+    (tmp_path / "pixels" / "sources.json").unlink()
+    with pytest.raises(ConfigError, match=r"was begun without sources\.autoencoder"):
+        lineage.record(lineage.read_config(folder / "latent"), tmp_path / "pixels")
+
+
+def test_latents_that_were_not_measured_are_refused(folder):
+    made = lineage.read_config(folder / "kl")
+    step, params = lineage.read_params(made, folder / "kl")
+    lineage.check_measured(made, params, step, folder / "kl")
+    params["latent"] = {"shift": np.zeros(2), "scale": np.ones(2)}
+    with pytest.raises(ConfigError, match="latents are measured at the end: train it on, by its recipe with more --steps"):
+        lineage.check_measured(made, params, step, folder / "kl")
+
+
+def test_a_stage_of_a_cascade_sees_levels_of_its_training():
+    large, base = config.load("configs/mnist_32.py"), config.load("configs/mnist_16.py")
+    diffusion = dataclasses.replace(large.diffusion, schedule="lognormal", sampling_schedule="karras", prediction="edm")
+    large = dataclasses.replace(large, diffusion=diffusion)
+    base = dataclasses.replace(base, cascade=config.Cascade(), sources=config.Sources())
+    first, last = recipe.stages(large, None, {"label": np.zeros(2)}, {"base": base}, {"base": None})
+    assert first.augmentation is None
+    np.testing.assert_allclose(last.augmentation.logsnr, recipe.SCHEDULES["lognormal"]()(large.cascade.augmentation).logsnr)
+    recipe.check_cascade(large, base, "here")
+    for change, message in (
+        ({"sources": config.Sources(autoencoder="kl")}, "the base here has sources.autoencoder 'kl'"),
+        (
+            {"data": dataclasses.replace(base.data, image_shape=(8, 8, 1))},
+            r"has data.image_shape \(8, 8, 1\), .* needs \(16, 16, 1\)",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            recipe.check_cascade(large, dataclasses.replace(base, **change), "here")

@@ -19,7 +19,7 @@ from jaxdiff.config.fields import (
     Spacing,
     Vae,
 )
-from jaxdiff.config.reading import differences, from_dict, load, to_dict, validated
+from jaxdiff.config.reading import a_run_of, differences, from_dict, load, to_dict, validated
 
 __all__ = [
     "Autoencoder",
@@ -39,6 +39,7 @@ __all__ = [
     "differences",
     "from_dict",
     "load",
+    "a_run_of",
     "to_dict",
     "validated",
 ]

@@ -17,6 +17,8 @@ class Data:
     name: str = "digits"
     """A data set of tensorflow-datasets with the features image and label."""
     split: str = "train"
+    held_out: str = "test"
+    """The split that nothing is trained on: for measures and pictures."""
     image_shape: tuple[int, int, int] = (8, 8, 1)
     """Height, width, channels; images are brought to it by fit."""
     fit: Literal["pad", "resize", "crop"] = "pad"

@@ -148,16 +148,17 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
     yield "sampling.eta", "0 for a sampler that is not ddim", c.sampling.sampler == "ddim" or c.sampling.eta == 0
     named = bool(c.sampling.classifier)
     yield "sampling.classifier_scale", "1 unless sampling.classifier names a run", named or c.sampling.classifier_scale == 1
-    of_run = f"0 for a {c.objective}, which draws no samples while it trains"
+    of_run = f"0 for {a_run_of(c.objective)}, which draws no samples while it trains"
     yield "sampling.every", of_run, c.objective == "diffusion" or c.sampling.every == 0
-    for name, where in (("model.dropout", ("diffusion", "classifier")), ("model.fourier", ("diffusion",))):
-        yield name, f"not set for a {c.objective}, whose network has none", c.objective in where or not _value(c, name)
+    only = [(f"model.{name}", ("diffusion",)) for name in ("fourier", "heads", "transformer", "context_channels")]
+    for name, where in (("model.dropout", ("diffusion", "classifier")), *only):
+        yield name, f"not set for {a_run_of(c.objective)}, whose network has none", c.objective in where or not _value(c, name)
     yield "sampling.classifier", "empty for all but diffusion", c.objective == "diffusion" or not c.sampling.classifier
     coded = c.objective in ("vae", "autoencoder")
-    yield "evaluation.num", f"0 for a {c.objective}, which has no labels", not coded or c.evaluation.num == 0
+    yield "evaluation.num", f"0 for {a_run_of(c.objective)}, which has no labels", not coded or c.evaluation.num == 0
     yield from _source_rules(c)
     learned = c.diffusion.schedule == "learned"
-    yield "diffusion.schedule", f"a fixed one for a {c.objective}", not learned or c.objective == "diffusion"
+    yield "diffusion.schedule", f"a fixed one for {a_run_of(c.objective)}", not learned or c.objective == "diffusion"
     yield "diffusion.weight", "elbo with a learned schedule, which lowers its variance", not learned or c.diffusion.weight == "elbo"
     short = c.diffusion.schedule in ("learned", "linear_logsnr")
     same = c.diffusion.sampling_schedule in ("", "linear_logsnr")
@@ -174,8 +175,8 @@ def _source_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
     diffusion, compresses = c.objective == "diffusion", c.objective == "autoencoder"
     height, width, _ = c.data.image_shape
     for name in ("autoencoder", "base"):
-        yield f"sources.{name}", f"empty for a {c.objective}", diffusion or not _value(c, f"sources.{name}")
-    yield "sources.features", f"empty for a {c.objective}", compresses or not c.sources.features
+        yield f"sources.{name}", f"empty for {a_run_of(c.objective)}", diffusion or not _value(c, f"sources.{name}")
+    yield "sources.features", f"empty for {a_run_of(c.objective)}", compresses or not c.sources.features
     wants = c.autoencoder.perceptual > 0
     yield (
         "sources.features",
@@ -203,9 +204,22 @@ def _source_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
     yield "sampling.every", "0 with context vectors, which the data set brings", not attends or not c.sampling.every
     yield "data.latents", "empty with model.context_channels: a cache keeps no context", not attends or not c.data.latents
     yield "model.num_classes", "at least 1 for a classifier", c.objective != "classifier" or c.model.num_classes > 0
-    yield "model.context_channels", f"0 for a {c.objective}", diffusion or not attends
+    yield (
+        "evaluation.num",
+        "0 with model.num_classes 0: there are no labels to judge by",
+        c.model.num_classes > 0 or c.evaluation.num == 0,
+    )
+    late = c.autoencoder.adversarial and c.autoencoder.adversarial_start >= c.steps and compresses
+    yield "autoencoder.adversarial_start", f"below steps, {c.steps}, or the discriminator never begins", not late
+    seen = not c.sources.features.endswith(".npz") or (min(height, width) >= 16 and c.data.image_shape[2] in (1, 3))
+    yield "data.image_shape", "of 1 or 3 channels and at least 16 pixels for features of VGG16", seen
     needs = "0 without model.transformer blocks to attend to them"
     yield "model.context_channels", needs, not attends or bool(c.model.transformer)
+
+
+def a_run_of(objective: str) -> str:
+    """The objective after its article."""
+    return f"an {objective}" if objective[0] in "aeiou" else f"a {objective}"
 
 
 def _value(config: Any, name: str) -> Any:

@@ -30,7 +30,8 @@ class Adversary(NamedTuple):
         discriminate: `(params, images [B, H, W, C]) -> scores` of patches, high for real ones.
         last_layer: where in the params the decoder's last kernel is, at which gradients are balanced.
         weight: of its verdict on reconstructions, relative to balance.
-        start: step before which it is neither trained nor heard.
+        start: step before which it has no gradient and is not heard. Adam counts these steps too, as in the paper's code: its
+            first updates are a few times the learning rate.
     """
 
     discriminate: Callable[[Params, Array], Array]

@@ -2,7 +2,16 @@
 
 from jaxdiff.recipe.compression import Codec, check_latents, codec, measured, nearest_codes
 from jaxdiff.recipe.networks import Vae, conditional, learned_logsnr, noisy_classifier, unet, vae
-from jaxdiff.recipe.sampling import check_cascade, check_guiding, generator, labeller, levels, prior_generator, sampling_schedule
+from jaxdiff.recipe.sampling import (
+    check_cascade,
+    check_guiding,
+    generator,
+    labeller,
+    levels,
+    prior_generator,
+    sampling_schedule,
+    stages,
+)
 from jaxdiff.recipe.tables import PARAMETERIZATIONS, PIXELS, SAMPLERS, SCHEDULES, SPACINGS, WEIGHTS
 from jaxdiff.recipe.training import FROZEN, Sources, below, init, layout, objective, optimizer, state_shapes
 
@@ -36,6 +45,7 @@ __all__ = [
     "optimizer",
     "prior_generator",
     "sampling_schedule",
+    "stages",
     "state_shapes",
     "unet",
     "vae",

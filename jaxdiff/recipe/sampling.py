@@ -42,7 +42,9 @@ def levels(config: Experiment, params: Any = None) -> process.Level:
 
 
 def generator(config: Experiment, sources: Sources = NONE) -> Callable[..., Array]:
-    """The pure function `(params, key, given, frozen) -> images [B, H, W, C]` in [-1, 1] of the config's sampler.
+    """The pure function `(params, key, given, frozen) -> images [B, H, W, C]` of the config's sampler.
+
+    Images lie in [-1, 1]; decoded ones may reach beyond.
 
     `given` is labels `[B]`, of which `num_classes` is none at all, or a mapping of `label` and `context [B, T, D]`.
     `sources` are the configs of the runs that sampling needs, by place: a classifier that guides, an autoencoder in whose
@@ -66,7 +68,8 @@ def stages(
     if "base" in sources:
         before = stages(sources["base"], frozen["base"], given, below(sources, "base"), below(frozen, "base"))
     sampling, shape = config.sampling, space(config, sources)
-    augmentation = sampling_schedule(config, params)(jnp.asarray(config.cascade.augmentation)) if before else None
+    time = jnp.asarray(config.cascade.augmentation)  # of the training schedule, by whose levels the network has seen the base
+    augmentation = SCHEDULES[config.diffusion.schedule]()(time) if before else None
     return [
         *before,
         cascade.Stage(
@@ -97,10 +100,11 @@ def _denoiser(config: Experiment, params: Any, given: Mapping[str, Array], sourc
 
 
 def prior_generator(config: Experiment) -> Callable[..., Array]:
-    """The pure function `(params, key, label [B], ...) -> images [B, H, W, C]` of a VAE, which draws codes and reads no label."""
+    """The pure function `(params, key, given, ...) -> images [B, H, W, C]` of a VAE, as many as labels, which it does not read."""
     parts = vae(config)
 
-    def generate(params: Any, key: Array, label: Array, frozen: Mapping[str, Any] = NONE) -> Array:
+    def generate(params: Any, key: Array, given: Mapping[str, Array], frozen: Mapping[str, Any] = NONE) -> Array:
+        label = given["label"]
         images = jax.ShapeDtypeStruct((*label.shape, *config.data.image_shape), jnp.float32)
         codes = jax.eval_shape(parts.encode, params, images).mean
         return parts.mean(params, jax.random.normal(key, codes.shape))
@@ -130,9 +134,13 @@ def check_cascade(config: Experiment, base: Experiment, where: str) -> None:
     for name, mine, its in (
         ("data.image_shape", wanted, base.data.image_shape),
         ("model.num_classes", config.model.num_classes, base.model.num_classes),
+        ("model.context_channels", config.model.context_channels, base.model.context_channels),
+        ("sources.autoencoder", "", base.sources.autoencoder),
     ):
         if mine != its:
-            raise ConfigError(f"the base {where} has {name} {its}, this stage of the cascade needs {mine}; train one with {mine}")
+            raise ConfigError(
+                f"the base {where} has {name} {its!r}, this stage of the cascade needs {mine!r}; train one with {mine!r}"
+            )
 
 
 def check_guiding(config: Experiment, guiding: Experiment, where: str) -> None:
