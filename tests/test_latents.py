@@ -35,8 +35,9 @@ def untrained(workdir, seed, size=0.2, **options):
     params = jax.tree.map(lambda leaf: size * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes.params)
     params["latent"] = {"shift": np.array([0.5, -1.0], np.float32), "scale": np.array([2.0, 0.5], np.float32)}
     rest = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    last = np.full((), made.steps, np.int32)
     with checkpoint.manager(workdir) as to:
-        checkpoint.save(to, dataclasses.replace(rest, params=params, ema={"ema": params}), to_dict(made))
+        checkpoint.save(to, dataclasses.replace(rest, step=last, params=params, ema={"ema": params}), to_dict(made))
     (workdir / "config.json").write_text(json.dumps(to_dict(made)))
     return workdir
 
