@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from tqdm import trange
+from tqdm import tqdm
 
 from jaxdiff.data import Images, normalized
 from jaxdiff.models.classifier import Classifier
@@ -85,23 +85,19 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 def train_judge(train: Images, test: Images, epochs: int, seed: int = 0, batch_size: int = 64) -> Judge:
     """A classifier of the training images, shifted by at most one pixel at random, with its accuracy on the test images."""
     images, labels = train.fetch(np.arange(train.num_examples))
-    images, labels = jnp.asarray(normalized(images)), jnp.asarray(labels)
     model = Classifier(train.num_classes)
     num_steps = len(images) // batch_size
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, epochs * num_steps))
-    step = train_step(partial(_classification, model), optimizer, {})
-
-    @jax.jit
-    def epoch(state: TrainState, images: Array, labels: Array, key: Array) -> TrainState:
-        order = jax.random.permutation(jax.random.fold_in(key, state.step), len(images))[: num_steps * batch_size]
-        batches = {"image": images[order], "label": labels[order]}
-        batches = jax.tree.map(lambda leaf: leaf.reshape(num_steps, batch_size, *leaf.shape[1:]), batches)
-        return jax.lax.scan(lambda state, batch: (step(state, batch, key)[0], None), state, batches)[0]
-
+    step = jax.jit(train_step(partial(_classification, model), optimizer, {}), donate_argnums=0)
     init_key, key = jax.random.split(jax.random.key(seed))
-    state = initial_state(jax.jit(model.init)(init_key, images[:1])["params"], optimizer, {})
-    for _ in trange(epochs, desc="training the classifier", unit="epoch", leave=False):
-        state = epoch(state, images, labels, key)
+    state = initial_state(jax.jit(model.init)(init_key, normalized(images[:1]))["params"], optimizer, {})
+    with tqdm(total=epochs * num_steps, desc="training the classifier", unit="step", leave=False) as bar:
+        for first in range(0, epochs * num_steps, num_steps):
+            order = np.asarray(jax.random.permutation(jax.random.fold_in(key, first), len(images)))
+            for rows in np.split(order[: num_steps * batch_size], num_steps):
+                state, metrics = step(state, {"image": normalized(images[rows]), "label": labels[rows]}, key)
+                jax.block_until_ready(metrics)  # so that the bar tells the truth
+                bar.update()
     return _judge(model, state.params, test)
 
 

@@ -20,7 +20,7 @@ TINY = (
 )
 SAMPLED = ("--evaluation.num", "0", "--sampling.every", "1", "--sampling.num", "2", "--sampling.steps", "2")
 COMPRESSED = ("--autoencoder.discriminator-channels", "4", "--autoencoder.adversarial-start", "0")
-SMALL = ("--data.name", "cifar10", "--data.image-shape", "32", "32", "3")  # in the place of ImageNet
+SMALL = ("--data.name", "cifar10", "--data.held-out", "test", "--data.image-shape", "32", "32", "3")  # in the place of ImageNet
 OTHERS = {
     "imagenet256_kl": (*SMALL, "--autoencoder.perceptual", "0", "--sources.features", ""),
     "imagenet256_latent": (*SMALL, "--model.attention", "2"),
