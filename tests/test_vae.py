@@ -271,8 +271,8 @@ def test_an_example_moves_its_own_code_and_image_alone(tiny):
 def test_std_stays_sane_whatever_the_network_says(tiny):
     params, x0, (*_, encode, _) = tiny
     for log_std, expected in ((-1e4, np.exp(-15)), (1e4, np.exp(10))):
-        ending = {"kernel": jnp.zeros((3, 3, 16, 6)), "bias": jnp.full(6, log_std)}
-        np.testing.assert_allclose(encode({"encoder": {**params["encoder"], "conv_out": ending}}, x0)[1], expected, rtol=1e-5)
+        ending = {"kernel": jnp.zeros((6, 6)), "bias": jnp.full(6, log_std)}
+        np.testing.assert_allclose(encode({"encoder": {**params["encoder"], "quant": ending}}, x0)[1], expected, rtol=1e-5)
 
 
 def test_remat_and_bfloat16_compute_the_same_function(tiny):
