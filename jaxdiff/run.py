@@ -1,7 +1,7 @@
-"""A run: a directory where a config is trained, resumed, sampled and evaluated.
+"""A run: a directory where a config is trained, resumed and sampled.
 
-It holds config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ and, at the end, samples.png and samples.json, or
-a classifier's accuracy.json.
+It holds config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/, sources.json where it was trained on other runs,
+and at the end what `reports` writes.
 """
 
 from __future__ import annotations
