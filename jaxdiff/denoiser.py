@@ -78,6 +78,24 @@ def edm(sigma_data: float = 0.5, sigma_min: float = 0.0) -> Parameterization:
     return coefficients
 
 
+def bounded(parameterization: Parameterization, sigma_min: float = 0.0, sigma_data: float = 0.5) -> Parameterization:
+    """The parameterization, blended with `x / alpha`, which it becomes at `sigma = sigma_min * alpha`: for consistency models.
+
+    `x0 = skip * x + rest * (x0 as it was)` with `edm`'s skip and `rest = noise / sqrt(noise^2 + sigma_data^2)`,
+    `noise = sigma / alpha - sigma_min` (Luo et al. 2023, eq. 9; Song et al. 2023, eq. 25 for edm). Predicted v, velocity, noise
+    and edm need none with sigma_min = 0: at sigma = 0 they are `x / alpha` already.
+    """
+
+    def coefficients(level: Level) -> Coefficients:
+        skip, out, scale = parameterization(level)
+        noise = level.sigma - sigma_min * level.alpha
+        size2 = noise**2 + (sigma_data * level.alpha) ** 2
+        rest = noise / jnp.sqrt(size2)
+        return Coefficients(level.alpha * sigma_data**2 / size2 + rest * skip, rest * out, scale)
+
+    return coefficients
+
+
 def denoiser(network: Network, parameterization: Parameterization) -> Denoiser:
     """The denoiser `skip * x + out * network(scale * x, logsnr)` of a network, which may come from any framework.
 

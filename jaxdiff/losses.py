@@ -26,6 +26,14 @@ def squared_error(a: Array, b: Array) -> Array:
     return jnp.mean((a - b) ** 2, axis=tuple(range(1, a.ndim)))
 
 
+def pseudo_huber(c: float = 0.00054) -> Distance:
+    """`sqrt(mean((a - b)^2) + c^2) - c`, `[B]`: squared where it is small, linear where it is large.
+
+    Song & Dhariwal (2023), section 3.3, divided by the root of the number of values, by which they scale c.
+    """
+    return lambda a, b: jnp.sqrt(squared_error(a, b) + c**2) - c
+
+
 def regression_loss(
     student: Denoiser,
     target: Denoiser,

@@ -2,11 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from jaxdiff.denoiser import Denoiser
+from jaxdiff.process import Level, implied_x0, transfer
+
+Solver = Callable[[Denoiser, Array, Level, Level], Array]  # (teacher, x, t, s) -> x at s on the teacher's probability flow
 
 
 def data(x0: Array) -> Denoiser:
     """The clean data itself, at every level: the target of plain diffusion training."""
     return lambda x, level: x0
+
+
+def euler(denoise: Denoiser, x: Array, t: Level, s: Level) -> Array:
+    """One step of DDIM from t to s: Euler's rule on the probability flow, and exact where the denoiser is `data(x0)`."""
+    return transfer(x, denoise(x, t), t, s)
+
+
+def two_steps(teacher: Denoiser, m: Level, s: Level) -> Denoiser:
+    """The x0 with which one DDIM step from the level at hand to s ends where the teacher's two end, by way of m.
+
+    Progressive distillation (Salimans & Ho 2022, algorithm 2). The levels fall, t > m > s; s may be clean, where the target
+    is the teacher's own x0 at m, and m too, where it is that at t. In float32 its error is about 1e-7 over the step's share of
+    x0, `alpha_s - alpha_t sigma_s / sigma_t`.
+    """
+
+    def target(x: Array, t: Level) -> Array:
+        x_m = euler(teacher, x, t, m)
+        x_s = _unless_clean(m, x_m, lambda noisy: euler(teacher, x_m, noisy, s))
+        return implied_x0(x, x_s, t, s)
+
+    return target
+
+
+def ahead(network: Denoiser, teacher: Denoiser, s: Level, solver: Solver = euler) -> Denoiser:
+    """What the network says at s, where the teacher's solver arrives from x: the x it arrives at, where s is clean.
+
+    Consistency distillation (Song et al. 2023, eq. 7); with `data(x0)` for a teacher, consistency training (eq. 10). A
+    guided teacher and s k levels on: latent consistency (Luo et al. 2023, eq. 16).
+    """
+
+    def target(x: Array, t: Level) -> Array:
+        x_s = solver(teacher, x, t, s)
+        return _unless_clean(s, x_s, lambda noisy: network(x_s, noisy))
+
+    return target
+
+
+def tangent(network: Denoiser, teacher: Denoiser, *, warmup: ArrayLike = 1.0, floor: float = 0.1) -> Denoiser:
+    """`f - sigma * g / (rms(g) + floor)`, `g = alpha * df / dtheta`: a step of the network f down its slope along the flow.
+
+    Continuous-time consistency, sCM (Lu & Song 2024, eq. 6 and section 4.1), on variance-preserving levels
+    `alpha = cos(theta)`, `sigma = sin(theta)`. With v predicted and the weight of v it is their loss in the network's own
+    output. `warmup` r, from 0 to 1, is the share of the slope's unstable part; at 0 the target is the teacher, by direction.
+    `floor` is their c, here beside the root of the mean square over an example's values, there beside that of the sum.
+
+    The slope is `jax.jvp` of the network in (x, level); see `slope`.
+    """
+
+    def target(x: Array, t: Level) -> Array:
+        x0, teacher_x0 = network(x, t), teacher(x, t)
+        whole = slope(network, teacher_x0, x, t)
+        stable = t.alpha / t.sigma * (x0 - teacher_x0)
+        g = t.alpha * (stable + warmup * (whole - stable))
+        rms = jnp.sqrt(jnp.mean(g**2, axis=tuple(range(1, g.ndim)), keepdims=True))
+        return x0 - t.sigma * g / (rms + floor)
+
+    return target
+
+
+def slope(network: Denoiser, x0: Array, x: Array, t: Level) -> Array:
+    """`df / dtheta` of a denoiser f along the flow of x whose clean image there is x0: 0 for a consistency function.
+
+    At `alpha = cos(theta)`, `sigma = sin(theta)`: `dx = alpha * noise - sigma * x0`, the flow's velocity (Lu & Song 2024,
+    section 3.1). Fails where sigma = 0.
+    """
+    noise = (x - t.alpha * x0) / t.sigma
+    velocity = t.alpha * noise - t.sigma * x0
+    return jax.jvp(network, (x, t), (velocity, Level(-t.sigma, t.alpha)))[1]
+
+
+def _unless_clean(level: Level, x: Array, value: Callable[[Level], Array]) -> Array:
+    """`value(level)`, or x itself where the level has no noise, at which no network is called."""
+    noisy = level.sigma > 0
+    safe = Level(jnp.where(noisy, level.alpha, 0.5**0.5), jnp.where(noisy, level.sigma, 0.5**0.5))
+    return jnp.where(noisy, value(safe), x)

@@ -19,10 +19,23 @@ from jaxdiff.objectives.compression import (
     psnr,
     weighted,
 )
-from jaxdiff.objectives.conditions import Condition, contexts, drop, drop_label, joint, labels
+from jaxdiff.objectives.conditions import Condition, contexts, drop, drop_label, guidance_scales, joint, labels
+from jaxdiff.objectives.consistency import PairWeight, consistency, continuous_consistency, inverse_gap, of_noisier
 from jaxdiff.objectives.denoising import conditional, diffusion
+from jaxdiff.objectives.distillation import Student, Teacher, guided, progressive
 from jaxdiff.objectives.kinds import ClassifierNetwork, ConditionalNetwork, Objective, Params
 from jaxdiff.objectives.latent import latent
+from jaxdiff.objectives.pairs import (
+    Curriculum,
+    Measure,
+    Pairs,
+    constant,
+    doubling,
+    lognormal_measure,
+    shrinking,
+    square_root,
+    steps_of,
+)
 from jaxdiff.objectives.super_resolution import augmented, downsampled, low_resolution, upsampled
 from jaxdiff.objectives.variational import variational_diffusion
 
@@ -39,6 +52,25 @@ __all__ = [
     "weighted",
     "ClassifierNetwork",
     "Condition",
+    "Curriculum",
+    "Measure",
+    "PairWeight",
+    "Pairs",
+    "Student",
+    "Teacher",
+    "consistency",
+    "constant",
+    "continuous_consistency",
+    "doubling",
+    "guidance_scales",
+    "guided",
+    "inverse_gap",
+    "lognormal_measure",
+    "of_noisier",
+    "progressive",
+    "shrinking",
+    "square_root",
+    "steps_of",
     "ConditionalNetwork",
     "Objective",
     "Params",

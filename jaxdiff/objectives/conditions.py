@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxdiff.objectives.keys import keys_of
 
+GUIDANCE = 2**32 - 2  # folded into the key, as super_resolution.AUGMENTATION is
 Condition = Callable[[Mapping[str, Array], Array], Any]  # (batch, key) -> what the network is given
 
 
@@ -22,6 +23,24 @@ def labels(null_label: int, dropout: float = 0.1) -> Condition:
 def contexts(null: Array, dropout: float = 0.1) -> Condition:
     """The context vectors `[B, T, D]` of a batch, each example's the null ones `[T, D]` with probability `dropout`."""
     return lambda batch, key: drop(key, batch["index"], batch["context"], null, dropout)
+
+
+def guidance_scales(low: float, high: float) -> Condition:
+    """Guidance scales `[B]`, uniform between two bounds: what a distilled network is given in the place of a guided teacher.
+
+    Meng et al. (2023), section 3.1, whose w is this scale less one.
+
+    Raises:
+        ValueError: `low` is above `high`.
+    """
+    if low > high:
+        raise ValueError(f"guidance_scales: low must be at most high, got {low} and {high}")
+
+    def condition(batch: Mapping[str, Array], key: Array) -> Array:
+        keys = keys_of(jax.random.fold_in(key, GUIDANCE), batch["index"])
+        return low + (high - low) * jax.vmap(jax.random.uniform)(keys)
+
+    return condition
 
 
 def joint(*mappings: Condition, **conditions: Condition) -> Condition:

@@ -10,6 +10,7 @@ from jaxdiff.samplers.singlestep import (
     excess_std,
     full_std,
     heun,
+    overshoot,
 )
 from jaxdiff.samplers.transforms import churn, watched
 
@@ -26,6 +27,7 @@ __all__ = [
     "excess_std",
     "full_std",
     "heun",
+    "overshoot",
     "sample",
     "trajectory",
     "unipc",

@@ -78,6 +78,25 @@ def consistency(noise: Std = excess_std) -> Sampler:
     return stateless(step)
 
 
+def overshoot(levels: Level) -> Sampler:
+    """Steps to the level after next of its list, then noises back to the next: the stochastic sampler of Meng et al. (2023).
+
+    Their section 3.2, for a student of half as many steps that was trained at all of `levels` (`objectives.progressive` with
+    `every_level`). It counts its steps, and must walk along the same `levels [N + 1]` from their beginning.
+    """
+    last = levels.sigma.size - 1
+
+    def step(denoise, x, number, t, s, key):
+        beyond = levels[jnp.minimum(number + 2, last)]
+        x = transfer(x, denoise(x, t), t, beyond)
+        ratio = s.alpha / beyond.alpha
+        variance = s.sigma**2 - (ratio * beyond.sigma) ** 2
+        noise = jax.random.normal(key, x.shape, x.dtype)
+        return ratio * x + jnp.sqrt(jnp.maximum(variance, 0)) * noise, number + 1
+
+    return Sampler(lambda x: jnp.zeros((), jnp.int32), step)
+
+
 def heun() -> Sampler:
     """Aims at `D + w (D(euler, s) - D)`, `w = exp((logsnr_s - logsnr_t) / 2) / 2`: the trapezoidal rule, of order 2.
 

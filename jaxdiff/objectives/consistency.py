@@ -1,0 +1,112 @@
+"""Consistency: distilled from a teacher, or trained on data alone, at pairs of levels or in continuous time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxdiff import losses, targets
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.losses import Distance, Weight
+from jaxdiff.objectives.conditions import Condition
+from jaxdiff.objectives.distillation import Student, Teacher
+from jaxdiff.objectives.keys import batch_key, keys_of, spread_levels
+from jaxdiff.objectives.kinds import Objective, Params
+from jaxdiff.objectives.pairs import Pairs
+from jaxdiff.process import Level, Schedule
+from jaxdiff.targets import Solver
+
+PairWeight = Callable[[Level, Level], Array]  # (t, s) -> weight
+
+
+def inverse_gap(t: Level, s: Level) -> Array:
+    """`1 / (sigma_t / alpha_t - sigma_s / alpha_s)` (Song & Dhariwal 2023, section 3.4)."""
+    return 1 / (t.sigma / t.alpha - s.sigma / s.alpha)
+
+
+def of_noisier(weight: Weight) -> PairWeight:
+    """A weight of the noisier level alone."""
+    return lambda t, s: weight(t)
+
+
+def consistency(
+    student: Student,
+    teacher: Teacher | None,
+    pairs: Pairs,
+    weight: PairWeight,
+    *,
+    condition: Condition,
+    target_ema: str | None = None,
+    solver: Solver = targets.euler,
+    distance: Distance = losses.squared_error,
+) -> Objective:
+    """The loss of a student to itself, at the level s where the teacher's solver arrives from t.
+
+    Consistency distillation (Song et al. 2023, algorithm 2), or without a teacher consistency training (algorithm 3), which
+    goes from t to s along the example's own x0 and noise. The student's parameterization must be `x / alpha` where the noise
+    ends, as v, edm and `denoiser.bounded` are.
+
+    Args:
+        student: of `params`, and of what its targets are computed with.
+        teacher: of `state.frozen`, or None.
+        pairs: the levels t and s, see `pairs`.
+        weight: of both, such as `inverse_gap`.
+        condition: what both are given of a batch.
+        target_ema: name of the EMA in the state that computes targets; None: the params themselves, behind stop_gradient (an
+            EMA of decay 0, as Song & Dhariwal 2023, section 3.2, would have it).
+        solver: the teacher's, `targets.euler` (DDIM) or one of higher order.
+        distance: such as `losses.pseudo_huber()`.
+    """
+
+    def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
+        x0, index = batch["image"], batch["index"]
+        time_key, noise_key, condition_key, dropout_key = jax.random.split(key, 4)
+        given, dropout_key = condition(batch, condition_key), batch_key(dropout_key, index)
+        t, s = pairs(state.step, time_key, index, x0.ndim)
+        averaged = params if target_ema is None else state.ema[target_ema]
+        network = student(jax.lax.stop_gradient(averaged), given, dropout_key)  # the same units dropped
+        guide = targets.data(x0) if teacher is None else teacher(state.frozen, given)
+        target = targets.ahead(network, guide, s, solver)
+        learner = student(params, given, dropout_key)
+        noise_keys = keys_of(noise_key, index)
+        return jnp.mean(losses.regression_loss(learner, target, x0, t, noise_keys, lambda t: weight(t, s), distance))
+
+    return objective
+
+
+def continuous_consistency(
+    student: Student,
+    teacher: Teacher | None,
+    schedule: Schedule,
+    weight: Weight = losses.v_weight,
+    *,
+    condition: Condition,
+    warmup_steps: int = 0,
+    floor: float = 0.1,
+    distance: Distance = losses.squared_error,
+) -> Objective:
+    """The loss of a student to itself a little further along the flow, in the limit of no step at all: sCM.
+
+    Lu & Song (2024), algorithm 1, without the learned weight of levels: at uniform times of a variance-preserving schedule,
+    to `targets.tangent` of the teacher, or without one of the example's own x0 and noise. `weight` v makes it their loss where
+    the network predicts v. `warmup_steps` bring in the unstable part of the slope.
+    """
+
+    def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
+        x0, index = batch["image"], batch["index"]
+        time_key, noise_key, condition_key, dropout_key = jax.random.split(key, 4)
+        given, dropout_key = condition(batch, condition_key), batch_key(dropout_key, index)
+        level = spread_levels(schedule, time_key, index, x0.ndim)
+        share: ArrayLike = jnp.minimum(state.step.astype(x0.dtype) / warmup_steps, 1) if warmup_steps else 1.0
+        network: Denoiser = student(jax.lax.stop_gradient(params), given, dropout_key)
+        guide = targets.data(x0) if teacher is None else teacher(state.frozen, given)
+        target = targets.tangent(network, guide, warmup=share, floor=floor)
+        learner = student(params, given, dropout_key)
+        return jnp.mean(losses.regression_loss(learner, target, x0, level, keys_of(noise_key, index), weight, distance))
+
+    return objective
