@@ -18,9 +18,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxdiff.errors import CheckpointError
+from jaxdiff.process import Level
 from jaxdiff.train import TrainState
 
 log = logging.getLogger(__name__)
@@ -29,13 +31,16 @@ DAMAGED = "damaged"  # unreadable steps are moved here, never deleted
 
 
 @contextlib.contextmanager
-def manager(workdir: pathlib.Path, keep: int = 3) -> Iterator[ocp.CheckpointManager]:
+def manager(workdir: pathlib.Path, keep: int = 3, keep_every: int | None = None) -> Iterator[ocp.CheckpointManager]:
     """An orbax manager of `workdir/checkpoints` that keeps the last `keep` steps; the end of the block waits for all saves.
+
+    Steps that `keep_every` divides are kept for good.
 
     Raises:
         CheckpointError: the last save failed, on a full disk for example.
     """
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+    kept: Any = {"max_to_keep": keep, "keep_period": keep_every}
+    options = ocp.CheckpointManagerOptions(**kept, create=True, enable_async_checkpointing=True)
     made = ocp.CheckpointManager(_directory(workdir), options=options)
     try:
         yield made
@@ -52,8 +57,10 @@ def steps(workdir: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
 
 
-def save(to: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any]) -> None:
+def save(to: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any], levels: Level | None = None) -> None:
     """Saves the state under its step in the background, with the config and the checksums. The same step again: nothing.
+
+    `levels [N + 1]` are those that a student knows (`read_levels`).
 
     Raises:
         CheckpointError: this save or an earlier one in the background failed, on a full disk for example.
@@ -62,7 +69,13 @@ def save(to: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any]
     step = int(state.step)
     if step in to.all_steps():
         return
-    meta = {"step": step, "config": dict(config), "checksums": {name: checksums(item) for name, item in items.items()}}
+    meta: dict[str, Any] = {
+        "step": step,
+        "config": dict(config),
+        "checksums": {name: checksums(item) for name, item in items.items()},
+    }
+    if levels is not None:
+        meta["levels"] = {"alpha": np.asarray(levels.alpha).tolist(), "sigma": np.asarray(levels.sigma).tolist()}
     arrays: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
     with _saving(to):
         to.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
@@ -87,16 +100,32 @@ def restore(workdir: pathlib.Path, like: TrainState) -> TrainState | None:
     return replace(like, step=items["step"]["step"], params=items["params"], ema=ema, opt_state=items["opt_state"])
 
 
-def restore_ema(workdir: pathlib.Path, name: str, like: Any) -> tuple[int, Any]:
-    """Step and params of one EMA of the newest whole checkpoint, reading nothing else. Changes no file.
+def restore_ema(workdir: pathlib.Path, name: str, like: Any, step: int | None = None) -> tuple[int, Any]:
+    """Step and params of one EMA of the newest whole checkpoint, or of a step, reading nothing else. Changes no file.
 
     Raises:
         CheckpointError: `workdir` has no checkpoint, or none that can be read.
     """
     if not steps(workdir):
         raise CheckpointError(f"{workdir} has no checkpoint; train it first: jaxdiff train CONFIG --workdir {workdir}")
-    step, items = _newest(workdir, {_ema_item(name): like})
-    return step, items[_ema_item(name)]
+    wanted = {_ema_item(name): like}
+    found, items = _newest(workdir, wanted) if step is None else (step, _read(workdir, step, wanted))
+    return found, items[_ema_item(name)]
+
+
+def read_levels(workdir: pathlib.Path, step: int | None = None) -> dict[str, list[float]]:
+    """`alpha` and `sigma` of the levels that the student of the newest step, or of a step, was trained on.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds none.
+    """
+    if not steps(workdir):
+        raise CheckpointError(f"{workdir} has no checkpoint; train it first: jaxdiff train CONFIG --workdir {workdir}")
+    step = steps(workdir)[-1] if step is None else step
+    found = _read(workdir, step, {})["meta"].get("levels")
+    if found is None:
+        raise CheckpointError(f"checkpoint {_directory(workdir) / str(step)} holds no levels; it is no student's of a list")
+    return found
 
 
 def fingerprint(workdir: pathlib.Path, name: str) -> str:

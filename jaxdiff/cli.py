@@ -1,4 +1,4 @@
-"""The command line: `jaxdiff train | sample | evaluate | verify | data`.
+"""The command line: `jaxdiff train | ladder | sample | evaluate | verify | data | latents`.
 
 Each command is a function of typed arguments (see flags.py). What a user can mend ends in one line.
 """
@@ -17,9 +17,9 @@ from typing import Any
 
 import tyro
 
-from jaxdiff.config import Experiment, load, validated
+from jaxdiff.config import Experiment, load, load_ladder, validated
 from jaxdiff.errors import ConfigError, UserError
-from jaxdiff.flags import USAGE, Data, Evaluate, Latents, Sample, Train, Verify, parse_labels, vectors
+from jaxdiff.flags import USAGE, Data, Evaluate, Ladder, Latents, Sample, Train, Verify, parse_labels, vectors
 
 SAMPLING = ("sampler", "steps", "spacing", "eta", "guidance", "classifier", "classifier_scale")  # flags that set config.sampling
 
@@ -56,6 +56,28 @@ def _train(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> i
     else:
         print(reports.finish(config, workdir, workdir / "samples.png", range(max(config.model.num_classes, 1)), data_dir))
     return None
+
+
+def ladder(args: Ladder) -> int:
+    """`jaxdiff ladder`: the exit status."""
+    from jaxdiff import checkpoint, files, run, stages
+    from jaxdiff import ladder as ladders
+
+    config = load_ladder(args.config)
+    workdir = args.workdir or pathlib.Path("runs") / args.config.stem
+    trained = ladders.runs(config, workdir)
+    for stage in stages.unfinished(trained):
+        print(f"rung {stage.workdir}: {stage.command}")
+        if stopped := run.train(stage.config, stage.workdir, args.data_dir):
+            step = checkpoint.steps(stage.workdir)[-1]
+            print(f"{stopped}: saved step {step} of {stage.workdir}; the same command goes on from there")
+            return 130 if stopped == "SIGINT" else 0
+    rows = ladders.measured(config, workdir, list(ladders.rungs(config, trained)), args.data_dir)
+    text = ladders.table(rows)
+    files.write(workdir / "table.md", text + "\n")
+    ladders.draw(rows, workdir / "ladder.png")
+    print(f"{text}\n{workdir / 'table.md'}, {workdir / 'ladder.png'}, and a grid for each place")
+    return 0
 
 
 def sample(args: Sample) -> int:
@@ -182,6 +204,7 @@ def _refuse(args: Any, names: Sequence[str], why: str) -> None:
 
 COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "train": (Train, train),
+    "ladder": (Ladder, ladder),
     "sample": (Sample, sample),
     "evaluate": (Evaluate, evaluate),
     "verify": (Verify, verify),

@@ -50,18 +50,28 @@ class Report:
         )
 
 
-def report(judge: Judge, samples: np.ndarray, labels: np.ndarray, train: Images, test: Images) -> Report:
+class Reference(NamedTuple):
+    """A judge's features of real images: of those for training and of held-out ones, `[N, F]`."""
+
+    train: np.ndarray
+    held_out: np.ndarray
+
+
+def reference(judge: Judge, train: Images, test: Images) -> Reference:
+    """What samples are compared with."""
+    return Reference(*(judge.name(normalized(each.fetch(np.arange(each.num_examples))[0]))[1] for each in (train, test)))
+
+
+def report(judge: Judge, reference: Reference, samples: np.ndarray, labels: np.ndarray) -> Report:
     """The report of samples `[N, H, W, C]` in [-1, 1] that were asked to be `labels [N]`."""
     named, features = judge.name(np.clip(samples, -1, 1))
-    _, real = judge.name(normalized(train.fetch(np.arange(train.num_examples))[0]))
-    _, held_out = judge.name(normalized(test.fetch(np.arange(test.num_examples))[0]))
-    num = min(len(features), len(held_out))
+    num = min(len(features), len(reference.held_out))
     return Report(
         accuracy=judge.accuracy,
         agreement=float(np.mean(named == labels)),
         num=len(samples),
-        frechet=frechet_distance(features[:num], real),
-        frechet_real=frechet_distance(held_out[:num], real),
+        frechet=frechet_distance(features[:num], reference.train),
+        frechet_real=frechet_distance(reference.held_out[:num], reference.train),
         num_real=num,
     )
 

@@ -19,6 +19,8 @@ USAGE = """jaxdiff: diffusion models on JAX
       train a recipe such as configs/digits.py, or go on with the run in DIR
   jaxdiff train CONFIG --with-stages
       train also, and first, what the recipe starts from: an autoencoder, the models before it in a cascade
+  jaxdiff ladder CONFIG [--workdir DIR]
+      train the students of a ladder such as configs/digits_ladder.py, and compare them with their teachers at equal network calls
   jaxdiff sample RUN [--labels 0..9] [--num 100] [--guidance 2] [--steps 50] [--out samples.png]
       draw images from a run, as .png or .npz
   jaxdiff sample RUN --classifier CLASSIFIER_RUN --classifier-scale 3 --guidance 0 [--labels 0..9] ...
@@ -54,6 +56,23 @@ class Train:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     with_stages: bool = False
     """Train first, in order, the recipes that this one starts from and whose runs are not finished."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Train the students of a ladder and what they start from, sample all with few network calls, and compare them.
+
+    The same command goes on where it was stopped. Writes table.md, ladder.png, ladder.json, and a grid for each place.
+
+    Example: jaxdiff ladder configs/digits_ladder.py
+    """
+
+    config: tyro.conf.Positional[pathlib.Path]
+    """A Python file that defines `ladder`."""
+    workdir: pathlib.Path | None = None
+    """For table, figure and grids; runs/CONFIG if not given. The runs are beside it."""
+    data_dir: str | None = None
+    """tensorflow-datasets' directory; its own default if not given."""
 
 
 @dataclass(frozen=True)

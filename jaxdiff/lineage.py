@@ -8,18 +8,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import checkpoint, files, recipe
-from jaxdiff.config import Experiment, a_run_of, from_dict
+from jaxdiff.config import STUDENTS, Experiment, a_run_of, from_dict, halvings, on_list, rounds
 from jaxdiff.errors import ConfigError
+from jaxdiff.process import Level
 
 RECORD = "sources.json"  # in a run's directory: the fingerprints of what it was trained on
 VGG16_CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # their numbers in torchvision's network
 
 
 def read_config(workdir: pathlib.Path, objective: str | None = None) -> Experiment:
-    """The config that made a run, which must have trained that objective if one is given.
+    """The config that made a run, which must have trained that objective if one is given; a student counts as diffusion.
 
     Raises:
         ConfigError: no run in `workdir`, or one of another objective.
@@ -36,24 +38,61 @@ def read_config(workdir: pathlib.Path, objective: str | None = None) -> Experime
     if "vae" not in values and "pixels" in values.get("autoencoder", {}):
         values["vae"] = values.pop("autoencoder")  # as it was named before there were other autoencoders
     config = from_dict(values, where=str(path))
-    if objective not in (None, config.objective):
+    if objective not in (None, "diffusion" if config.objective in STUDENTS else config.objective):
         hint = " (--classifier takes the classifier)" if "classifier" in (objective, config.objective) else ""
         raise ConfigError(f"{workdir} is {a_run_of(config.objective)} run, here {a_run_of(str(objective))} run is wanted{hint}")
     return config
 
 
 def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = None) -> tuple[int, Any]:
-    """Step and params of the named EMA (the first unless given) of a run.
+    """Step and params of the named EMA (the first unless given) of a run; of the progressive student that config.sampling asks for.
 
     Raises:
-        ConfigError: the run has no such EMA.
+        ConfigError: the run has no such EMA, or no such student yet.
     """
     name = next(iter(config.ema)) if ema is None else ema
     if name not in config.ema:
         raise ConfigError(f"{workdir} has no ema {name!r}; write one of {', '.join(config.ema)}")
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    sources = configs(config, workdir) if config.sources.autoencoder else {}
-    return checkpoint.restore_ema(workdir, name, placed(recipe.state_shapes(config, sources).params, single))
+    sources = configs(config, workdir, ("autoencoder",))
+    like = placed(recipe.state_shapes(config, sources).params, single)
+    return checkpoint.restore_ema(workdir, name, like, _end_of_round(config, workdir))
+
+
+def read_levels(config: Experiment, workdir: pathlib.Path) -> Level | None:
+    """The levels `[N + 1]` that the student whose params `read_params` reads was trained on; None where it knows no list.
+
+    Raises:
+        ConfigError: the config's levels are none of them.
+    """
+    if not on_list(config):
+        return None
+    found = checkpoint.read_levels(workdir, _end_of_round(config, workdir))
+    mine = recipe.levels(config)
+    trained = Level(*(jnp.asarray(found[name], jnp.float32) for name in ("alpha", "sigma")))
+    num, steps = trained.sigma.size - 1, config.sampling.steps
+    near = num % steps == 0 and np.allclose(trained[:: num // steps].sigma, mine.sigma, atol=1e-5)
+    if not near:
+        raise ConfigError(
+            f"{workdir} was trained on {num} steps of levels from logsnr {float(trained[:1].logsnr[0]):.2f} to "
+            f"{float(trained[-2:-1].logsnr[0]):.2f}; sample it as its own config says, with --steps that divide {num}"
+        )
+    return trained
+
+
+def _end_of_round(config: Experiment, workdir: pathlib.Path) -> int | None:
+    """The step at which the progressive student is done that the config's sampling asks for; None: the newest of any run."""
+    if config.objective != "progressive":
+        return None
+    end = halvings(config) * (config.steps // rounds(config))
+    if end not in checkpoint.steps(workdir):
+        done = [step for step in checkpoint.steps(workdir) if step % (config.steps // rounds(config)) == 0]
+        known = [config.distillation.steps // 2 ** (step * rounds(config) // config.steps) for step in done]
+        raise ConfigError(
+            f"{workdir} has no student of {config.sampling.steps} steps yet, but of {', '.join(map(str, known)) or 'none'}; "
+            "train it on, or choose --steps"
+        )
+    return end
 
 
 def placed(shapes: Any, sharding: Any) -> Any:
@@ -73,7 +112,8 @@ def directories(config: Experiment, workdir: pathlib.Path | None = None) -> dict
     One that is not where it was is looked for beside the config's own run, `workdir`.
     """
     c = config.sources
-    named = {"autoencoder": c.autoencoder, "base": c.base, "features": c.features, "classifier": config.sampling.classifier}
+    named = {"autoencoder": c.autoencoder, "base": c.base, "features": c.features, "teacher": c.teacher}
+    named["classifier"] = config.sampling.classifier
     found = {place: pathlib.Path(name) for place, name in named.items() if name and not name.endswith(".npz")}
     if workdir is None:
         return found
@@ -81,16 +121,27 @@ def directories(config: Experiment, workdir: pathlib.Path | None = None) -> dict
     return {p: beside[p] if not path.exists() and beside[p].exists() else path for p, path in found.items()}
 
 
-def configs(config: Experiment, workdir: pathlib.Path | None = None) -> dict[str, Experiment]:
+def sampled_with(config: Experiment) -> tuple[str, ...]:
+    """The places of the runs that sampling needs: of a teacher only the student that adapts it."""
+    return ("autoencoder", "base", "classifier", *(["teacher"] if config.distillation.lora_rank else []))
+
+
+def configs(
+    config: Experiment, workdir: pathlib.Path | None = None, places: tuple[str, ...] | None = None
+) -> dict[str, Experiment]:
     """The configs of the runs that a config, of the run in `workdir`, starts from, and under `base.` those of its base.
+
+    Of those `places` alone if given.
 
     Raises:
         ConfigError: a run is missing, of another kind than its place, or does not fit the config.
     """
-    wanted = {"autoencoder": "autoencoder", "base": "diffusion", "features": "classifier", "classifier": "classifier"}
+    wanted = {"autoencoder": "autoencoder", "base": "diffusion", "teacher": "diffusion"}
     found: dict[str, Experiment] = {}
     for place, directory in directories(config, workdir).items():
-        source = found[place] = read_config(directory, wanted[place])
+        if places is not None and place not in places:
+            continue
+        source = found[place] = read_config(directory, wanted.get(place, "classifier"))
         if place == "autoencoder":
             recipe.check_latents(config, source, str(directory))
         elif place == "classifier":
@@ -100,6 +151,9 @@ def configs(config: Experiment, workdir: pathlib.Path | None = None) -> dict[str
             raise ConfigError(
                 f"sources.features: the classifier {directory} has data.image_shape {shapes}; train one with the same"
             )
+        elif place == "teacher":
+            recipe.check_teacher(config, source, str(directory))
+            _check_same_latents(config, workdir, directory)
         elif place == "base":
             recipe.check_cascade(config, source, str(directory))
             found |= {f"base.{name}": below for name, below in configs(source, directory).items()}
@@ -114,7 +168,7 @@ def params(config: Experiment, workdir: pathlib.Path | None = None, places: tupl
     """
     where = directories(config, workdir)
     if workdir is not None:
-        _check(pathlib.Path(workdir), where)
+        _check(pathlib.Path(workdir), where, places)
     found: dict[str, Any] = {}
     for place, directory in where.items():
         if places is not None and place not in places:
@@ -190,10 +244,22 @@ def vgg16(path: pathlib.Path) -> dict[str, Any]:
     return {"convolutions": layers, **({"weights": linear} if linear else {})}
 
 
-def _check(workdir: pathlib.Path, where: Mapping[str, pathlib.Path]) -> None:
+def _check_same_latents(config: Experiment, workdir: pathlib.Path | None, teacher: pathlib.Path) -> None:
+    """Whether the teacher was trained in the latents of the student's autoencoder."""
+    known, mine = _record(teacher).get("autoencoder"), directories(config, workdir).get("autoencoder")
+    if known and mine and known["fingerprint"] != fingerprint(mine):
+        raise ConfigError(f"sources.autoencoder {mine} is not that of the teacher {teacher}, {known['run']}; name that one")
+
+
+def _record(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / RECORD
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    for place, before in known.items():
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _check(workdir: pathlib.Path, where: Mapping[str, pathlib.Path], places: tuple[str, ...] | None = None) -> None:
+    for place, before in _record(workdir).items():
+        if places is not None and place not in places:
+            continue
         now = fingerprint(where[place]) if place in where else "none"
         if now != before["fingerprint"]:
             raise ConfigError(

@@ -105,4 +105,5 @@ def judge(config: Experiment, samples: np.ndarray, labels: np.ndarray, data_dir:
 
     c = config.data
     train, test = (data.of(c, split, data_dir) for split in (c.split, c.held_out))
-    return evaluate.report(evaluate.train_judge(train, test, config.evaluation.epochs), samples, labels, train, test)
+    judge = evaluate.train_judge(train, test, config.evaluation.epochs)
+    return evaluate.report(judge, evaluate.reference(judge, train, test), samples, labels)

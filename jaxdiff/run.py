@@ -19,8 +19,8 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from jaxdiff import checkpoint, files, lineage, metrics, pictures, recipe
-from jaxdiff.config import Experiment, differences, to_dict
+from jaxdiff import checkpoint, files, lineage, metrics, pictures, recipe, rounds
+from jaxdiff.config import Experiment, differences, on_list, to_dict
 from jaxdiff.errors import ConfigError, NonFiniteError
 from jaxdiff.mesh import Layout
 from jaxdiff.train import Step, TrainState, loop, mean_metrics, stop_signals, train_step
@@ -39,8 +39,10 @@ def generation(config: Experiment, batch_size: int = 500, workdir: pathlib.Path 
     Raises:
         ConfigError: a run that sampling needs (a classifier, an autoencoder, a cascade's base) is missing or does not fit.
     """
-    sources, frozen = lineage.configs(config, workdir), lineage.params(config, workdir)
-    compiled = jax.jit(recipe.prior_generator(config) if config.objective == "vae" else recipe.generator(config, sources))
+    needed = lineage.sampled_with(config)
+    sources, frozen = lineage.configs(config, workdir, needed), lineage.params(config, workdir, needed)
+    trained = None if workdir is None else lineage.read_levels(config, workdir)
+    compiled = jax.jit(recipe.prior_generator(config) if config.objective == "vae" else recipe.generator(config, sources, trained))
 
     def generate(params: Any, labels: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
         given = {"label": np.asarray(labels, np.int32)} | _contexts(config, context, len(labels))
@@ -96,14 +98,20 @@ def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None
         raise ConfigError(f"model.num_classes must be at least {source.num_classes} for the data set {c.name}")
     _claim(workdir, config)
     lineage.record(config, workdir)
-    state = _start(config, workdir, layout, frozen, sources)
+    state = rounds.start(config, workdir, layout, frozen, sources)
     process = (jax.process_index(), jax.process_count())
     rows = data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=int(state.step), process=process)
     step = layout.compile(partial(train_step, recipe.objective(config, sources), recipe.optimizer(config), config.ema))
     with stop_signals() as stopped:
         try:
             closing = partial(autoencoding.measured, config, source) if config.objective == "autoencoder" else None
-            _steps(config, workdir, layout, step, state, map(layout.shard, rows), stopped, closing)
+            batches = map(layout.shard, rows)
+            for end in rounds.ends(config, int(state.step)):
+                state = _steps(config, workdir, layout, step, rounds.turned(config, layout, state), batches, end, stopped, closing)
+                if stopped() is not None:
+                    break
+                if config.objective == "progressive":
+                    _draw_round(config, workdir, end)
         except NonFiniteError as error:
             saved = checkpoint.steps(workdir)
             kept = f"the last good checkpoint is step {saved[-1]} in {workdir}" if saved else f"{workdir} has no checkpoint yet"
@@ -118,22 +126,22 @@ def _steps(
     step: Step,
     state: TrainState,
     batches: Iterator[Any],
+    end: int,
     stopped: Callable[[], str | None],
     closing: Callable[[TrainState], TrainState] | None = None,
-) -> None:
-    """The steps that are left, with progress bar, metrics, checkpoints and sample grids; `closing` makes the last state."""
-    first = int(state.step)
-    if first >= config.steps:
-        return
+) -> TrainState:
+    """The state after the steps up to `end`, with progress bar, metrics, checkpoints and sample grids; `closing` makes the last."""
+    first, left = int(state.step), state
     states = loop(step, layout.enter(state), batches, jax.random.key(config.seed + 1))
     sample_grid = _sample_grids(config, workdir) if config.sampling.every else None
     pending: dict[int, Mapping[str, Array]] = {}
     bar = tqdm(total=config.steps, initial=first, desc="training", unit="step", dynamic_ncols=True)
-    with metrics.writer(workdir, first) as (write, show), checkpoint.manager(workdir, config.keep) as to, bar:
+    kept = rounds.length(config) if config.objective == "progressive" else None
+    with metrics.writer(workdir, first) as (write, show), checkpoint.manager(workdir, config.keep, kept) as to, bar:
         for number, (state, values) in enumerate(states, first + 1):
             pending[number] = values
             bar.update()
-            ends = number >= config.steps or stopped() is not None
+            ends = number >= end or stopped() is not None
             saves = ends or number % config.checkpoint_every == 0
             if saves or number % config.log_every == 0:
                 means = mean_metrics(pending)
@@ -142,11 +150,13 @@ def _steps(
                 pending.clear()
             if saves:
                 left = layout.leave(state)
-                checkpoint.save(to, closing(left) if closing and number >= config.steps else left, to_dict(config))
+                left = closing(left) if closing and number >= config.steps else left
+                checkpoint.save(to, left, to_dict(config), recipe.student_levels(config, number) if on_list(config) else None)
             if sample_grid and number % config.sampling.every == 0 and not ends:
                 show(number, sample_grid(layout.leave(state), number))
             if ends:
                 break
+    return left
 
 
 def default_name(config: Experiment, seed: int) -> str:
@@ -158,15 +168,15 @@ def default_name(config: Experiment, seed: int) -> str:
     return f"{c.sampler}_{c.steps}{spacing}{eta}_guidance_{c.guidance:g}{classifier}_seed_{seed}.png"
 
 
-def _start(config: Experiment, workdir: pathlib.Path, layout: Layout, frozen: Any, sources: recipe.Sources) -> TrainState:
-    sharding = dataclasses.replace(layout.sharding, frozen={})
-    state = checkpoint.restore(workdir, lineage.placed(recipe.state_shapes(config, sources), sharding))
-    if state is None:
-        init = jax.jit(partial(recipe.init, config, sources=sources), out_shardings=sharding)
-        state = init(jax.random.key(config.seed))
-    else:
-        log.info("going on from step %d of %s", int(state.step), workdir)
-    return dataclasses.replace(state, frozen=jax.device_put(frozen, layout.sharding.frozen))
+def _draw_round(config: Experiment, workdir: pathlib.Path, end: int) -> None:
+    """Draws samples of the progressive student that is done at a training step."""
+    steps = config.distillation.steps // 2 ** (end // rounds.length(config))
+    sampling = dataclasses.replace(config.sampling, steps=steps, sampler="ddim")
+    config = dataclasses.replace(config, sampling=sampling)
+    _, params = lineage.read_params(config, workdir)
+    columns = min(config.model.num_classes, 10) or 10
+    images = generation(config, workdir=workdir)(params, cycling(range(columns), config.sampling.num), config.seed)
+    pictures.save_grid(pathlib.Path(workdir) / "samples" / f"steps_{steps}.png", images, columns)
 
 
 def _sample_grids(config: Experiment, workdir: pathlib.Path) -> Callable[[TrainState, int], np.ndarray]:

@@ -66,7 +66,7 @@ def train_step(
         objective: the loss `[]` to minimise in its first argument; or a pair of it and metrics `[]` to report beside it.
         optimizer: any optax transformation; clipping, warm-up, accumulation are its own.
         ema_decays: name -> decay of every EMA in the state.
-        gather: applied to the params, and to what is frozen, where they are used: replicates sharded ones (see `mesh`).
+        gather: applied to params, EMAs and what is frozen, where they are used: replicates sharded ones (see `mesh`).
         average: applied to loss, metrics and gradients: `lax.pmean` under pmap.
     """
 
@@ -75,7 +75,8 @@ def train_step(
         key = jax.random.fold_in(key, state.step)
 
         def scored(params: Params) -> tuple[Array, Metrics]:
-            result = objective(gather(params), replace(state, frozen=gather(state.frozen)), batch, key)
+            seen = replace(state, ema=gather(state.ema), frozen=gather(state.frozen))
+            result = objective(gather(params), seen, batch, key)
             return result if isinstance(result, tuple) else (result, {})
 
         (loss, terms), grads = average(jax.value_and_grad(scored, has_aux=True)(state.params))

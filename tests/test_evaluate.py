@@ -35,12 +35,13 @@ def test_report_compares_equal_numbers_of_samples_and_real_images(tfds_dir):
 
     held_out, truth = test.fetch(np.arange(test.num_examples))
     judge = evaluate.Judge(name, float(np.mean(name(data.normalized(held_out))[0] == truth)))
-    real = evaluate.report(judge, data.normalized(held_out), truth, train, test)
+    reference = evaluate.reference(judge, train, test)
+    real = evaluate.report(judge, reference, data.normalized(held_out), truth)
     assert real.agreement == judge.accuracy > 0.85
     assert real.frechet == real.frechet_real
     assert (real.num, real.num_real) == (299, 299)
     noise = np.random.default_rng(0).normal(size=(1000, 8, 8, 1)).astype(np.float32)
-    bad = evaluate.report(judge, noise, np.arange(1000) % 10, train, test)
+    bad = evaluate.report(judge, reference, noise, np.arange(1000) % 10)
     assert bad.agreement < 0.2
     assert bad.frechet > 5 * bad.frechet_real
     assert "label agreement: " in str(bad)

@@ -3,6 +3,7 @@
 Strings that choose code live here and on the command line alone; `recipe` turns them into functions.
 """
 
+from jaxdiff.config.distillation import DENOISERS, STUDENTS, Distillation, halvings, on_list, rounds, sampling_steps, varies
 from jaxdiff.config.fields import (
     Autoencoder,
     Cascade,
@@ -19,14 +20,25 @@ from jaxdiff.config.fields import (
     Spacing,
     Vae,
 )
-from jaxdiff.config.reading import a_run_of, differences, from_dict, load, to_dict, validated
+from jaxdiff.config.ladder import Ladder
+from jaxdiff.config.reading import a_run_of, differences, from_dict, load, load_ladder, to_dict, validated
 
 __all__ = [
+    "DENOISERS",
+    "STUDENTS",
+    "Distillation",
+    "halvings",
+    "on_list",
+    "rounds",
+    "sampling_steps",
+    "varies",
     "Autoencoder",
     "Cascade",
     "Data",
     "Diffusion",
     "Evaluation",
+    "Ladder",
+    "load_ladder",
     "Experiment",
     "Mesh",
     "Model",

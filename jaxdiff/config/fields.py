@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-SamplerName = Literal["ddim", "ddpm", "ddpm_large", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc", "euler_maruyama"]
-Spacing = Literal["time", "logsnr", "karras", "quadratic"]
+from jaxdiff.config.distillation import Distillation, Spacing
+
+SamplerName = (
+    Literal["ddim", "ddpm", "ddpm_large", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc", "euler_maruyama"]
+    | Literal["consistency", "overshoot"]
+)
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,8 @@ class Sources:
     """In whose latents diffusion is trained."""
     base: str = ""
     """The model before this one in a cascade, whose samples it enlarges."""
+    teacher: str = ""
+    """The model that a student is distilled from, itself a student maybe."""
     features: str = ""
     """The classifier whose features an autoencoder's perceptual distance compares, or a file of VGG16 or LPIPS weights (.npz)."""
 
@@ -212,12 +218,14 @@ class Evaluation:
 class Experiment:
     """One recipe: everything that makes a run what it is."""
 
-    objective: Literal["diffusion", "classifier", "vae", "autoencoder"] = "diffusion"
+    objective: Literal["diffusion", "classifier", "vae", "autoencoder", "guided", "progressive", "consistency"] = "diffusion"
     """What is trained: a diffusion network; a classifier of noised images, which reads the schedule alone of diffusion; a
-    variational autoencoder by its likelihood; or the autoencoder of latent diffusion. The last two read nothing of diffusion."""
+    variational autoencoder by its likelihood, or the autoencoder of latent diffusion, which read nothing of it; or a student
+    (see distillation) that does with one call what guidance does with two, samples in few steps, or in one."""
     data: Data = Data()
     model: Model = Model()
     diffusion: Diffusion = Diffusion()
+    distillation: Distillation = Distillation()
     vae: Vae = Vae()
     autoencoder: Autoencoder = Autoencoder()
     cascade: Cascade = Cascade()

@@ -14,8 +14,9 @@ from typing import Any
 
 import pydantic
 
-from jaxdiff.config import fields
+from jaxdiff.config import distillation, fields, ladder
 from jaxdiff.config.fields import Experiment
+from jaxdiff.config.ladder import Ladder
 from jaxdiff.errors import ConfigError
 
 POSITIVE = (
@@ -47,16 +48,51 @@ def load(path: pathlib.Path) -> Experiment:
     Raises:
         ConfigError: no such file, no `config` in it, or a key, type or value in it that is wrong.
     """
+    found = _names(path)
+    if isinstance(found.get("ladder"), Ladder):
+        raise ConfigError(f"{path} is a ladder of several recipes; climb it: jaxdiff ladder {path}")
+    config = found.get("config")
+    if not isinstance(config, Experiment):
+        raise ConfigError(f"{path}: must define config = jaxdiff.config.Experiment(...)")
+    return validated(config, where=str(path))
+
+
+def load_ladder(path: pathlib.Path) -> Ladder:
+    """The `ladder` of a Python file.
+
+    Raises:
+        ConfigError: no such file, no `ladder` in it, or a key, type or value in it that is wrong.
+    """
+    found = _names(path).get("ladder")
+    if not isinstance(found, Ladder):
+        raise ConfigError(f"{path}: must define ladder = jaxdiff.config.Ladder(students=(...))")
+    values = json.loads(json.dumps(dataclasses.asdict(found), default=str))
+    found = _of_type(Ladder, values, str(path))
+    for name, rule, good in ladder.rules(found):
+        if not good:
+            raise ConfigError(f"{path}: {name} must be {rule}, got {values[name]!r}")
+    return found
+
+
+def _names(path: pathlib.Path) -> dict[str, Any]:
+    """What a Python file defines."""
     if not pathlib.Path(path).is_file():
         near = difflib.get_close_matches(str(path), map(str, pathlib.Path(path).parent.glob("*.py")), n=1)
         raise ConfigError(f"no config file {path}" + (f"; did you mean {near[0]}?" if near else ""))
     try:
-        config = runpy.run_path(str(path)).get("config")
+        return runpy.run_path(str(path))
     except Exception as error:  # the user's own code
         raise ConfigError(f"{path}: {type(error).__name__}: {_explain_unknown_field(str(error))}") from error
-    if not isinstance(config, Experiment):
-        raise ConfigError(f"{path}: must define config = jaxdiff.config.Experiment(...)")
-    return validated(config, where=str(path))
+
+
+def _of_type(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    """The dataclass of JSON values, once their types are found right."""
+    try:
+        return pydantic.TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{where}: {name}: {first['msg']}, got {first['input']!r}") from error
 
 
 def validated(config: Experiment, where: str = "config") -> Experiment:
@@ -89,12 +125,7 @@ def from_dict(values: Mapping[str, Any], where: str = "config") -> Experiment:
             raise ConfigError(f"{where}: unknown key {name}{_nearest(name, known)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where}: {name} must be a finite number, got {value}")
-    try:
-        config = pydantic.TypeAdapter(Experiment).validate_json(json.dumps(values), strict=True)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{where}: {name}: {first['msg']}, got {first['input']!r}") from error
+    config = _of_type(Experiment, values, where)
     for name, rule, good in _rules(config):
         if not good:
             raise ConfigError(f"{where}: {name} must be {rule}, got {_flat(values).get(name, values.get(name))!r}")
@@ -105,6 +136,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two configs as JSON values and must not when a run is resumed, one line a field."""
     before, after = _flat(old), _flat(new)
     names = [name for name in before | after if name.split(".")[0] not in RESUMABLE]
+    names += ["steps"] * (old.get("objective") == "progressive")  # which say when its rounds end
     return [f"{n} was {before.get(n)!r}, now {after.get(n)!r}" for n in names if before.get(n) != after.get(n)]
 
 
@@ -149,14 +181,16 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
     named = bool(c.sampling.classifier)
     yield "sampling.classifier_scale", "1 unless sampling.classifier names a run", named or c.sampling.classifier_scale == 1
     of_run = f"0 for {a_run_of(c.objective)}, which draws no samples while it trains"
-    yield "sampling.every", of_run, c.objective == "diffusion" or c.sampling.every == 0
-    only = [(f"model.{name}", ("diffusion",)) for name in ("fourier", "heads", "transformer", "context_channels")]
-    for name, where in (("model.dropout", ("diffusion", "classifier")), *only):
+    denoises = c.objective in distillation.DENOISERS
+    yield "sampling.every", of_run, denoises or c.sampling.every == 0
+    only = [(f"model.{name}", distillation.DENOISERS) for name in ("fourier", "heads", "transformer", "context_channels")]
+    for name, where in (("model.dropout", (*distillation.DENOISERS, "classifier")), *only):
         yield name, f"not set for {a_run_of(c.objective)}, whose network has none", c.objective in where or not _value(c, name)
-    yield "sampling.classifier", "empty for all but diffusion", c.objective == "diffusion" or not c.sampling.classifier
+    yield "sampling.classifier", "empty for all but denoisers", denoises or not c.sampling.classifier
     coded = c.objective in ("vae", "autoencoder")
     yield "evaluation.num", f"0 for {a_run_of(c.objective)}, which has no labels", not coded or c.evaluation.num == 0
     yield from _source_rules(c)
+    yield from distillation.rules(c)
     learned = c.diffusion.schedule == "learned"
     yield "diffusion.schedule", f"a fixed one for {a_run_of(c.objective)}", not learned or c.objective == "diffusion"
     yield "diffusion.weight", "elbo with a learned schedule, which lowers its variance", not learned or c.diffusion.weight == "elbo"
@@ -172,7 +206,7 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
 
 def _source_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
     """Those of runs that a run starts from."""
-    diffusion, compresses = c.objective == "diffusion", c.objective == "autoencoder"
+    diffusion, compresses = c.objective in distillation.DENOISERS, c.objective == "autoencoder"
     height, width, _ = c.data.image_shape
     for name in ("autoencoder", "base"):
         yield f"sources.{name}", f"empty for {a_run_of(c.objective)}", diffusion or not _value(c, f"sources.{name}")

@@ -63,6 +63,21 @@ def embedded(condition: Array, channels: int, dtype: DTypeLike) -> Array:
     return nn.Dense(4 * channels, dtype=dtype)(nn.silu(hidden))
 
 
+class GuidanceEmbedding(nn.Module):
+    """A guidance scale `[B]` as features `[B, 4 * channels]` that start at zero: a network begins as one that is given none.
+
+    Meng et al. (2023), section 3.1, embed it as they do the level.
+    """
+
+    channels: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, scale: Array) -> Array:
+        hidden = nn.Dense(4 * self.channels, dtype=self.dtype, name="in")(frequencies(scale, self.channels).astype(self.dtype))
+        return nn.Dense(4 * self.channels, dtype=self.dtype, kernel_init=zeros, name="out")(nn.silu(hidden))
+
+
 def head_count(channels: int, head_channels: int, heads: int = 0) -> int:
     """Into how many heads attention splits its channels: `heads`, or where that is 0, as many as `head_channels` allows.
 

@@ -12,18 +12,18 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxdiff.models.layers import Attention, Norm, ResidualBlock, applied, check_size, embedded, resized, zeros
+from jaxdiff.models.layers import Attention, GuidanceEmbedding, Norm, ResidualBlock, applied, check_size, embedded, resized, zeros
 from jaxdiff.models.transformer import Transformer
 
-GIVEN = ("label", "context", "spatial", "augmentation")
+GIVEN = ("label", "context", "spatial", "augmentation", "guidance")
 
 
 class UNet(nn.Module):
     """A convolutional network from images `[B, H, W, C]`, a condition `[B]` (logsnr) and what is given to images.
 
     Given may be labels `[B]`; context vectors `[B, T, context_channels]`, zeros where there are none; spatial `[B, H, W, any]`,
-    seen beside x; augmentation `[B]`, a second condition (the logsnr to which spatial was noised), whose parameters
-    exist where it was given at initialisation.
+    seen beside x; augmentation `[B]`, a second condition (the logsnr to which spatial was noised), and guidance `[B]`, the scale
+    that a distilled network imitates, whose parameters exist where they were given at initialisation.
 
     Stable Diffusion 1.x (Rombach et al. 2022; 859,520,964 parameters, latents 64x64x4) is
     `UNet(320, (1, 2, 4, 4), 2, attention=(64, 32, 16), heads=8, transformer=1, context_channels=768, scale_shift=False)`.
@@ -74,10 +74,11 @@ class UNet(nn.Module):
         context: Array | None = None,
         spatial: Array | None = None,
         augmentation: Array | None = None,
+        guidance: Array | None = None,
     ) -> Array:
         check_size(x.shape, len(self.multipliers))
         self._check_context(context)
-        embedding = self._embedding(condition, label, augmentation)
+        embedding = self._embedding(condition, label, augmentation, guidance)
         numbers = itertools.count()
 
         def block(x: Array, channels: int, attend: bool, resample: float = 1.0) -> Array:
@@ -125,8 +126,10 @@ class UNet(nn.Module):
         beside = [] if spatial is None else [spatial.astype(x.dtype)]
         return jnp.concatenate([x, *map(jnp.sin, angles), *map(jnp.cos, angles), *beside], axis=-1).astype(self.dtype)
 
-    def _embedding(self, condition: Array, label: Array | None, augmentation: Array | None) -> Array:
+    def _embedding(self, condition: Array, label: Array | None, augmentation: Array | None, guidance: Array | None) -> Array:
         hidden = embedded(condition, self.channels, self.dtype)
+        if guidance is not None:
+            hidden = hidden + GuidanceEmbedding(self.channels, self.dtype, name="guidance")(guidance)
         if augmentation is not None:
             hidden = hidden + embedded(augmentation, self.channels, self.dtype)
         if not self.num_classes:
@@ -150,7 +153,7 @@ class UNet(nn.Module):
 def network(module: nn.Module) -> Callable[..., Array]:
     """The module as a pure function `(params, x, logsnr, given, dropout_key) -> output`; no key, no dropout.
 
-    What is given is an array of labels `[B]`, or a mapping that may have label, context, spatial and augmentation.
+    What is given is an array of labels `[B]`, or a mapping that may have label, context, spatial, augmentation and guidance.
     """
 
     def apply(params: Any, x: Array, logsnr: Array, given: Any, dropout_key: Array | None = None) -> Any:

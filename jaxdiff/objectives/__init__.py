@@ -7,6 +7,7 @@ alone are drawn for the array at hand: the same on every mesh, others under pmap
 """
 
 from jaxdiff.objectives import codebook
+from jaxdiff.objectives.adapted import adapted
 from jaxdiff.objectives.autoencoding import vae
 from jaxdiff.objectives.classification import class_log_probs, classifier, label_log_prob
 from jaxdiff.objectives.compression import (
@@ -58,6 +59,7 @@ __all__ = [
     "Pairs",
     "Student",
     "Teacher",
+    "adapted",
     "consistency",
     "constant",
     "continuous_consistency",

@@ -1,6 +1,7 @@
 """The functions that a config stands for: network, objective, optimizer, state, layout, sampler."""
 
 from jaxdiff.recipe.compression import Codec, check_latents, codec, measured, nearest_codes
+from jaxdiff.recipe.distillation import check_teacher, sampling_schedule, student_levels
 from jaxdiff.recipe.networks import Vae, conditional, learned_logsnr, noisy_classifier, unet, vae
 from jaxdiff.recipe.sampling import (
     check_cascade,
@@ -9,11 +10,10 @@ from jaxdiff.recipe.sampling import (
     labeller,
     levels,
     prior_generator,
-    sampling_schedule,
     stages,
 )
 from jaxdiff.recipe.tables import PARAMETERIZATIONS, PIXELS, SAMPLERS, SCHEDULES, SPACINGS, WEIGHTS
-from jaxdiff.recipe.training import FROZEN, Sources, below, init, layout, objective, optimizer, state_shapes
+from jaxdiff.recipe.training import FROZEN, Sources, begun, below, init, layout, objective, optimizer, state_shapes, turned
 
 __all__ = [
     "PARAMETERIZATIONS",
@@ -26,7 +26,11 @@ __all__ = [
     "Sources",
     "Vae",
     "WEIGHTS",
+    "begun",
     "below",
+    "check_teacher",
+    "student_levels",
+    "turned",
     "check_cascade",
     "check_guiding",
     "check_latents",

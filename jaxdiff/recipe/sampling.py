@@ -10,38 +10,34 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff import cascade, objectives, process
-from jaxdiff.config import Experiment
+from jaxdiff import cascade, objectives, process, samplers
+from jaxdiff.config import Experiment, on_list
 from jaxdiff.denoiser import Denoiser, clip
 from jaxdiff.errors import ConfigError
-from jaxdiff.guidance import classifier_guide, guide
-from jaxdiff.models import classifier, schedule
+from jaxdiff.guidance import classifier_guide
+from jaxdiff.models import classifier
 from jaxdiff.recipe import compression
-from jaxdiff.recipe.networks import conditional, learned_logsnr, noisy_classifier, vae
+from jaxdiff.recipe.distillation import adapted, sampling_schedule, student_levels
+from jaxdiff.recipe.networks import guided, noisy_classifier, vae
 from jaxdiff.recipe.tables import SAMPLERS, SCHEDULES, SPACINGS
 from jaxdiff.recipe.training import NONE, Sources, below, space
 
 ROUNDING = 0.1  # of a schedule's logsnr at its ends, in float32
 
 
-def sampling_schedule(config: Experiment, params: Any = None) -> process.Schedule:
-    """The schedule that samples and likelihoods walk along; without the params of a learned one, another between its ends."""
-    name = config.diffusion.sampling_schedule or config.diffusion.schedule
-    if name != "learned":
-        return SCHEDULES[name]()
-    module = learned_logsnr()
-    if params is None:
-        return process.linear_logsnr(module.logsnr_min, module.logsnr_max)
-    return lambda t: process.from_logsnr(schedule.logsnr(module)(params["schedule"], jnp.asarray(t)))
+def levels(config: Experiment, params: Any = None, trained: process.Level | None = None) -> process.Level:
+    """The levels `[N + 1]` along which the config's sampler walks, of a learned schedule at these params.
 
-
-def levels(config: Experiment, params: Any = None) -> process.Level:
-    """The levels `[N + 1]` along which the config's sampler walks, of a learned schedule at these params."""
+    Of a student of a list every so many of its levels, `trained` if given.
+    """
+    if on_list(config):
+        trained = student_levels(config) if trained is None else trained
+        return trained[:: (trained.sigma.size - 1) // config.sampling.steps]
     spaced, t_min = SPACINGS[config.sampling.spacing]
     return process.grid(spaced(sampling_schedule(config, params)), config.sampling.steps, t_min)
 
 
-def generator(config: Experiment, sources: Sources = NONE) -> Callable[..., Array]:
+def generator(config: Experiment, sources: Sources = NONE, trained: process.Level | None = None) -> Callable[..., Array]:
     """The pure function `(params, key, given, frozen) -> images [B, H, W, C]` of the config's sampler.
 
     Images lie in [-1, 1]; decoded ones may reach beyond.
@@ -49,11 +45,12 @@ def generator(config: Experiment, sources: Sources = NONE) -> Callable[..., Arra
     `given` is labels `[B]`, of which `num_classes` is none at all, or a mapping of `label` and `context [B, T, D]`.
     `sources` are the configs of the runs that sampling needs, by place: a classifier that guides, an autoencoder in whose
     latents the config works, a cascade's base. `frozen` is their params by the same names; without any it is not needed.
+    `trained` is the levels that a student was trained on, of which it walks along some; its config's if not given.
     """
 
     def generate(params: Any, key: Array, given: Array | Mapping[str, Array], frozen: Mapping[str, Any] = NONE) -> Array:
         given = given if isinstance(given, Mapping) else {"label": given}
-        path = stages(config, params, given, sources, frozen)
+        path = stages(config, params, given, sources, frozen, trained)
         x = cascade.sample(path, key, len(given["label"]))
         return compression.codec(sources["autoencoder"]).decode(frozen["autoencoder"], x) if "autoencoder" in sources else x
 
@@ -61,7 +58,12 @@ def generator(config: Experiment, sources: Sources = NONE) -> Callable[..., Arra
 
 
 def stages(
-    config: Experiment, params: Any, given: Mapping[str, Array], sources: Sources = NONE, frozen: Mapping[str, Any] = NONE
+    config: Experiment,
+    params: Any,
+    given: Mapping[str, Array],
+    sources: Sources = NONE,
+    frozen: Mapping[str, Any] = NONE,
+    trained: process.Level | None = None,
 ) -> list[cascade.Stage]:
     """The cascade that ends with the config's model, most often of one stage, each stage sampled as its own config says."""
     before = []
@@ -70,12 +72,15 @@ def stages(
     sampling, shape = config.sampling, space(config, sources)
     time = jnp.asarray(config.cascade.augmentation)  # of the training schedule, by whose levels the network has seen the base
     augmentation = SCHEDULES[config.diffusion.schedule]()(time) if before else None
+    walked = levels(config, params, trained)
+    overshoots = sampling.sampler == "overshoot"  # the one sampler that must know the whole list
+    sampler = samplers.overshoot(walked) if overshoots else SAMPLERS[sampling.sampler](sampling.eta)
     return [
         *before,
         cascade.Stage(
             lambda lower: _denoiser(config, params, {**given, **lower}, sources, frozen),
-            SAMPLERS[sampling.sampler](sampling.eta),
-            levels(config, params),
+            sampler,
+            walked,
             shape,
             config.cascade.factor,
             augmentation,
@@ -84,17 +89,11 @@ def stages(
 
 
 def _denoiser(config: Experiment, params: Any, given: Mapping[str, Array], sources: Sources, frozen: Mapping[str, Any]) -> Denoiser:
-    sampling, label = config.sampling, given["label"]
-    null = {"label": jnp.full_like(label, config.model.num_classes)}
-    if "context" in given:
-        null["context"] = jnp.zeros_like(given["context"])
-    with_label, without = (conditional(config, params, each) for each in (given, {**given, **null}))
-    denoise = with_label if sampling.guidance else without
-    if sampling.guidance not in (0, 1):
-        denoise = guide(with_label, without, sampling.guidance)
+    sampling = config.sampling
+    denoise = guided(config, adapted(config)(frozen, params), given, sampling.guidance)
     if "classifier" in sources:
         apply = classifier.network(noisy_classifier(sources["classifier"]))
-        log_prob = objectives.label_log_prob(apply, frozen["classifier"], label)
+        log_prob = objectives.label_log_prob(apply, frozen["classifier"], given["label"])
         denoise = classifier_guide(denoise, log_prob, sampling.classifier_scale)
     return clip(denoise) if sampling.clip else denoise  # last: at high noise the classifier's gradient counts for much
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jaxdiff import likelihood, losses, process, samplers
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff import likelihood, losses, process, samplers, targets
 from jaxdiff.denoiser import Parameterization, edm, predict_noise, predict_score, predict_v, predict_velocity, predict_x0
 
 SCHEDULES: dict[str, Callable[[], process.Schedule]] = {
@@ -43,6 +47,16 @@ SAMPLERS: dict[str, Callable[[float], samplers.Sampler]] = {
     "dpmpp_2m_sde": lambda eta: samplers.dpmpp_2m_sde(),
     "unipc": lambda eta: samplers.unipc(),
     "euler_maruyama": lambda eta: samplers.euler_maruyama(),
+    "consistency": lambda eta: samplers.consistency(samplers.full_std),
+}
+SOLVERS: dict[str, targets.Solver] = {
+    "ddim": targets.euler,
+    "heun": lambda denoise, x, t, s: samplers.heun().step(denoise, x, (), t, s, jax.random.key(0))[0],
+}
+SIZES: dict[str, Callable[[Array, Array], Array]] = {  # what stays along a schedule; hypot(alpha, sigma) where not named
+    "karras": lambda alpha, sigma: alpha,
+    "lognormal": lambda alpha, sigma: alpha,
+    "rectified_flow": jnp.add,
 }
 SPACINGS: dict[str, tuple[Callable[[process.Schedule], process.Schedule], float | None]] = {  # pace, and where it ends
     "time": (lambda schedule: schedule, None),

@@ -14,19 +14,19 @@ import optax
 from jax import Array
 
 from jaxdiff import likelihood, losses, objectives
-from jaxdiff.config import Experiment
+from jaxdiff.config import STUDENTS, Experiment, rounds, varies
 from jaxdiff.errors import ConfigError
 from jaxdiff.mesh import Layout, jit_layout, make_mesh, pmap_layout
 from jaxdiff.models import autoencoder, classifier, schedule
 from jaxdiff.models.unet import network
-from jaxdiff.recipe import compression
+from jaxdiff.recipe import compression, distillation
 from jaxdiff.recipe.networks import learned_logsnr, noisy_classifier, unet, vae
 from jaxdiff.recipe.tables import PARAMETERIZATIONS, SCHEDULES, WEIGHTS
 from jaxdiff.train import Objective, TrainState, initial_state
 
 Sources = Mapping[str, Experiment]  # configs of the runs that a run starts from, by their place: autoencoder, base, base.base
 NONE: Sources = types.MappingProxyType({})
-FROZEN = ("autoencoder", "features")  # places whose params training reads
+FROZEN = ("autoencoder", "features", "teacher")  # places whose params training reads
 
 
 def below(given: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -46,14 +46,16 @@ def objective(config: Experiment, sources: Sources = NONE) -> Objective:
     if config.objective == "autoencoder":
         return compression.objective(config, sources)
     if "autoencoder" not in sources:
-        return _on_images(config)
+        return _on_images(config, sources)
     if config.data.latents:
-        return objectives.latent(_on_images(config), lambda frozen, batch: likelihood.Posterior(batch["mean"], batch["std"]))
+        return objectives.latent(
+            _on_images(config, sources), lambda frozen, batch: likelihood.Posterior(batch["mean"], batch["std"])
+        )
     encode = compression.codec(sources["autoencoder"]).encode
-    return objectives.latent(_on_images(config), lambda frozen, batch: encode(frozen["autoencoder"], batch["image"]))
+    return objectives.latent(_on_images(config, sources), lambda frozen, batch: encode(frozen["autoencoder"], batch["image"]))
 
 
-def _on_images(config: Experiment) -> Objective:
+def _on_images(config: Experiment, sources: Sources) -> Objective:
     diffusion = config.diffusion
     if config.objective == "vae":
         parts, options = vae(config), config.vae
@@ -66,6 +68,8 @@ def _on_images(config: Experiment) -> Objective:
         return objectives.variational_diffusion(apply, schedule.logsnr(learned_logsnr()), parameterization, condition=condition)
     fixed = SCHEDULES[diffusion.schedule]()
     weight = losses.elbo_weight(fixed) if diffusion.weight == "elbo" else WEIGHTS[diffusion.weight]
+    if config.objective in STUDENTS:
+        return distillation.objective(config, sources, condition, weight)
     return objectives.diffusion(apply, fixed, parameterization, weight, condition=condition)
 
 
@@ -74,6 +78,8 @@ def _condition(config: Experiment) -> objectives.Condition:
     named = {"label": objectives.labels(config.model.num_classes, rate)}
     if config.model.context_channels:
         named["context"] = objectives.contexts(jnp.zeros(()), rate)
+    if varies(config):
+        named["guidance"] = objectives.guidance_scales(*config.distillation.guidance)
     c = config.cascade
     if c.factor == 1:
         return objectives.joint(**named)
@@ -82,9 +88,9 @@ def _condition(config: Experiment) -> objectives.Condition:
 
 
 def optimizer(config: Experiment) -> optax.GradientTransformation:
-    """AdamW after clipping, with warm-up; steps of the schedule are updates, not accumulated batches."""
+    """AdamW after clipping, with warm-up, in each round; steps of the schedule are updates, not accumulated batches."""
     c = config.optimizer
-    updates = max(config.steps // c.accumulate, 1)
+    updates = max(config.steps // rounds(config) // c.accumulate, 1)  # of each round, which begins anew
     after = optax.constant_schedule(c.learning_rate)
     if c.schedule == "cosine":
         after = optax.cosine_decay_schedule(c.learning_rate, max(updates - c.warmup_steps, 1))
@@ -112,10 +118,26 @@ def init(config: Experiment, key: Array, sources: Sources = NONE) -> TrainState:
             given["context"] = jnp.zeros((1, 1, config.model.context_channels))
         if config.cascade.factor > 1:
             given |= {"spatial": image, "augmentation": jnp.zeros((1,))}
-        params = unet(config).init(key, *inputs, **given)["params"]
+        if varies(config):
+            given["guidance"] = jnp.zeros((1,))
+        params = distillation.init_params(config, key, lambda key: unet(config).init(key, *inputs, **given)["params"])
     if config.diffusion.schedule == "learned":
         params = {"network": params, "schedule": learned_logsnr().init(key, jnp.zeros((1,)))["params"]}
     return initial_state(params, optimizer(config), config.ema)
+
+
+def begun(config: Experiment, state: TrainState, teacher: Any) -> TrainState:
+    """The state at step 0, with the teacher's params where the student has the same."""
+    if config.distillation.lora_rank:
+        return state
+    return initial_state(distillation.overlaid(state.params, teacher), optimizer(config), config.ema)
+
+
+def turned(config: Experiment, state: TrainState) -> TrainState:
+    """The state at the beginning of the next round: the student's average is its teacher, and what it starts from."""
+    student = jax.tree.map(jnp.copy, next(iter(state.ema.values())))
+    fresh = initial_state(student, optimizer(config), config.ema, {**state.frozen, "teacher": jax.tree.map(jnp.copy, student)})
+    return TrainState(state.step, fresh.params, fresh.ema, fresh.opt_state, fresh.frozen)
 
 
 def state_shapes(config: Experiment, sources: Sources = NONE) -> TrainState:

@@ -91,8 +91,8 @@ def overshoot(levels: Level) -> Sampler:
         x = transfer(x, denoise(x, t), t, beyond)
         ratio = s.alpha / beyond.alpha
         variance = s.sigma**2 - (ratio * beyond.sigma) ** 2
-        noise = jax.random.normal(key, x.shape, x.dtype)
-        return ratio * x + jnp.sqrt(jnp.maximum(variance, 0)) * noise, number + 1
+        std = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)  # grad at 0 is finite
+        return ratio * x + std * jax.random.normal(key, x.shape, x.dtype), number + 1
 
     return Sampler(lambda x: jnp.zeros((), jnp.int32), step)
 

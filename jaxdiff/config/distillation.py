@@ -1,0 +1,168 @@
+"""The fields of a distilled student, or one that is its own teacher, and what they allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+STUDENTS = ("guided", "progressive", "consistency")
+DENOISERS = ("diffusion", *STUDENTS)  # objectives that train what samplers can walk with
+Spacing = Literal["time", "logsnr", "karras", "quadratic"]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a student is trained: one of sources.teacher (guided, progressive, consistency) or of data alone (consistency)."""
+
+    steps: int = 32
+    """Steps of the list of levels: of a progressive student's first teacher (a power of two), or the finest of consistency."""
+    final_steps: int = 1
+    """Of the last progressive student."""
+    spacing: Spacing = "time"
+    """Of the list, as sampling.spacing."""
+    guidance: tuple[float, float] = (1.0, 1.0)
+    """The teacher's guidance scales; where the two differ, the scale is an input of the student's network."""
+    clip: bool = True
+    """Clip the teacher's x0 to [-1, 1]."""
+    target: Literal["teacher", "data"] = "teacher"
+    """data: consistency training, along the data's own noise; the params then start as those of sources.teacher, if given."""
+    curriculum: Literal["constant", "doubling", "square_root", "shrinking", "continuous"] = "constant"
+    """Of consistency: how fine the list is at which training step, or no list: s close to t (easy consistency tuning), or sCM."""
+    first_steps: int = 2
+    """Of the list at the first training step, of doubling and square_root."""
+    shrink_every: int = 1000
+    """Training steps after which shrinking halves the distance from t to s."""
+    skip: int = 1
+    """How many steps of the list the target of consistency is ahead: latent consistency models take several."""
+    draw: Literal["uniform", "lognormal"] = "uniform"
+    """Of the list's levels for training; lognormal: sigma / alpha as Song & Dhariwal (2023) draw it."""
+    solver: Literal["ddim", "heun"] = "ddim"
+    """With which the teacher goes ahead."""
+    weight: Literal["diffusion", "inverse_gap"] = "diffusion"
+    """Of consistency: diffusion.weight at the noisier level, or one over the distance between the two."""
+    distance: Literal["squared", "pseudo_huber"] = "squared"
+    huber: float = 0.00054
+    """Where pseudo_huber turns from squared to linear, for one value."""
+    target_ema: str = ""
+    """Name of the EMA that computes the targets of consistency; empty: the params themselves."""
+    warmup_steps: int = 0
+    """Training steps over which continuous consistency brings in the slope of the network."""
+    every_level: bool = False
+    """Train a progressive student at each of its teacher's levels, for the stochastic sampler overshoot."""
+    lora_rank: int = 0
+    """Train low-rank adapters of the teacher's kernels alone, of this rank; 0: all params."""
+
+
+def varies(c: Any) -> bool:
+    """Whether the guidance scale is an input of the config's network."""
+    return c.objective in STUDENTS and c.distillation.guidance[0] != c.distillation.guidance[1]
+
+
+def on_list(c: Any) -> bool:
+    """Whether the config's student knows the levels of one list alone."""
+    listed = c.distillation.curriculum in ("constant", "doubling", "square_root")
+    return c.objective == "progressive" or (c.objective == "consistency" and listed)
+
+
+def rounds(c: Any) -> int:
+    """Into how many rounds the training steps of a config are cut: one, but of progressive distillation one a halving."""
+    return max((c.distillation.steps // c.distillation.final_steps).bit_length() - 1, 1) if c.objective == "progressive" else 1
+
+
+def halvings(c: Any) -> int:
+    """After how many rounds the student is there that the config's sampling asks for."""
+    longer = 2 if c.sampling.sampler == "overshoot" else 1
+    return (c.distillation.steps * longer // c.sampling.steps).bit_length() - 1
+
+
+def sampling_steps(c: Any) -> list[int]:
+    """The numbers of sampling steps that a student of a list was trained for, most first."""
+    d = c.distillation
+    if c.objective == "progressive":
+        longer = 2 if c.sampling.sampler == "overshoot" else 1
+        return [longer * d.steps // 2**halving for halving in range(1, rounds(c) + 1)]
+    return [num for num in range(d.steps, 0, -1) if d.steps % num == 0]
+
+
+def _power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0
+
+
+def rules(c: Any) -> Iterator[tuple[str, str, bool]]:
+    """Name, rule and whether it holds, of a config whose objective is a student's, or of what is left for others."""
+    d = c.distillation
+    student, progressive, consistent = (c.objective in each for each in (STUDENTS, ("progressive",), ("consistency",)))
+    what = f"an objective that distils, not {c.objective}"
+    yield "sources.teacher", f"empty without {what}", student or not c.sources.teacher
+    yield "sampling.sampler", f"no consistency without {what}", consistent or c.sampling.sampler != "consistency"
+    stochastic = progressive and d.every_level
+    yield (
+        "sampling.sampler",
+        "overshoot only for a progressive student trained with distillation.every_level",
+        stochastic or c.sampling.sampler != "overshoot",
+    )
+    if not student:
+        return
+    taught = d.target == "teacher"
+    yield "sources.teacher", f"a run or a recipe to distil: {c.objective} learns from it", bool(c.sources.teacher) or not taught
+    yield "distillation.target", "teacher for all but consistency", taught or consistent
+    yield "distillation.guidance", "two scales, the lower first, at least 0", 0 <= d.guidance[0] <= d.guidance[1]
+    yield "distillation.guidance", "1 1 without a teacher to guide", taught or d.guidance == (1.0, 1.0)
+    yield "diffusion.schedule", "a fixed one for a student", c.diffusion.schedule != "learned"
+    yield "cascade.factor", "1 for a student", c.cascade.factor == 1
+    yield "distillation.clip", "False in latent space, whose values have no bounds", not (c.sources.autoencoder and d.clip)
+    yield "distillation.lora_rank", "at least 0", d.lora_rank >= 0
+    yield (
+        "distillation.lora_rank",
+        "0 where the scale is an input, of which the teacher has no params",
+        not (d.lora_rank and varies(c)),
+    )
+    yield "distillation.lora_rank", "0 for progressive, whose teachers follow one another", not (d.lora_rank and progressive)
+    yield "distillation.lora_rank", "0 without sources.teacher, which it adapts", not d.lora_rank or bool(c.sources.teacher)
+    low, high = d.guidance
+    inside = f"{low:g}, the guidance that" if low == high else f"between {low:g} and {high:g}, the guidance that"
+    yield "sampling.guidance", f"{inside} the student was trained with", low <= c.sampling.guidance <= high
+    if progressive:
+        yield "distillation.steps", "a power of two, at least 2", _power_of_two(d.steps) and d.steps > 1
+        fewer = _power_of_two(d.final_steps) and d.final_steps < d.steps
+        yield "distillation.final_steps", f"a power of two below distillation.steps, {d.steps}", fewer
+        even = f"divisible by the {rounds(c)} rounds from {d.steps} steps to {d.final_steps}"
+        yield "steps", even, c.steps % rounds(c) == 0
+        walks = ("ddim", "overshoot")
+        yield "sampling.sampler", "ddim (or overshoot) for a progressive student", c.sampling.sampler in walks
+        yield "sampling.every", "0 for a progressive student, whose rounds are sampled at their ends", c.sampling.every == 0
+    if consistent:
+        yield from _consistency_rules(c)
+    yield "distillation.steps", "at least 1", d.steps > 0
+    if on_list(c):
+        known = sampling_steps(c)
+        named = f"one of {', '.join(map(str, known))}: the student was trained on levels of these numbers of steps"
+        yield "sampling.steps", named, c.sampling.steps in known
+        yield "sampling.spacing", f"{d.spacing}, of the levels that the student was trained on", c.sampling.spacing == d.spacing
+        yield "sampling.eta", "0 for a student of a list of levels", c.sampling.eta == 0
+
+
+def _consistency_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
+    d = c.distillation
+    yield "sampling.sampler", "consistency for a consistency student", c.sampling.sampler == "consistency"
+    yield (
+        "diffusion.prediction",
+        "not x0 for a consistency student: it must be x / alpha without noise",
+        (c.diffusion.prediction != "x0"),
+    )
+    growing = d.curriculum in ("doubling", "square_root")
+    yield "distillation.first_steps", "between 1 and distillation.steps", not growing or 1 <= d.first_steps <= d.steps
+    times = d.steps % d.first_steps == 0 and _power_of_two(d.steps // d.first_steps) if d.first_steps > 0 else False
+    yield "distillation.steps", f"first_steps, {d.first_steps}, times a power of two", d.curriculum != "doubling" or times
+    yield "distillation.skip", "at least 1", d.skip >= 1
+    yield "distillation.shrink_every", "at least 1", d.shrink_every >= 1
+    yield "distillation.warmup_steps", "at least 0", d.warmup_steps >= 0
+    yield "distillation.huber", "above 0", d.huber > 0
+    named = f"empty or the name of an EMA: {', '.join(c.ema)}"
+    yield "distillation.target_ema", named, not d.target_ema or d.target_ema in c.ema
+    continuous, circle = d.curriculum == "continuous", c.diffusion.schedule in ("cosine", "linear", "linear_logsnr")
+    yield "diffusion.schedule", "variance preserving (cosine, say) for continuous consistency", circle or not continuous
+    yield "distillation.target_ema", "empty for continuous consistency", not (continuous and d.target_ema)
+    trained_only = c.diffusion.schedule == "lognormal" and on_list(c) and not c.diffusion.sampling_schedule
+    yield "diffusion.sampling_schedule", "set (to karras, say): the list of levels is cut from it", not trained_only

@@ -1,0 +1,43 @@
+"""A ladder: students of one data set, compared with their teachers at the same numbers of network calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Baseline = Literal["ddim", "dpmpp_2m", "dpmpp_3m", "heun", "unipc"]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Recipes of students, each a run beside the ladder's, and how all of them and their teachers are sampled and judged."""
+
+    students: tuple[str, ...]
+    """Recipes whose objective distils; what they start from is trained first."""
+    calls: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of network calls for a sample."""
+    baselines: tuple[Baseline, ...] = ("ddim", "dpmpp_2m", "heun")
+    """Samplers of the teachers, without guidance and with it, which takes two calls a step; heun takes two more."""
+    guidance: float = 2.0
+    """Of teachers and students, as near to it as a student was trained."""
+    reference_steps: int = 50
+    """Of DDIM, for the teacher at its best."""
+    num: int = 1000
+    """Samples to judge in each place."""
+    shown: int = 100
+    """Samples in each picture."""
+    epochs: int = 30
+    """Of the judging classifier's training."""
+    seed: int = 0
+
+
+def rules(c: Ladder) -> Iterator[tuple[str, str, bool]]:
+    """Name, rule, and whether it holds."""
+    yield "students", "at least one recipe (.py)", bool(c.students) and all(name.endswith(".py") for name in c.students)
+    yield "calls", "at least one number, each at least 1", bool(c.calls) and min(c.calls) > 0
+    yield "num", "at least 2, and at least shown", c.num >= max(2, c.shown)
+    for name in ("reference_steps", "shown", "epochs"):
+        yield name, "at least 1", getattr(c, name) >= 1
+    yield "guidance", "at least 0", c.guidance >= 0
+    yield "seed", "at least 0", c.seed >= 0

@@ -1,0 +1,171 @@
+"""The ladder: students beside their teachers at the same numbers of network calls, in one table and one figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from jaxdiff import files, lineage, pictures, run, stages
+from jaxdiff.config import STUDENTS, Experiment, Ladder, load, on_list, sampling_steps, validated
+from jaxdiff.errors import ConfigError
+
+COST = {"heun": 2}  # network calls of a step, where it is not one
+MARKERS = "sD^vP*X<>"
+
+
+class Rung(NamedTuple):
+    """A run, sampled with so many network calls; `config` says how."""
+
+    name: str
+    calls: int
+    workdir: pathlib.Path
+    config: Experiment
+
+
+def runs(ladder: Ladder, workdir: pathlib.Path) -> list[stages.Stage]:
+    """The runs of a ladder in the order of training: its students, each after what it starts from.
+
+    Raises:
+        ConfigError: a recipe is missing or wrong, distils nothing, or is of other images than the others.
+    """
+    found: list[stages.Stage] = []
+    for name in ladder.students:
+        path = pathlib.Path(name)
+        directory = workdir.parent / path.stem
+        config, before = stages.resolved(load(path), directory)
+        if config.objective not in STUDENTS:
+            raise ConfigError(f"students: {name} trains {config.objective}, which distils nothing; name recipes of {STUDENTS}")
+        found += [stage for stage in (*before, stages.Stage(path, directory, config)) if stage not in found]
+    images = {(stage.config.data.name, stage.config.data.image_shape) for stage in found}
+    if len(images) > 1:
+        raise ConfigError(f"students: all must be of the same images, got {sorted(images)}")
+    return found
+
+
+def rungs(ladder: Ladder, trained: Sequence[stages.Stage]) -> Iterator[Rung]:
+    """What is sampled: every teacher by each baseline, then every student, each with all numbers of calls that it can make."""
+    names = {str(pathlib.Path(name)) for name in ladder.students}
+    for stage in trained:
+        if stage.config.objective == "diffusion":
+            yield from _baselines(ladder, stage)
+    for stage in trained:
+        if str(stage.recipe) in names:
+            for calls in ladder.calls:
+                if not on_list(stage.config) or calls in sampling_steps(stage.config):
+                    low, high = stage.config.distillation.guidance
+                    guidance = min(max(ladder.guidance, low), high)
+                    yield _rung(stage, stage.workdir.name, calls, steps=calls, guidance=guidance)
+
+
+def _baselines(ladder: Ladder, stage: stages.Stage) -> Iterator[Rung]:
+    guided = () if ladder.guidance == 1 else (ladder.guidance,)
+    for sampler in ladder.baselines:
+        for guidance in (1.0, *guided):
+            cost = COST.get(sampler, 1) * (1 if guidance == 1 else 2)
+            name = f"{stage.workdir.name} {sampler}" + ("" if guidance == 1 else f", guidance {guidance:g}")
+            for calls in ladder.calls:
+                if calls % cost == 0:
+                    yield _rung(stage, name, calls, sampler=sampler, steps=calls // cost, guidance=guidance)
+    steps, cost = ladder.reference_steps, 2 if guided else 1
+    name = f"{stage.workdir.name} ddim, {steps} steps"
+    yield _rung(stage, name, steps * cost, sampler="ddim", steps=steps, guidance=ladder.guidance)
+
+
+def _rung(stage: stages.Stage, name: str, calls: int, **sampling: Any) -> Rung:
+    config = dataclasses.replace(stage.config, sampling=dataclasses.replace(stage.config.sampling, eta=0.0, **sampling))
+    return Rung(name, calls, stage.workdir, validated(config, where=name))
+
+
+def measured(ladder: Ladder, workdir: pathlib.Path, places: Sequence[Rung], data_dir: str | None = None) -> list[dict[str, Any]]:
+    """A row for each place: name, calls, label agreement and Frechet distance of its samples, of which a grid is drawn.
+
+    Rows are kept in `ladder.json`; one that is there with the same run and settings is not measured again.
+    """
+    path = workdir / "ladder.json"
+    known = {_identity(row): row for row in (json.loads(path.read_text())["rows"] if path.is_file() else [])}
+    judge = functools.cache(lambda: _judge(ladder, places[0].config, data_dir))  # trained when the first row is missing
+    rows = []
+    for place in tqdm(places, desc="climbing", unit="place", dynamic_ncols=True):
+        row = {"name": place.name, "calls": place.calls, "settings": _settings(ladder, place)}
+        drawn = workdir / f"{place.name.replace(', ', '_').replace(' ', '_')}_{place.calls}.png"
+        if _identity(row) not in known or not drawn.exists():
+            known[_identity(row)] = row | judge()(place, drawn)
+            files.write(path, json.dumps({"rows": list(known.values())}, indent=2) + "\n")
+        rows.append(known[_identity(row)])
+    files.write(path, json.dumps({"rows": rows}, indent=2) + "\n")
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a table in Markdown, a line a method, for each number of calls label agreement and Frechet distance."""
+    calls = sorted({row["calls"] for row in rows})
+    found = {(row["name"], row["calls"]): f"{row['agreement']:.1%}, {row['frechet']:.2f}" for row in rows}
+    lines = [f"| samples named by their label, Frechet distance | {' | '.join(f'{each} calls' for each in calls)} |"]
+    lines += ["|---" * (len(calls) + 1) + "|"]
+    for name in dict.fromkeys(row["name"] for row in rows):
+        lines.append(f"| {name} | {' | '.join(found.get((name, each), '') for each in calls)} |")
+    real, num = rows[0]["frechet_real"], rows[0]["num_real"]
+    lines += ["", f"Real held-out images: {rows[0]['accuracy']:.1%}, {real:.2f}. Frechet distances are of {num} images."]
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
+    """Draws the rows, a line a method: network calls against Frechet distance and label agreement, baselines dashed."""
+    import matplotlib.figure as figures
+
+    figure = figures.Figure(figsize=(11, 5), layout="constrained")
+    named = figure.subplots(1, 2)
+    students = [name for name in dict.fromkeys(row["name"] for row in rows) if " " not in name]
+    baselines = [name for name in dict.fromkeys(row["name"] for row in rows) if " " in name]
+    for axes, measure, label in zip(named, ("frechet", "agreement"), ("Frechet distance", "named by their label"), strict=True):
+        for number, name in enumerate([*students, *baselines]):
+            points = sorted((row["calls"], row[measure]) for row in rows if row["name"] == name)
+            style = {"color": f"C{number}", "linewidth": 2.5} if name in students else {"color": "grey", "linestyle": "--"}
+            marker = "o" if name in students else MARKERS[baselines.index(name) % len(MARKERS)]
+            axes.plot(*zip(*points, strict=True), label=name, marker=marker, **style)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted({row["calls"] for row in rows}), [str(each) for each in sorted({row["calls"] for row in rows})])
+        axes.set_xlabel("network calls for a sample")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    named[0].set_yscale("log")
+    named[0].axhline(rows[0]["frechet_real"], color="black", linewidth=1, label="held-out images")
+    figure.legend(*named[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+    with files.whole(path) as draft:
+        figure.savefig(draft, format="png", dpi=110)
+
+
+def _settings(ladder: Ladder, place: Rung) -> dict[str, Any]:
+    """What a row depends on."""
+    sampling = {name: getattr(place.config.sampling, name) for name in ("sampler", "steps", "spacing", "guidance", "clip")}
+    made = {name: getattr(ladder, name) for name in ("num", "shown", "epochs", "seed")}
+    return {**sampling, **made, "run": lineage.fingerprint(place.workdir)}
+
+
+def _identity(row: Mapping[str, Any]) -> str:
+    return json.dumps([row["name"], row["calls"], row["settings"]], sort_keys=True)
+
+
+def _judge(ladder: Ladder, config: Experiment, data_dir: str | None) -> Callable[[Rung, pathlib.Path], dict[str, Any]]:
+    """A function that samples a place, draws the first samples, and measures all by one classifier, trained here."""
+    from jaxdiff import data, evaluate
+
+    train, test = (data.of(config.data, split, data_dir) for split in (config.data.split, config.data.held_out))
+    judge = evaluate.train_judge(train, test, ladder.epochs)
+    reference = evaluate.reference(judge, train, test)
+    labels = run.cycling(range(config.model.num_classes), ladder.num)
+
+    def judged(place: Rung, drawn: pathlib.Path) -> dict[str, Any]:
+        _, params = lineage.read_params(place.config, place.workdir)
+        samples = run.generation(place.config, workdir=place.workdir)(params, labels, ladder.seed)
+        pictures.save_grid(drawn, samples[: ladder.shown], columns=min(config.model.num_classes, 10))
+        report = dataclasses.asdict(evaluate.report(judge, reference, samples, labels))
+        return {name: report[name] for name in ("agreement", "frechet", "accuracy", "frechet_real", "num_real")}
+
+    return judged

@@ -1,0 +1,57 @@
+"""The rounds of a run: one, or of progressive distillation one a halving, each with the student before it for a teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+from functools import partial
+from typing import Any
+
+import jax
+
+from jaxdiff import checkpoint, lineage, recipe
+from jaxdiff import config as configs
+from jaxdiff.config import Experiment
+from jaxdiff.mesh import Layout
+from jaxdiff.train import TrainState
+
+log = logging.getLogger(__name__)
+
+
+def length(config: Experiment) -> int:
+    """Training steps of a round."""
+    return config.steps // configs.rounds(config)
+
+
+def ends(config: Experiment, step: int) -> list[int]:
+    """The training steps at which the rounds end that are not over at `step`."""
+    return [end for end in range(length(config), config.steps + 1, length(config)) if end > step]
+
+
+def start(config: Experiment, workdir: pathlib.Path, layout: Layout, frozen: Any, sources: recipe.Sources) -> TrainState:
+    """The newest state of a run, or one at step 0, with what is frozen in it: of a later round, the student before it."""
+    sharding = dataclasses.replace(layout.sharding, frozen={})
+    state = checkpoint.restore(workdir, lineage.placed(recipe.state_shapes(config, sources), sharding))
+    frozen = jax.device_put(frozen, layout.sharding.frozen)
+    if state is None:
+        state = jax.jit(partial(recipe.init, config, sources=sources), out_shardings=sharding)(jax.random.key(config.seed))
+        if "teacher" in frozen:
+            begun = jax.jit(partial(recipe.begun, config), out_shardings=sharding)
+            state = begun(state, frozen["teacher"])
+        return dataclasses.replace(state, frozen=frozen)
+    step = int(state.step)
+    log.info("going on from step %d of %s", step, workdir)
+    before = step // length(config) * length(config)
+    if config.objective == "progressive" and 0 < before < step:
+        like = lineage.placed(state.params, layout.sharding.frozen["teacher"])
+        _, frozen["teacher"] = checkpoint.restore_ema(workdir, next(iter(config.ema)), like, before)
+    return dataclasses.replace(state, frozen=frozen)
+
+
+def turned(config: Experiment, layout: Layout, state: TrainState) -> TrainState:
+    """The state, where a round begins that is not the first: with the student before it as teacher and to start from."""
+    step = int(state.step)
+    if config.objective != "progressive" or step == 0 or step % length(config):
+        return state
+    return jax.jit(partial(recipe.turned, config), out_shardings=layout.sharding)(state)
