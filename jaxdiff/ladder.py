@@ -56,28 +56,27 @@ def rungs(ladder: Ladder, trained: Sequence[stages.Stage]) -> Iterator[Rung]:
             yield from _baselines(ladder, stage)
     for stage in trained:
         if str(stage.recipe) in names:
-            for calls in ladder.calls:
-                if not on_list(stage.config) or calls in sampling_steps(stage.config):
-                    low, high = stage.config.distillation.guidance
-                    guidance = min(max(ladder.guidance, low), high)
-                    yield _rung(stage, stage.workdir.name, calls, steps=calls, guidance=guidance)
+            low, high = stage.config.distillation.guidance
+            for guidance in [each for each in ladder.guidance if low <= each <= high] or [low]:
+                for calls in ladder.calls:
+                    if not on_list(stage.config) or calls in sampling_steps(stage.config):
+                        yield _rung(stage, "", calls, steps=calls, guidance=guidance)
 
 
 def _baselines(ladder: Ladder, stage: stages.Stage) -> Iterator[Rung]:
-    guided = () if ladder.guidance == 1 else (ladder.guidance,)
-    for sampler in ladder.baselines:
-        for guidance in (1.0, *guided):
+    for guidance in ladder.guidance:
+        for sampler in ladder.baselines:
             cost = COST.get(sampler, 1) * (1 if guidance == 1 else 2)
-            name = f"{stage.workdir.name} {sampler}" + ("" if guidance == 1 else f", guidance {guidance:g}")
             for calls in ladder.calls:
                 if calls % cost == 0:
-                    yield _rung(stage, name, calls, sampler=sampler, steps=calls // cost, guidance=guidance)
-    steps, cost = ladder.reference_steps, 2 if guided else 1
-    name = f"{stage.workdir.name} ddim, {steps} steps"
-    yield _rung(stage, name, steps * cost, sampler="ddim", steps=steps, guidance=ladder.guidance)
+                    yield _rung(stage, f" {sampler}", calls, sampler=sampler, steps=calls // cost, guidance=guidance)
+        steps = ladder.reference_steps
+        calls = steps * (1 if guidance == 1 else 2)
+        yield _rung(stage, " ddim", calls, sampler="ddim", steps=steps, guidance=guidance)
 
 
-def _rung(stage: stages.Stage, name: str, calls: int, **sampling: Any) -> Rung:
+def _rung(stage: stages.Stage, how: str, calls: int, **sampling: Any) -> Rung:
+    name = stage.workdir.name + how + (f", guidance {sampling['guidance']:g}" if sampling["guidance"] != 1 else "")
     config = dataclasses.replace(stage.config, sampling=dataclasses.replace(stage.config.sampling, eta=0.0, **sampling))
     return Rung(name, calls, stage.workdir, validated(config, where=name))
 
@@ -121,8 +120,9 @@ def draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
 
     figure = figures.Figure(figsize=(11, 5), layout="constrained")
     named = figure.subplots(1, 2)
-    students = [name for name in dict.fromkeys(row["name"] for row in rows) if " " not in name]
-    baselines = [name for name in dict.fromkeys(row["name"] for row in rows) if " " in name]
+    names = dict.fromkeys(row["name"] for row in rows)
+    baselines = [name for name in names if " " in name.split(",")[0]]
+    students = [name for name in names if name not in baselines]
     for axes, measure, label in zip(named, ("frechet", "agreement"), ("Frechet distance", "named by their label"), strict=True):
         for number, name in enumerate([*students, *baselines]):
             points = sorted((row["calls"], row[measure]) for row in rows if row["name"] == name)

@@ -18,9 +18,9 @@ class Ladder:
     calls: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of network calls for a sample."""
     baselines: tuple[Baseline, ...] = ("ddim", "dpmpp_2m", "heun")
-    """Samplers of the teachers, without guidance and with it, which takes two calls a step; heun takes two more."""
-    guidance: float = 2.0
-    """Of teachers and students, as near to it as a student was trained."""
+    """Samplers of the teachers; with guidance a step takes two calls, twice as many with heun."""
+    guidance: tuple[float, ...] = (1.0, 2.0)
+    """Scales of teachers, and of those students that were trained with them; 1 is none."""
     reference_steps: int = 50
     """Of DDIM, for the teacher at its best."""
     num: int = 1000
@@ -39,5 +39,5 @@ def rules(c: Ladder) -> Iterator[tuple[str, str, bool]]:
     yield "num", "at least 2, and at least shown", c.num >= max(2, c.shown)
     for name in ("reference_steps", "shown", "epochs"):
         yield name, "at least 1", getattr(c, name) >= 1
-    yield "guidance", "at least 0", c.guidance >= 0
+    yield "guidance", "at least one scale, each at least 1", bool(c.guidance) and min(c.guidance) >= 1
     yield "seed", "at least 0", c.seed >= 0

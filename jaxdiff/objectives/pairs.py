@@ -46,8 +46,8 @@ def doubling(first: int, last: int, total: int) -> Curriculum:
     Raises:
         ValueError: it is not.
     """
-    times = (last // first).bit_length() - 1
-    if first < 1 or first * 2**times != last:
+    times = (last // max(first, 1)).bit_length() - 1
+    if not 1 <= first <= last or first * 2**times != last:
         raise ValueError(f"doubling: last must be first ({first}) times a power of two, got {last}")
     length = max(total // (times + 1), 1)
     return lambda step: first * 2 ** jnp.minimum(step // length, times)
