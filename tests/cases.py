@@ -1,10 +1,13 @@
 """What the contract tables run over, and the mixture that is their truth."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 
 import jaxdiff as jd
-from jaxdiff import guidance, losses, oracles, process, samplers
+from jaxdiff import guidance, losses, objectives, oracles, process, samplers
 
 SCHEDULES = {
     "cosine": jd.cosine(),
@@ -68,3 +71,133 @@ def edm_target(x0, noise, sigma, sigma_data=0.5):
 def clouds():
     """The mixture that the peer's trajectories were recorded on."""
     return oracles.mixture([0.2, 0.5, 0.3], [[-1.0, 0.5], [0.8, 0.9], [0.3, -1.2]], [0.2, 0.1, 0.35])
+
+
+MEAN, STD = np.array([0.3, -0.2]), np.array([0.5, 0.8])  # of one Gaussian
+
+
+def ddim_end(x, t, s):
+    """Where one DDIM step with the Gaussian's exact denoiser ends, by hand: levels `[...]`, x `[..., 2]`."""
+    var = STD**2
+    a, b, c, d = (np.asarray(value, np.float64)[..., None] for value in (t.alpha, t.sigma, s.alpha, s.sigma))
+    return c * MEAN + (a * c * var + b * d) / (a**2 * var + b**2) * (x - a * MEAN)
+
+
+def rows(levels, level, beyond=0):
+    """The levels so many steps beyond those given, `[B, 1]` or `[]`, in a list; the last where there are no more."""
+    row = jnp.argmin(jnp.abs(levels.sigma[None] - jnp.ravel(level.sigma)[:, None]), axis=1)
+    return levels[jnp.minimum(row + beyond, levels.sigma.size - 1)].expand(2)
+
+
+def along(data, levels, steps=1):
+    """The denoiser with which one step of DDIM, so many levels on, goes along the exact flow of one Gaussian."""
+
+    def denoise(x, t):
+        s = rows(levels, t, steps)
+        return jd.implied_x0(x, oracles.flow_map(data)(x, t, s), t, s)
+
+    return denoise
+
+
+class Method(NamedTuple):
+    """A training method on vectors of two values, and a teacher and a student at which its loss is zero.
+
+    Where there is no teacher, its loss is zero at data of one point.
+    """
+
+    objective: Callable  # (student, teacher, schedule) -> objective; both are given a guidance scale [B]
+    teacher: Callable | None
+    best: Callable  # (x, level, scale) -> x0
+
+
+POINT = (0.5, -0.25)
+PICKED = (1.0, 0.2, 0.0)  # a label's likelihood in the components of the clouds
+SCALES = objectives.guidance_scales(1.0, 3.0)
+
+
+def eight():
+    return jd.grid(jd.cosine(), 8)
+
+
+def guided_clouds(given):
+    """Guidance of the clouds towards a label, by each example's scale."""
+    label = oracles.denoiser(oracles.conditional(clouds(), PICKED))
+    return jd.guide(label, oracles.denoiser(clouds()), given[:, None])
+
+
+def follows(steps):
+    return lambda given: along(oracles.gaussian(MEAN, STD), eight(), steps)
+
+
+def flows(x, level, given):
+    return oracles.flow_map(oracles.gaussian(MEAN, STD))(x, level)
+
+
+def point(x, level, given):
+    return jnp.broadcast_to(jnp.array(POINT)[None], x.shape)
+
+
+def diffusion(student, teacher, schedule):
+    def network(params, x, logsnr, given, key):
+        return student(params, given, key)(x, process.from_logsnr(logsnr).expand(2))
+
+    return objectives.diffusion(network, schedule, jd.predict_x0, losses.v_weight, condition=SCALES)
+
+
+def progressive(student, teacher, schedule):
+    return objectives.progressive(student, teacher, eight(), losses.truncated_snr, condition=SCALES)
+
+
+def progressive_everywhere(student, teacher, schedule):
+    return objectives.progressive(
+        student, teacher, eight(), losses.truncated_snr, condition=SCALES, halvings=lambda step: step // 3, every_level=True
+    )
+
+
+def consistency_distillation(student, teacher, schedule):
+    pairs = objectives.steps_of(eight())
+    return objectives.consistency(student, teacher, pairs, objectives.inverse_gap, condition=SCALES, target_ema="ema")
+
+
+def consistency_training(student, teacher, schedule):
+    pairs = objectives.steps_of(eight(), objectives.doubling(2, 8, 6), measure=objectives.lognormal_measure())
+    distance = losses.pseudo_huber(0.01)
+    return objectives.consistency(student, None, pairs, objectives.inverse_gap, condition=SCALES, distance=distance)
+
+
+def easy_consistency(student, teacher, schedule):
+    pairs = objectives.shrinking(schedule, 2)
+    return objectives.consistency(student, None, pairs, objectives.of_noisier(losses.v_weight), condition=SCALES)
+
+
+def latent_consistency(student, teacher, schedule):
+    pairs, weight = objectives.steps_of(eight(), skip=2), objectives.of_noisier(losses.x0_weight)
+    on_latents = objectives.consistency(student, teacher, pairs, weight, condition=SCALES, target_ema="ema")
+    return objectives.latent(on_latents, lambda frozen, batch: (frozen["encoder"] * batch["image"], jnp.full((), 0.1)))
+
+
+def continuous_distillation(student, teacher, schedule):
+    return objectives.continuous_consistency(student, teacher, schedule, condition=SCALES, warmup_steps=2)
+
+
+def continuous_training(student, teacher, schedule):
+    return objectives.continuous_consistency(student, None, schedule, condition=SCALES)
+
+
+METHODS = {
+    "diffusion": Method(diffusion, None, point),
+    "guided": Method(
+        lambda student, teacher, schedule: objectives.guided(student, teacher, schedule, losses.v_weight, condition=SCALES),
+        guided_clouds,
+        lambda x, level, given: oracles.guided(clouds(), PICKED, given)(x, level),
+    ),
+    "progressive": Method(progressive, follows(1), lambda x, level, given: follows(2)(given)(x, level)),
+    "progressive_everywhere": Method(progressive_everywhere, follows(1), lambda x, level, given: follows(2)(given)(x, level)),
+    "consistency_distillation": Method(consistency_distillation, follows(1), flows),
+    "consistency_training": Method(consistency_training, None, point),
+    "easy_consistency": Method(easy_consistency, None, point),
+    "latent_consistency": Method(latent_consistency, follows(2), flows),
+    "continuous_distillation": Method(continuous_distillation, lambda given: oracles.denoiser(oracles.gaussian(MEAN, STD)), flows),
+    "continuous_training": Method(continuous_training, None, point),
+}
+AVERAGED = {"consistency_distillation", "latent_consistency"}  # whose targets are an EMA's
