@@ -11,7 +11,7 @@ from jaxdiff.config import Data, Diffusion, Distillation, Evaluation, Experiment
 
 config = Experiment(
     objective="consistency",
-    data=Data(name="digits", image_shape=(8, 8, 1), batch_size=128),
+    data=Data(name="digits", image_shape=(8, 8, 1), batch_size=64),
     model=Model(channels=32, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=32, num_classes=10),
     diffusion=Diffusion(schedule="cosine", prediction="v", weight="x0", label_dropout=0.0),
     distillation=Distillation(
@@ -24,8 +24,8 @@ config = Experiment(
     ),
     optimizer=Optimizer(learning_rate=1e-3, warmup_steps=50),
     ema={"ema": 0.995},
-    steps=1000,
-    checkpoint_every=250,
+    steps=800,
+    checkpoint_every=200,
     sampling=Sampling(sampler="consistency", steps=1, guidance=1.0),
     evaluation=Evaluation(num=1000),
 )

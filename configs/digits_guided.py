@@ -11,7 +11,7 @@ from jaxdiff.config import Data, Diffusion, Distillation, Evaluation, Experiment
 config = Experiment(
     objective="guided",
     sources=Sources(teacher="configs/digits.py"),
-    data=Data(name="digits", image_shape=(8, 8, 1), batch_size=128),
+    data=Data(name="digits", image_shape=(8, 8, 1), batch_size=64),
     model=Model(channels=32, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=32, num_classes=10),
     diffusion=Diffusion(schedule="cosine", prediction="v", weight="v", label_dropout=0.0),
     distillation=Distillation(guidance=(1.0, 4.0)),

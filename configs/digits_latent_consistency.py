@@ -11,7 +11,7 @@ from jaxdiff.config import Data, Diffusion, Distillation, Evaluation, Experiment
 config = Experiment(
     objective="consistency",
     sources=Sources(autoencoder="configs/digits_kl.py", teacher="configs/digits_latent.py"),
-    data=Data(name="digits", image_shape=(8, 8, 1), batch_size=128),
+    data=Data(name="digits", image_shape=(8, 8, 1), batch_size=64),
     model=Model(channels=64, multipliers=(1,), blocks=2, attention=(4,), head_channels=32, num_classes=10),
     diffusion=Diffusion(schedule="cosine", prediction="v", weight="x0", label_dropout=0.0),
     distillation=Distillation(steps=32, guidance=(1.0, 4.0), skip=4, clip=False, distance="pseudo_huber", huber=0.03),

@@ -11,14 +11,14 @@ from jaxdiff.config import Data, Diffusion, Distillation, Evaluation, Experiment
 config = Experiment(
     objective="progressive",
     sources=Sources(teacher="configs/digits_guided.py"),
-    data=Data(name="digits", image_shape=(8, 8, 1), batch_size=128),
+    data=Data(name="digits", image_shape=(8, 8, 1), batch_size=64),
     model=Model(channels=32, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=32, num_classes=10),
     diffusion=Diffusion(schedule="cosine", prediction="v", weight="truncated_snr", label_dropout=0.0),
     distillation=Distillation(steps=16, guidance=(1.0, 4.0)),
     optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup_steps=20),
     ema={"ema": 0.99},
-    steps=800,
-    checkpoint_every=250,
+    steps=600,
+    checkpoint_every=150,
     sampling=Sampling(sampler="ddim", steps=4, guidance=2.0),
     evaluation=Evaluation(num=1000),
 )

@@ -1,7 +1,7 @@
 """The ladder of MNIST, in the latents of configs/mnist_kl.py: from a teacher of 50 steps to students of one.
 
 Paper: Salimans & Ho (2022), Meng et al. (2023), Song et al. (2023), Song & Dhariwal (2023), Luo et al. (2023).
-Cost: about three hours on 2 CPU cores, from nothing.
+Cost: about two hours on 2 CPU cores, from nothing.
 Score: in `table.md`.
 Run: jaxdiff data mnist && jaxdiff ladder configs/mnist_ladder.py
 """
@@ -16,5 +16,6 @@ ladder = Ladder(
         "configs/mnist_consistency_training.py",
         "configs/mnist_latent_consistency.py",
     ),
+    num=500,
     epochs=3,
 )

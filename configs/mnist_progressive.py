@@ -1,7 +1,7 @@
 """MNIST in latents, in 4 steps, or in 8, 2 or 1: the student of configs/mnist_guided.py, halved four times.
 
 Paper: Salimans & Ho (2022), progressive distillation; Meng et al. (2023), stage two.
-Cost: about 0.6 s a step on 2 CPU cores, once what it starts from is trained.
+Cost: about 0.3 s a step on 2 CPU cores, once what it starts from is trained.
 Score: in the table of configs/mnist_ladder.py.
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_progressive.py --workdir runs/mnist_progressive --with-stages
 """
@@ -11,7 +11,7 @@ from jaxdiff.config import Data, Diffusion, Distillation, Evaluation, Experiment
 config = Experiment(
     objective="progressive",
     sources=Sources(autoencoder="configs/mnist_kl.py", teacher="configs/mnist_guided.py"),
-    data=Data(name="mnist", image_shape=(32, 32, 1), batch_size=128),
+    data=Data(name="mnist", image_shape=(32, 32, 1), batch_size=64),
     model=Model(channels=32, multipliers=(1, 2), blocks=2, attention=(4,), head_channels=32, num_classes=10),
     diffusion=Diffusion(schedule="cosine", prediction="v", weight="truncated_snr", label_dropout=0.0),
     distillation=Distillation(steps=16, guidance=(1.0, 4.0), clip=False),

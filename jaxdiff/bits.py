@@ -17,7 +17,7 @@ from jax import Array
 from tqdm import tqdm
 
 from jaxdiff import data, files, likelihood, process, recipe
-from jaxdiff.config import Experiment
+from jaxdiff.config import STUDENTS, Experiment
 from jaxdiff.data import Images, normalized
 from jaxdiff.errors import ConfigError, NonFiniteError
 from jaxdiff.likelihood import Estimate
@@ -123,6 +123,10 @@ def estimators(config: Experiment, names: Sequence[str], effort: Effort) -> dict
     """
     if config.objective == "classifier":
         raise ConfigError("--likelihood: a classifier has no likelihood of images; give a diffusion or a vae run")
+    if config.objective in STUDENTS:
+        raise ConfigError(
+            f"--likelihood: a {config.objective} student has none: it no longer denoises its data; give a diffusion run"
+        )
     if config.objective == "autoencoder" or config.sources.autoencoder or config.sources.base:
         raise ConfigError("--likelihood: of images there is none in latents or in a cascade; give a run on pixels, or a vae run")
     if config.model.context_channels:

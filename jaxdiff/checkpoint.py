@@ -113,19 +113,18 @@ def restore_ema(workdir: pathlib.Path, name: str, like: Any, step: int | None = 
     return found, items[_ema_item(name)]
 
 
-def read_levels(workdir: pathlib.Path, step: int | None = None) -> dict[str, list[float]]:
-    """`alpha` and `sigma` of the levels that the student of the newest step, or of a step, was trained on.
+def read_levels(workdir: pathlib.Path, step: int | None = None) -> tuple[int, dict[str, list[float]]]:
+    """The newest step that can be read, or the one given, and `alpha` and `sigma` of the levels that its student was trained on.
 
     Raises:
         CheckpointError: it cannot be read, or holds none.
     """
     if not steps(workdir):
         raise CheckpointError(f"{workdir} has no checkpoint; train it first: jaxdiff train CONFIG --workdir {workdir}")
-    step = steps(workdir)[-1] if step is None else step
-    found = _read(workdir, step, {})["meta"].get("levels")
-    if found is None:
+    step, items = _newest(workdir, {}) if step is None else (step, _read(workdir, step, {}))
+    if "levels" not in items["meta"]:
         raise CheckpointError(f"checkpoint {_directory(workdir) / str(step)} holds no levels; it is no student's of a list")
-    return found
+    return step, items["meta"]["levels"]
 
 
 def fingerprint(workdir: pathlib.Path, name: str) -> str:

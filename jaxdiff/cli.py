@@ -66,6 +66,8 @@ def ladder(args: Ladder) -> int:
     config = load_ladder(args.config)
     workdir = args.workdir or pathlib.Path("runs") / args.config.stem
     trained = ladders.runs(config, workdir)
+    if not list(ladders.rungs(config, trained)):
+        raise ConfigError(f"{args.config}: no student or baseline takes {config.calls} calls; choose others")
     for stage in stages.unfinished(trained):
         print(f"rung {stage.workdir}: {stage.command}")
         if stopped := run.train(stage.config, stage.workdir, args.data_dir):
@@ -94,6 +96,8 @@ def sample(args: Sample) -> int:
     else:
         config = _resampled(lineage.read_config(args.run, "diffusion"), args)
     chosen = [config.model.num_classes] if from_prior else parse_labels(args.labels, config.model.num_classes)
+    if args.labels == "none" and config.model.num_classes and not config.diffusion.label_dropout:
+        raise ConfigError("--labels none: this run was trained with labels alone (diffusion.label_dropout 0)")
     labels = run.cycling(chosen, args.num)
     name = f"prior_seed_{args.seed}.png" if from_prior else run.default_name(config, args.seed)
     out = args.out or args.run / "samples" / name

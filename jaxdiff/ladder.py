@@ -42,6 +42,8 @@ def runs(ladder: Ladder, workdir: pathlib.Path) -> list[stages.Stage]:
         if config.objective not in STUDENTS:
             raise ConfigError(f"students: {name} trains {config.objective}, which distils nothing; name recipes of {STUDENTS}")
         found += [stage for stage in (*before, stages.Stage(path, directory, config)) if stage not in found]
+        if not config.model.num_classes or config.model.context_channels:
+            raise ConfigError(f"students: {name} has no labels, or context vectors; a ladder judges samples by their labels alone")
     images = {(stage.config.data.name, stage.config.data.image_shape) for stage in found}
     if len(images) > 1:
         raise ConfigError(f"students: all must be of the same images, got {sorted(images)}")
@@ -49,7 +51,11 @@ def runs(ladder: Ladder, workdir: pathlib.Path) -> list[stages.Stage]:
 
 
 def rungs(ladder: Ladder, trained: Sequence[stages.Stage]) -> Iterator[Rung]:
-    """What is sampled: every teacher by each baseline, then every student, each with all numbers of calls that it can make."""
+    """What is sampled: every teacher by each baseline, then every student, each with all numbers of calls that it can make.
+
+    As the runs' own configs say where they are there, else the recipes.
+    """
+    trained = [stage._replace(config=_config(stage)) for stage in trained]
     names = {str(pathlib.Path(name)) for name in ladder.students}
     for stage in trained:
         if stage.config.objective == "diffusion":
@@ -63,6 +69,10 @@ def rungs(ladder: Ladder, trained: Sequence[stages.Stage]) -> Iterator[Rung]:
                         yield _rung(stage, "", calls, steps=calls, guidance=guidance)
 
 
+def _config(stage: stages.Stage) -> Experiment:
+    return lineage.read_config(stage.workdir) if (stage.workdir / "config.json").is_file() else stage.config
+
+
 def _baselines(ladder: Ladder, stage: stages.Stage) -> Iterator[Rung]:
     for guidance in ladder.guidance:
         for sampler in ladder.baselines:
@@ -72,7 +82,8 @@ def _baselines(ladder: Ladder, stage: stages.Stage) -> Iterator[Rung]:
                     yield _rung(stage, f" {sampler}", calls, sampler=sampler, steps=calls // cost, guidance=guidance)
         steps = ladder.reference_steps
         calls = steps * (1 if guidance == 1 else 2)
-        yield _rung(stage, " ddim", calls, sampler="ddim", steps=steps, guidance=guidance)
+        if calls not in ladder.calls or "ddim" not in ladder.baselines:
+            yield _rung(stage, " ddim", calls, sampler="ddim", steps=steps, guidance=guidance)
 
 
 def _rung(stage: stages.Stage, how: str, calls: int, **sampling: Any) -> Rung:
@@ -87,7 +98,7 @@ def measured(ladder: Ladder, workdir: pathlib.Path, places: Sequence[Rung], data
     Rows are kept in `ladder.json`; one that is there with the same run and settings is not measured again.
     """
     path = workdir / "ladder.json"
-    known = {_identity(row): row for row in (json.loads(path.read_text())["rows"] if path.is_file() else [])}
+    known = {_identity(row): row for row in _rows(path)}
     judge = functools.cache(lambda: _judge(ladder, places[0].config, data_dir))  # trained when the first row is missing
     rows = []
     for place in tqdm(places, desc="climbing", unit="place", dynamic_ncols=True):
@@ -141,11 +152,20 @@ def draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
         figure.savefig(draft, format="png", dpi=110)
 
 
+def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of an earlier time."""
+    try:
+        rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+        return [row for row in rows if {"name", "calls", "settings"} <= set(row)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} holds no rows of a ladder; move it away, or choose another --workdir") from error
+
+
 def _settings(ladder: Ladder, place: Rung) -> dict[str, Any]:
     """What a row depends on."""
-    sampling = {name: getattr(place.config.sampling, name) for name in ("sampler", "steps", "spacing", "guidance", "clip")}
-    made = {name: getattr(ladder, name) for name in ("num", "shown", "epochs", "seed")}
-    return {**sampling, **made, "run": lineage.fingerprint(place.workdir)}
+    c, made = place.config, {name: getattr(ladder, name) for name in ("num", "shown", "epochs", "seed")}
+    walked = {"schedule": c.diffusion.sampling_schedule or c.diffusion.schedule, **dataclasses.asdict(c.sampling)}
+    return {**walked, **made, "data": [c.data.name, c.data.split, c.data.held_out], "run": lineage.fingerprint(place.workdir)}
 
 
 def _identity(row: Mapping[str, Any]) -> str:

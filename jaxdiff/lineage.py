@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import checkpoint, files, recipe
-from jaxdiff.config import STUDENTS, Experiment, a_run_of, from_dict, halvings, on_list, rounds
+from jaxdiff.config import STUDENTS, Experiment, a_run_of, from_dict, halvings, on_list, rounds, sampling_steps
 from jaxdiff.errors import ConfigError
 from jaxdiff.process import Level
+
+log = logging.getLogger(__name__)
 
 RECORD = "sources.json"  # in a run's directory: the fingerprints of what it was trained on
 VGG16_CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # their numbers in torchvision's network
@@ -67,15 +70,18 @@ def read_levels(config: Experiment, workdir: pathlib.Path) -> Level | None:
     """
     if not on_list(config):
         return None
-    found = checkpoint.read_levels(workdir, _end_of_round(config, workdir))
-    mine = recipe.levels(config)
-    trained = Level(*(jnp.asarray(found[name], jnp.float32) for name in ("alpha", "sigma")))
-    num, steps = trained.sigma.size - 1, config.sampling.steps
-    near = num % steps == 0 and np.allclose(trained[:: num // steps].sigma, mine.sigma, atol=1e-5)
-    if not near:
+    step, found = checkpoint.read_levels(workdir, _end_of_round(config, workdir))
+    trained, mine = (
+        Level(*(jnp.asarray(found[name], jnp.float32) for name in ("alpha", "sigma"))),
+        recipe.student_levels(config, step),
+    )
+    num = trained.sigma.size - 1
+    same = mine.sigma.shape == trained.sigma.shape and np.allclose(mine.sigma, trained.sigma, atol=1e-5)
+    if not same or num % config.sampling.steps:
+        logsnr = np.asarray(trained[:-1].logsnr)
         raise ConfigError(
-            f"{workdir} was trained on {num} steps of levels from logsnr {float(trained[:1].logsnr[0]):.2f} to "
-            f"{float(trained[-2:-1].logsnr[0]):.2f}; sample it as its own config says, with --steps that divide {num}"
+            f"{workdir} was at step {step} trained on {num} steps of levels from logsnr {logsnr[0]:.2f} to {logsnr[-1]:.2f}; "
+            f"sample it on these, by the config that it was trained with and --steps that divide {num}"
         )
     return trained
 
@@ -84,15 +90,14 @@ def _end_of_round(config: Experiment, workdir: pathlib.Path) -> int | None:
     """The step at which the progressive student is done that the config's sampling asks for; None: the newest of any run."""
     if config.objective != "progressive":
         return None
-    end = halvings(config) * (config.steps // rounds(config))
-    if end not in checkpoint.steps(workdir):
-        done = [step for step in checkpoint.steps(workdir) if step % (config.steps // rounds(config)) == 0]
-        known = [config.distillation.steps // 2 ** (step * rounds(config) // config.steps) for step in done]
+    length, saved = config.steps // rounds(config), checkpoint.steps(workdir)
+    if halvings(config) * length not in saved:
+        known = [num for number, num in enumerate(sampling_steps(config), 1) if number * length in saved]
         raise ConfigError(
             f"{workdir} has no student of {config.sampling.steps} steps yet, but of {', '.join(map(str, known)) or 'none'}; "
             "train it on, or choose --steps"
         )
-    return end
+    return halvings(config) * length
 
 
 def placed(shapes: Any, sharding: Any) -> Any:
@@ -154,9 +159,11 @@ def configs(
         elif place == "teacher":
             recipe.check_teacher(config, source, str(directory))
             _check_same_latents(config, workdir, directory)
+            if (saved := checkpoint.steps(directory)) and saved[-1] < source.steps:
+                log.warning("the teacher %s is at step %d of %d", directory, saved[-1], source.steps)
         elif place == "base":
             recipe.check_cascade(config, source, str(directory))
-            found |= {f"base.{name}": below for name, below in configs(source, directory).items()}
+            found |= {f"base.{name}": below for name, below in configs(source, directory, sampled_with(source)).items()}
     return found
 
 
@@ -178,7 +185,7 @@ def params(config: Experiment, workdir: pathlib.Path | None = None, places: tupl
         if place == "autoencoder":
             check_measured(source, found[place], step, directory)
         if place == "base":
-            found |= {f"base.{name}": value for name, value in params(source, directory).items()}
+            found |= {f"base.{name}": value for name, value in params(source, directory, sampled_with(source)).items()}
     if config.sources.features.endswith(".npz") and (places is None or "features" in places):
         found["features"] = vgg16(pathlib.Path(config.sources.features))
     return found

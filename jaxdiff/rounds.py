@@ -54,4 +54,5 @@ def turned(config: Experiment, layout: Layout, state: TrainState) -> TrainState:
     step = int(state.step)
     if config.objective != "progressive" or step == 0 or step % length(config):
         return state
+    state = jax.device_put(state, layout.sharding)  # which pmap leaves on every device
     return jax.jit(partial(recipe.turned, config), out_shardings=layout.sharding)(state)

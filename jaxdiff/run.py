@@ -41,7 +41,7 @@ def generation(config: Experiment, batch_size: int = 500, workdir: pathlib.Path 
     """
     needed = lineage.sampled_with(config)
     sources, frozen = lineage.configs(config, workdir, needed), lineage.params(config, workdir, needed)
-    trained = None if workdir is None else lineage.read_levels(config, workdir)
+    trained = lineage.read_levels(config, workdir) if workdir is not None and checkpoint.steps(workdir) else None
     compiled = jax.jit(recipe.prior_generator(config) if config.objective == "vae" else recipe.generator(config, sources, trained))
 
     def generate(params: Any, labels: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
@@ -108,10 +108,10 @@ def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None
             batches = map(layout.shard, rows)
             for end in rounds.ends(config, int(state.step)):
                 state = _steps(config, workdir, layout, step, rounds.turned(config, layout, state), batches, end, stopped, closing)
+                if config.objective == "progressive" and int(state.step) == end and not config.model.context_channels:
+                    _draw_round(config, workdir, end)
                 if stopped() is not None:
                     break
-                if config.objective == "progressive":
-                    _draw_round(config, workdir, end)
         except NonFiniteError as error:
             saved = checkpoint.steps(workdir)
             kept = f"the last good checkpoint is step {saved[-1]} in {workdir}" if saved else f"{workdir} has no checkpoint yet"
@@ -186,7 +186,7 @@ def _sample_grids(config: Experiment, workdir: pathlib.Path) -> Callable[[TrainS
     labels = cycling(range(columns), config.sampling.num)
 
     def draw(state: TrainState, step: int) -> np.ndarray:
-        params = jax.device_put(next(iter(state.ema.values())), jax.local_devices()[0])
+        params = jax.device_put(state.ema[next(iter(config.ema))], jax.local_devices()[0])
         images = generate(params, labels, config.seed)
         pictures.save_grid(pathlib.Path(workdir) / "samples" / f"step_{step:07d}.png", images, columns)
         return pictures.grid(images, columns)

@@ -11,7 +11,7 @@ README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 @pytest.mark.parametrize(
     "code",
     re.findall(r"```python\n(.*?)```", README, re.DOTALL),
-    ids=["plain", "linen", "nnx", "equinox", "verify", "likelihood", "training"],
+    ids=["plain", "linen", "nnx", "equinox", "verify", "likelihood", "distillation", "training"],
 )
 def test_example_runs(code):
     exec(code, {})

@@ -21,10 +21,11 @@ from jaxdiff.config.fields import (
     Vae,
 )
 from jaxdiff.config.ladder import Ladder
-from jaxdiff.config.reading import a_run_of, differences, from_dict, load, load_ladder, to_dict, validated
+from jaxdiff.config.reading import FAMILIES, a_run_of, differences, from_dict, load, load_ladder, to_dict, validated
 
 __all__ = [
     "DENOISERS",
+    "FAMILIES",
     "STUDENTS",
     "Distillation",
     "halvings",

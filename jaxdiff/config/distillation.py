@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 STUDENTS = ("guided", "progressive", "consistency")
@@ -42,6 +42,7 @@ class Distillation:
     weight: Literal["diffusion", "inverse_gap"] = "diffusion"
     """Of consistency: diffusion.weight at the noisier level, or one over the distance between the two."""
     distance: Literal["squared", "pseudo_huber"] = "squared"
+    """Of consistency on pairs of levels."""
     huber: float = 0.00054
     """Where pseudo_huber turns from squared to linear, for one value."""
     target_ema: str = ""
@@ -72,17 +73,20 @@ def rounds(c: Any) -> int:
 
 def halvings(c: Any) -> int:
     """After how many rounds the student is there that the config's sampling asks for."""
-    longer = 2 if c.sampling.sampler == "overshoot" else 1
-    return (c.distillation.steps * longer // c.sampling.steps).bit_length() - 1
+    return (c.distillation.steps * _stride(c) // c.sampling.steps).bit_length() - 1
 
 
 def sampling_steps(c: Any) -> list[int]:
     """The numbers of sampling steps that a student of a list was trained for, most first."""
     d = c.distillation
     if c.objective == "progressive":
-        longer = 2 if c.sampling.sampler == "overshoot" else 1
-        return [longer * d.steps // 2**halving for halving in range(1, rounds(c) + 1)]
+        return [_stride(c) * d.steps // 2**halving for halving in range(1, rounds(c) + 1)]
     return [num for num in range(d.steps, 0, -1) if d.steps % num == 0]
+
+
+def _stride(c: Any) -> int:
+    """How many sampling steps a progressive student's own step is long."""
+    return 2 if c.sampling.sampler == "overshoot" else 1
 
 
 def _power_of_two(number: int) -> bool:
@@ -91,78 +95,113 @@ def _power_of_two(number: int) -> bool:
 
 def rules(c: Any) -> Iterator[tuple[str, str, bool]]:
     """Name, rule and whether it holds, of a config whose objective is a student's, or of what is left for others."""
+    yield "sources.teacher", "empty without an objective that distils", c.objective in STUDENTS or not c.sources.teacher
+    consistent = c.objective == "consistency"
+    yield "sampling.sampler", "another: consistency samples consistency students", consistent or c.sampling.sampler != "consistency"
+    stochastic = c.objective == "progressive" and c.distillation.every_level
+    alone = "another: overshoot samples progressive students trained with distillation.every_level"
+    yield "sampling.sampler", alone, stochastic or c.sampling.sampler != "overshoot"
+    for field in fields(Distillation):
+        read = field.name in _read(c) or getattr(c.distillation, field.name) == field.default
+        yield f"distillation.{field.name}", f"left as it is: {_what(c)} does not read it", read
+    if c.objective in STUDENTS:
+        yield from _student_rules(c)
+    if c.objective == "progressive":
+        yield from _progressive_rules(c)
+    if c.objective == "consistency":
+        yield from _consistency_rules(c)
+    if on_list(c):
+        yield from _list_rules(c)
+
+
+def _read(c: Any) -> set[str]:
+    """The fields that a config's objective reads."""
+    taught = {"guidance", "clip"}
+    if c.objective == "guided":
+        return {*taught, "lora_rank"}
+    if c.objective == "progressive":
+        return {*taught, "steps", "final_steps", "spacing", "every_level"}
+    if c.objective != "consistency":
+        return set()
+    common = {*taught, "target", "curriculum", "lora_rank"}
+    if c.distillation.curriculum == "continuous":
+        return {*common, "warmup_steps"}
+    common |= {"solver", "weight", "distance", "huber", "target_ema"}
+    if c.distillation.curriculum == "shrinking":
+        return {*common, "shrink_every"}
+    growing = set() if c.distillation.curriculum == "constant" else {"first_steps"}
+    return {*common, *growing, "steps", "spacing", "skip", "draw"}
+
+
+def _what(c: Any) -> str:
+    return f"{c.distillation.curriculum} consistency" if c.objective == "consistency" else f"the objective {c.objective}"
+
+
+def _student_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
     d = c.distillation
-    student, progressive, consistent = (c.objective in each for each in (STUDENTS, ("progressive",), ("consistency",)))
-    what = f"an objective that distils, not {c.objective}"
-    yield "sources.teacher", f"empty without {what}", student or not c.sources.teacher
-    yield "sampling.sampler", f"no consistency without {what}", consistent or c.sampling.sampler != "consistency"
-    stochastic = progressive and d.every_level
-    yield (
-        "sampling.sampler",
-        "overshoot only for a progressive student trained with distillation.every_level",
-        stochastic or c.sampling.sampler != "overshoot",
-    )
-    if not student:
-        return
     taught = d.target == "teacher"
     yield "sources.teacher", f"a run or a recipe to distil: {c.objective} learns from it", bool(c.sources.teacher) or not taught
-    yield "distillation.target", "teacher for all but consistency", taught or consistent
     yield "distillation.guidance", "two scales, the lower first, at least 0", 0 <= d.guidance[0] <= d.guidance[1]
     yield "distillation.guidance", "1 1 without a teacher to guide", taught or d.guidance == (1.0, 1.0)
+    yield (
+        "distillation.guidance",
+        "1 1 without classes or context",
+        d.guidance == (1.0, 1.0) or bool(c.model.num_classes or c.model.context_channels),
+    )
     yield "diffusion.schedule", "a fixed one for a student", c.diffusion.schedule != "learned"
     yield "cascade.factor", "1 for a student", c.cascade.factor == 1
     yield "distillation.clip", "False in latent space, whose values have no bounds", not (c.sources.autoencoder and d.clip)
     yield "distillation.lora_rank", "at least 0", d.lora_rank >= 0
-    yield (
-        "distillation.lora_rank",
-        "0 where the scale is an input, of which the teacher has no params",
-        not (d.lora_rank and varies(c)),
-    )
-    yield "distillation.lora_rank", "0 for progressive, whose teachers follow one another", not (d.lora_rank and progressive)
+    input_of = "0 where the scale is an input, of which the teacher has no params"
+    yield "distillation.lora_rank", input_of, not (d.lora_rank and varies(c))
     yield "distillation.lora_rank", "0 without sources.teacher, which it adapts", not d.lora_rank or bool(c.sources.teacher)
     low, high = d.guidance
     inside = f"{low:g}, the guidance that" if low == high else f"between {low:g} and {high:g}, the guidance that"
     yield "sampling.guidance", f"{inside} the student was trained with", low <= c.sampling.guidance <= high
-    if progressive:
-        yield "distillation.steps", "a power of two, at least 2", _power_of_two(d.steps) and d.steps > 1
-        fewer = _power_of_two(d.final_steps) and d.final_steps < d.steps
-        yield "distillation.final_steps", f"a power of two below distillation.steps, {d.steps}", fewer
-        even = f"divisible by the {rounds(c)} rounds from {d.steps} steps to {d.final_steps}"
-        yield "steps", even, c.steps % rounds(c) == 0
-        walks = ("ddim", "overshoot")
-        yield "sampling.sampler", "ddim (or overshoot) for a progressive student", c.sampling.sampler in walks
-        yield "sampling.every", "0 for a progressive student, whose rounds are sampled at their ends", c.sampling.every == 0
-    if consistent:
-        yield from _consistency_rules(c)
+
+
+def _progressive_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
+    d = c.distillation
+    yield "distillation.steps", "a power of two, at least 2", _power_of_two(d.steps) and d.steps > 1
+    fewer = _power_of_two(d.final_steps) and d.final_steps < d.steps
+    yield "distillation.final_steps", f"a power of two below distillation.steps, {d.steps}", fewer
+    even = f"divisible by the {rounds(c)} rounds from {d.steps} steps to {d.final_steps}"
+    yield "steps", even, c.steps % rounds(c) == 0
+    whole = f"a divisor of the {c.steps // rounds(c)} steps of a round"
+    yield "optimizer.accumulate", whole, c.steps // rounds(c) % c.optimizer.accumulate == 0
+    yield "sampling.sampler", "ddim (or overshoot) for a progressive student", c.sampling.sampler in ("ddim", "overshoot")
+    yield "sampling.every", "0 for a progressive student, whose rounds are sampled at their ends", c.sampling.every == 0
+
+
+def _list_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
+    d = c.distillation
     yield "distillation.steps", "at least 1", d.steps > 0
-    if on_list(c):
-        known = sampling_steps(c)
-        named = f"one of {', '.join(map(str, known))}: the student was trained on levels of these numbers of steps"
-        yield "sampling.steps", named, c.sampling.steps in known
-        yield "sampling.spacing", f"{d.spacing}, of the levels that the student was trained on", c.sampling.spacing == d.spacing
-        yield "sampling.eta", "0 for a student of a list of levels", c.sampling.eta == 0
+    known = sampling_steps(c)
+    named = f"one of {', '.join(map(str, known))}: the student was trained on levels of these numbers of steps"
+    yield "sampling.steps", named, c.sampling.steps in known
+    yield "sampling.spacing", f"{d.spacing}, of the levels that the student was trained on", c.sampling.spacing == d.spacing
+    yield "sampling.eta", "0 for a student of a list of levels", c.sampling.eta == 0
+    trained_only = c.diffusion.schedule == "lognormal" and not c.diffusion.sampling_schedule
+    yield "diffusion.sampling_schedule", "set (to karras, say): the list of levels is cut from it", not trained_only
 
 
 def _consistency_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
     d = c.distillation
     yield "sampling.sampler", "consistency for a consistency student", c.sampling.sampler == "consistency"
-    yield (
-        "diffusion.prediction",
-        "not x0 for a consistency student: it must be x / alpha without noise",
-        (c.diffusion.prediction != "x0"),
-    )
+    yield "sampling.classifier", "empty for a consistency student, whose x0 is no mean to shift", not c.sampling.classifier
     growing = d.curriculum in ("doubling", "square_root")
     yield "distillation.first_steps", "between 1 and distillation.steps", not growing or 1 <= d.first_steps <= d.steps
     times = d.steps % d.first_steps == 0 and _power_of_two(d.steps // d.first_steps) if d.first_steps > 0 else False
     yield "distillation.steps", f"first_steps, {d.first_steps}, times a power of two", d.curriculum != "doubling" or times
-    yield "distillation.skip", "at least 1", d.skip >= 1
-    yield "distillation.shrink_every", "at least 1", d.shrink_every >= 1
+    for name in ("skip", "shrink_every"):
+        yield f"distillation.{name}", "at least 1", getattr(d, name) >= 1
     yield "distillation.warmup_steps", "at least 0", d.warmup_steps >= 0
     yield "distillation.huber", "above 0", d.huber > 0
     named = f"empty or the name of an EMA: {', '.join(c.ema)}"
     yield "distillation.target_ema", named, not d.target_ema or d.target_ema in c.ema
-    continuous, circle = d.curriculum == "continuous", c.diffusion.schedule in ("cosine", "linear", "linear_logsnr")
-    yield "diffusion.schedule", "variance preserving (cosine, say) for continuous consistency", circle or not continuous
-    yield "distillation.target_ema", "empty for continuous consistency", not (continuous and d.target_ema)
-    trained_only = c.diffusion.schedule == "lognormal" and on_list(c) and not c.diffusion.sampling_schedule
-    yield "diffusion.sampling_schedule", "set (to karras, say): the list of levels is cut from it", not trained_only
+    circle = c.diffusion.schedule in ("cosine", "linear", "linear_logsnr")
+    yield (
+        "diffusion.schedule",
+        "variance preserving (cosine, say) for continuous consistency",
+        circle or d.curriculum != "continuous",
+    )

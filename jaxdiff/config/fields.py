@@ -147,7 +147,7 @@ class Sources:
     base: str = ""
     """The model before this one in a cascade, whose samples it enlarges."""
     teacher: str = ""
-    """The model that a student is distilled from, itself a student maybe."""
+    """The model that a student is distilled from; a guided student maybe."""
     features: str = ""
     """The classifier whose features an autoencoder's perceptual distance compares, or a file of VGG16 or LPIPS weights (.npz)."""
 

@@ -15,6 +15,8 @@ from jax.typing import ArrayLike
 from jaxdiff import losses
 from jaxdiff.process import Level, Schedule
 
+CLOSEST = 12  # halvings of the distance between two levels, beyond which float32 sees no difference
+
 Pairs = Callable[[Array, Array, Array, int], tuple[Level, Level]]  # (step, key, index [B], ndim) -> t, s of [B, 1, ..., 1]
 Curriculum = Callable[[Array], ArrayLike]  # step -> number of steps into which the levels are cut
 Measure = Callable[[Level], Array]  # of how often a level is drawn: a distribution function, which falls from noisy to clean
@@ -28,7 +30,7 @@ def constant(num: int) -> Curriculum:
 def square_root(first: int, last: int, total: int) -> Curriculum:
     """`ceil(sqrt(k / total ((last + 1)^2 - first^2) + first^2) - 1)` steps at step k: from about first to last.
 
-    Song et al. (2023), appendix C: their schedule N, less one, as they count levels.
+    Song et al. (2023), appendix C: their schedule N, less one, as they count levels; without their growing EMA for the target.
     """
 
     def num(step: Array) -> Array:
@@ -111,15 +113,15 @@ def shrinking(
 ) -> Pairs:
     """Any level t of a schedule, and s with `sigma_s = sigma_t (1 - n(sigma_t) / factor^a)`, a = 1 + floor(step / every).
 
-    Here sigma stands for `sigma / alpha`, `n(sigma) = 1 + k sigmoid(-b sigma)`; s is clean where that is not above 0, which
-    makes the beginning nearly diffusion training. Easy consistency tuning, in continuous time (Geng et al. 2024, section 3.2).
-    `size(alpha, sigma)` is what stays from t to s, as in `process.shifted`.
+    Here a is at most 12, sigma stands for `sigma / alpha`, `n(sigma) = 1 + k sigmoid(-b sigma)`; s is clean where that is not
+    above 0, which makes the beginning nearly diffusion training. Easy consistency tuning, in continuous time (Geng et al. 2024,
+    section 3.2). `size(alpha, sigma)` is what stays from t to s, as in `process.shifted`.
     """
 
     def pairs(step: Array, key: Array, index: Array, ndim: int) -> tuple[Level, Level]:
         t = schedule(losses.spread_times(key, index))
         ratio = t.sigma / t.alpha
-        a = 1 + jnp.asarray(step // every).astype(ratio.dtype)
+        a = jnp.minimum(1 + jnp.asarray(step // every), CLOSEST).astype(ratio.dtype)
         closer = ratio * jnp.maximum(1 - (1 + k * jax.nn.sigmoid(-b * ratio)) / factor**a, 0)
         scale = size(t.alpha, t.sigma) / size(jnp.ones_like(closer), closer)
         return t.expand(ndim), Level(scale, scale * closer).expand(ndim)

@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxdiff import losses, objectives, process
-from jaxdiff.config import Experiment, rounds
+from jaxdiff.config import FAMILIES, Experiment, rounds
 from jaxdiff.denoiser import Denoiser, clip
 from jaxdiff.errors import ConfigError
 from jaxdiff.models import adapters, schedule
@@ -35,13 +36,16 @@ def sampling_schedule(config: Experiment, params: Any = None) -> process.Schedul
 
 
 def student_levels(config: Experiment, step: int | None = None) -> process.Level:
-    """The levels `[N + 1]` that a student of a list is trained on: all, or of a progressive one those at a training step."""
+    """The levels `[N + 1]` that a student of a list is trained on: the finest, or those of a training step."""
     d = config.distillation
     spaced, t_min = SPACINGS[d.spacing]
     whole = process.grid(spaced(sampling_schedule(config)), d.steps, t_min)
-    if config.objective != "progressive" or step is None:
-        return whole
-    return whole[:: 2 ** (min(max(step - 1, 0) // (config.steps // rounds(config)), rounds(config) - 1) + (not d.every_level))]
+    before = max(step - 1, 0) if step is not None else config.steps  # the last step that was taken
+    if config.objective == "consistency" and d.curriculum == "doubling":
+        return whole[:: d.steps // int(np.asarray(_curriculum(config)(jnp.asarray(before))))]
+    if config.objective == "progressive" and step is not None:
+        return whole[:: 2 ** (min(before // (config.steps // rounds(config)), rounds(config) - 1) + (not d.every_level))]
+    return whole
 
 
 def adapted(config: Experiment) -> Callable[[Mapping[str, Any], Any], Any]:
@@ -78,18 +82,13 @@ def _consistency(config: Experiment, teacher: objectives.Teacher | None, conditi
     fixed = SCHEDULES[config.diffusion.schedule]()
     distance = losses.squared_error if d.distance == "squared" else losses.pseudo_huber(d.huber)
     if d.curriculum == "continuous":
-        how: dict[str, Any] = {"condition": condition, "warmup_steps": d.warmup_steps, "distance": distance}
+        how: dict[str, Any] = {"condition": condition, "warmup_steps": d.warmup_steps}
         return objectives.continuous_consistency(own, teacher, fixed, weight, **how)
-    curricula = {
-        "constant": lambda: objectives.constant(d.steps),
-        "doubling": lambda: objectives.doubling(d.first_steps, d.steps, config.steps),
-        "square_root": lambda: objectives.square_root(d.first_steps, d.steps, config.steps),
-    }
     if d.curriculum == "shrinking":
         pairs = objectives.shrinking(fixed, d.shrink_every, size=SIZES.get(config.diffusion.schedule, jnp.hypot))
     else:
         measure = objectives.lognormal_measure() if d.draw == "lognormal" else None
-        pairs = objectives.steps_of(student_levels(config), curricula[d.curriculum](), skip=d.skip, measure=measure)
+        pairs = objectives.steps_of(student_levels(config), _curriculum(config), skip=d.skip, measure=measure)
     return objectives.consistency(
         own,
         teacher,
@@ -100,6 +99,14 @@ def _consistency(config: Experiment, teacher: objectives.Teacher | None, conditi
         solver=SOLVERS[d.solver],
         distance=distance,
     )
+
+
+def _curriculum(config: Experiment) -> objectives.Curriculum:
+    d = config.distillation
+    if d.curriculum == "constant":
+        return objectives.constant(d.steps)
+    growing = objectives.doubling if d.curriculum == "doubling" else objectives.square_root
+    return growing(d.first_steps, d.steps, config.steps)
 
 
 def _teacher(config: Experiment, sources: Mapping[str, Experiment]) -> objectives.Teacher:
@@ -144,6 +151,11 @@ def check_teacher(config: Experiment, source: Experiment, where: str) -> None:
     for name, mine, its in pairs:
         if mine != its:
             raise ConfigError(f"sources.teacher: {where} has {name} {its!r}, the student {mine!r}; set {its!r}")
+    families = [FAMILIES[each.diffusion.schedule] for each in (config, source)]
+    if families[0] != families[1] and config.diffusion.prediction != "edm":
+        raise ConfigError(
+            f"sources.teacher: {where} was trained on {families[1]} levels, the student's are {families[0]}; use its schedule"
+        )
     if bool(config.sources.autoencoder) != bool(source.sources.autoencoder):
         space = "latents" if source.sources.autoencoder else "pixels"
         raise ConfigError(f"sources.teacher: {where} works in {space}; so must the student (sources.autoencoder)")
@@ -152,6 +164,12 @@ def check_teacher(config: Experiment, source: Experiment, where: str) -> None:
     mine, (low, high) = config.distillation.guidance, source.distillation.guidance
     if source.objective == "guided" and not low <= mine[0] <= mine[1] <= high:
         raise ConfigError(f"distillation.guidance {mine} must lie within {low:g} and {high:g}, those of the teacher {where}")
+    if source.objective == "guided" and low != high and config.distillation.lora_rank:
+        raise ConfigError(
+            f"distillation.lora_rank must be 0 with {where}, whose guidance is an input; adapt what it was distilled from"
+        )
+    if source.objective == "diffusion" and mine != (1.0, 1.0) and not source.diffusion.label_dropout:
+        raise ConfigError(f"distillation.guidance must be 1 1: {where} was trained without null labels (diffusion.label_dropout 0)")
     its = (low, high) if source.objective == "guided" else (1.0, 1.0)
     if config.objective == "progressive" and mine != its:
         hint = "" if source.objective == "guided" else "; distil the guidance first (objective guided)"

@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxdiff import likelihood, objectives
 from jaxdiff.config import STUDENTS, Experiment, varies
-from jaxdiff.denoiser import Denoiser
+from jaxdiff.denoiser import Denoiser, bounded
 from jaxdiff.guidance import guide
 from jaxdiff.models import autoencoder
 from jaxdiff.models.classifier import NoisyClassifier
@@ -73,6 +73,8 @@ def conditional(config: Experiment, params: Any, given: Any, dropout_key: Array 
     """The denoiser of a config at these params, given labels `[B]` (`num_classes` is none at all) or a mapping."""
     weights = params["network"] if config.diffusion.schedule == "learned" else params
     apply, parameterization = network(unet(config)), PARAMETERIZATIONS[config.diffusion.prediction]
+    if config.objective == "consistency" and config.diffusion.prediction == "x0":  # the others are x / alpha without noise
+        parameterization = bounded(parameterization)
     return objectives.conditional(apply, parameterization, weights, given, dropout_key)
 
 

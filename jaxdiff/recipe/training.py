@@ -135,7 +135,7 @@ def begun(config: Experiment, state: TrainState, teacher: Any) -> TrainState:
 
 def turned(config: Experiment, state: TrainState) -> TrainState:
     """The state at the beginning of the next round: the student's average is its teacher, and what it starts from."""
-    student = jax.tree.map(jnp.copy, next(iter(state.ema.values())))
+    student = jax.tree.map(jnp.copy, state.ema[next(iter(config.ema))])  # jit sorts names
     fresh = initial_state(student, optimizer(config), config.ema, {**state.frozen, "teacher": jax.tree.map(jnp.copy, student)})
     return TrainState(state.step, fresh.params, fresh.ema, fresh.opt_state, fresh.frozen)
 

@@ -1,0 +1,24 @@
+"""Digits of 8x8 pixels in one step, or a few: continuous-time consistency distillation (sCM) of configs/digits.py.
+
+Paper: Lu & Song (2024): the slope of the network along the flow by jax.jvp, normalised, brought in over some steps.
+Cost: about two minutes of training on 2 CPU cores, after two for the teacher.
+Score: label agreement and Frechet distance of 1,000 samples in `samples.json`.
+Run: jaxdiff train configs/digits_scm.py --workdir runs/digits_scm --with-stages
+"""
+
+from jaxdiff.config import Data, Diffusion, Distillation, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
+
+config = Experiment(
+    objective="consistency",
+    sources=Sources(teacher="configs/digits.py"),
+    data=Data(name="digits", image_shape=(8, 8, 1), batch_size=64),
+    model=Model(channels=32, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=32, num_classes=10),
+    diffusion=Diffusion(schedule="cosine", prediction="v", weight="v", label_dropout=0.0),
+    distillation=Distillation(curriculum="continuous", warmup_steps=100),
+    optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup_steps=20),
+    ema={"ema": 0.99},
+    steps=400,
+    checkpoint_every=200,
+    sampling=Sampling(sampler="consistency", steps=1, guidance=1.0),
+    evaluation=Evaluation(num=1000),
+)
