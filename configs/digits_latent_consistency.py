@@ -1,4 +1,4 @@
-"""Digits in a few steps in the latents of configs/digits_kl.py, at any guidance scale from 1 to 4: a latent consistency model.
+"""Digits in a few steps in the latents of configs/digits_kl.py, at any guidance scale from 1 to 2: a latent consistency model.
 
 Paper: Luo et al. (2023): guided DDIM teacher, several levels ahead, the scale an input of the network.
 Cost: about two minutes of training on 2 CPU cores, after six for the classifier, the autoencoder and the teacher.
@@ -13,8 +13,8 @@ config = Experiment(
     sources=Sources(autoencoder="configs/digits_kl.py", teacher="configs/digits_latent.py"),
     data=Data(name="digits", image_shape=(8, 8, 1), batch_size=64),
     model=Model(channels=64, multipliers=(1,), blocks=2, attention=(4,), head_channels=32, num_classes=10),
-    diffusion=Diffusion(schedule="cosine", prediction="v", weight="x0", label_dropout=0.0),
-    distillation=Distillation(steps=32, guidance=(1.0, 4.0), skip=4, clip=False, distance="pseudo_huber", huber=0.03),
+    diffusion=Diffusion(schedule="cosine", prediction="v", weight="v", label_dropout=0.0),
+    distillation=Distillation(steps=32, guidance=(1.0, 2.0), skip=2, clip=False),
     optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup_steps=20),
     ema={"ema": 0.99},
     steps=400,

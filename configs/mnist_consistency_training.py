@@ -13,10 +13,8 @@ config = Experiment(
     sources=Sources(autoencoder="configs/mnist_kl.py"),
     data=Data(name="mnist", image_shape=(32, 32, 1), batch_size=64),
     model=Model(channels=32, multipliers=(1, 2), blocks=2, attention=(4,), head_channels=32, num_classes=10),
-    diffusion=Diffusion(schedule="cosine", prediction="v", weight="x0", label_dropout=0.0),
-    distillation=Distillation(
-        target="data", steps=32, clip=False, curriculum="doubling", first_steps=4, distance="pseudo_huber", huber=0.03
-    ),
+    diffusion=Diffusion(schedule="cosine", prediction="v", weight="v", label_dropout=0.0),
+    distillation=Distillation(target="data", steps=32, clip=False, curriculum="doubling", first_steps=4),
     optimizer=Optimizer(learning_rate=1e-3, warmup_steps=50),
     ema={"ema": 0.995},
     steps=1000,

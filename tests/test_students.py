@@ -18,7 +18,7 @@ from jaxdiff.errors import ConfigError
 TEACHER = Experiment(
     data=Data(name="digits", image_shape=(8, 8, 1), batch_size=8),
     model=Model(channels=16, multipliers=(1,), blocks=1, head_channels=8, num_classes=10),
-    diffusion=Diffusion(label_dropout=0.0),
+    diffusion=Diffusion(),
     optimizer=Optimizer(learning_rate=1e-2, warmup_steps=2),
     ema={"ema": 0.5},
     steps=2,
@@ -324,7 +324,7 @@ def test_a_round_is_taught_by_steps_of_its_own_length(folder, trained):
         (("--steps", "8"), "sampling.steps must be one of 4, 2, 1: "),
         (("--spacing", "logsnr"), "sampling.spacing must be time, of the levels that the student was trained on, got 'logsnr'"),
         (("--sampler", "heun"), "sampling.sampler must be ddim (or overshoot) for a progressive student, got 'heun'"),
-        (("--sampler", "overshoot"), "sampling.sampler must be overshoot only for a progressive student trained with"),
+        (("--sampler", "overshoot"), "sampling.sampler must be another: overshoot samples progressive students trained with"),
         (("--eta", "0.5"), "sampling.eta must be 0 for a student of a list of levels, got 0.5"),
         (("--guidance", "9"), "sampling.guidance must be between 1 and 4"),
     ],
@@ -378,7 +378,8 @@ def test_every_way_to_consistency_trains(folder, tmp_path, tfds_dir, drawn, curr
         with pytest.raises(Exception, match="holds no levels"):
             checkpoint.read_levels(workdir)
         return
-    found, levels = checkpoint.read_levels(workdir), recipe.student_levels(config)
+    (step, found), levels = checkpoint.read_levels(workdir), recipe.student_levels(config)
+    assert step == 2
     np.testing.assert_array_equal(np.float32(found["alpha"]), levels.alpha)
     np.testing.assert_array_equal(np.float32(found["sigma"]), levels.sigma)
     assert len(found["sigma"]) == 5
@@ -571,18 +572,24 @@ RULES = [
     ("progressive", {"distillation.final_steps": 8}, "final_steps must be a power of two below distillation.steps, 8, got 8"),
     ("progressive", {"steps": 10}, "steps must be divisible by the 3 rounds from 8 steps to 1, got 10"),
     ("progressive", {"sampling.every": 1}, "sampling.every must be 0 for a progressive student, whose rounds are sampled at"),
-    ("progressive", {"distillation.lora_rank": 2, "distillation.guidance": (2.0, 2.0)}, "lora_rank must be 0 for progressive"),
+    (
+        "progressive",
+        {"distillation.lora_rank": 2, "distillation.guidance": (2.0, 2.0)},
+        "lora_rank must be left as it is: the objective progressive",
+    ),
     ("progressive", {"distillation.guidance": (4.0, 1.0)}, "distillation.guidance must be two scales, the lower first"),
     ("progressive", {"distillation.final_steps": 4, "steps": 2}, "sampling.steps must be one of 4: "),
     ("guided", {"sources.teacher": ""}, "sources.teacher must be a run or a recipe to distil: guided learns from it"),
-    ("guided", {"distillation.target": "data"}, "distillation.target must be teacher for all but consistency"),
+    ("guided", {"distillation.target": "data"}, "distillation.target must be left as it is: the objective guided does not read it"),
     ("guided", {"distillation.lora_rank": 2}, "lora_rank must be 0 where the scale is an input"),
     ("guided", {"diffusion.schedule": "learned", "diffusion.weight": "elbo"}, "diffusion.schedule must be a fixed one for a"),
-    ("guided", {"sampling.sampler": "consistency"}, "sampling.sampler must be no consistency without an objective"),
+    ("guided", {"sampling.sampler": "consistency"}, "sampling.sampler must be another: consistency samples consistency students"),
     ("consistency", {"distillation.target": "data"}, "distillation.guidance must be 1 1 without a teacher to guide"),
     ("consistency", {**DATA, "sources.teacher": "", "distillation.lora_rank": 2}, "lora_rank must be 0 without sources.teacher"),
     ("consistency", {"sampling.guidance": 3.0}, "sampling.guidance must be 2, the guidance that the student was trained with"),
-    ("consistency", {"diffusion.prediction": "x0"}, "diffusion.prediction must be not x0 for a consistency student"),
+    ("consistency", {"sampling.classifier": "classifier"}, "sampling.classifier must be empty for a consistency student"),
+    ("progressive", {"optimizer.accumulate": 2}, "optimizer.accumulate must be a divisor of the 3 steps of a round, got 2"),
+    ("teacher", {"distillation.lora_rank": 2}, "lora_rank must be left as it is: the objective diffusion does not read it"),
     ("consistency", {"sampling.sampler": "ddim"}, "sampling.sampler must be consistency for a consistency student, got 'ddim'"),
     ("consistency", {"sampling.steps": 3}, "sampling.steps must be one of 4, 2, 1: "),
     ("consistency", {"distillation.target_ema": "slow"}, "target_ema must be empty or the name of an EMA: ema, got 'slow'"),
@@ -592,15 +599,19 @@ RULES = [
         "distillation.steps must be first_steps, 3, times a power of two, got 8",
     ),
     ("consistency", {"distillation.curriculum": "square_root", "distillation.first_steps": 5}, "between 1 and distillation.steps"),
-    ("consistency", {"distillation.curriculum": "continuous", "distillation.target_ema": "ema"}, "empty for continuous"),
+    (
+        "consistency",
+        {"distillation.curriculum": "continuous", "distillation.target_ema": "ema"},
+        "continuous consistency does not read",
+    ),
     (
         "consistency",
         {"distillation.curriculum": "continuous", "diffusion.schedule": "rectified_flow"},
         "diffusion.schedule must be variance preserving",
     ),
     ("latent", {"distillation.clip": True}, "distillation.clip must be False in latent space, whose values have no bounds"),
-    ("teacher", {"sources.teacher": "teacher"}, "sources.teacher must be empty without an objective that distils, not diffusion"),
-    ("teacher", {"sampling.sampler": "overshoot"}, "sampling.sampler must be overshoot only for a progressive student"),
+    ("teacher", {"sources.teacher": "teacher"}, "sources.teacher must be empty without an objective that distils"),
+    ("teacher", {"sampling.sampler": "overshoot"}, "sampling.sampler must be another: overshoot samples progressive"),
 ]
 
 

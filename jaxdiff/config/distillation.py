@@ -115,7 +115,7 @@ def rules(c: Any) -> Iterator[tuple[str, str, bool]]:
 
 
 def _read(c: Any) -> set[str]:
-    """The fields that a config's objective reads."""
+    """The fields that a config may set."""
     taught = {"guidance", "clip"}
     if c.objective == "guided":
         return {*taught, "lora_rank"}
@@ -123,14 +123,9 @@ def _read(c: Any) -> set[str]:
         return {*taught, "steps", "final_steps", "spacing", "every_level"}
     if c.objective != "consistency":
         return set()
-    common = {*taught, "target", "curriculum", "lora_rank"}
-    if c.distillation.curriculum == "continuous":
-        return {*common, "warmup_steps"}
-    common |= {"solver", "weight", "distance", "huber", "target_ema"}
-    if c.distillation.curriculum == "shrinking":
-        return {*common, "shrink_every"}
-    growing = set() if c.distillation.curriculum == "constant" else {"first_steps"}
-    return {*common, *growing, "steps", "spacing", "skip", "draw"}
+    chosen = {field.name for field in fields(Distillation)} - {"final_steps", "every_level"}
+    unread = {"continuous": {"solver", "weight", "distance", "target_ema", "skip"}, "shrinking": {"skip", "draw"}}
+    return chosen - unread.get(c.distillation.curriculum, set())  # others wait for another curriculum
 
 
 def _what(c: Any) -> str:
