@@ -17,7 +17,7 @@ config = Experiment(
     distillation=Distillation(target="data", steps=32, curriculum="doubling", first_steps=4),
     optimizer=Optimizer(learning_rate=1e-3, warmup_steps=50),
     ema={"ema": 0.995},
-    steps=800,
+    steps=600,
     checkpoint_every=200,
     sampling=Sampling(sampler="consistency", steps=1, guidance=1.0),
     evaluation=Evaluation(num=1000),

@@ -17,8 +17,8 @@ config = Experiment(
     distillation=Distillation(guidance=(1.0, 4.0)),
     optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup_steps=20),
     ema={"ema": 0.99},
-    steps=250,
-    checkpoint_every=250,
+    steps=200,
+    checkpoint_every=100,
     sampling=Sampling(sampler="ddim", steps=16, guidance=2.0),
     evaluation=Evaluation(num=1000),
 )

@@ -15,8 +15,8 @@ config = Experiment(
     diffusion=Diffusion(schedule="cosine", prediction="v", weight="v"),
     optimizer=Optimizer(learning_rate=2e-3, schedule="cosine", warmup_steps=50),
     ema={"ema": 0.995},
-    steps=600,
-    checkpoint_every=200,
+    steps=500,
+    checkpoint_every=250,
     sampling=Sampling(sampler="ddim", steps=50, guidance=2.0, clip=False),
     evaluation=Evaluation(num=1000),
 )

@@ -17,8 +17,8 @@ config = Experiment(
     distillation=Distillation(steps=32, guidance=(1.0, 2.0), skip=2, clip=False),
     optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup_steps=20),
     ema={"ema": 0.99},
-    steps=400,
-    checkpoint_every=200,
+    steps=300,
+    checkpoint_every=150,
     sampling=Sampling(sampler="consistency", steps=4, guidance=2.0, clip=False),
     evaluation=Evaluation(num=1000),
 )

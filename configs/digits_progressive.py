@@ -17,8 +17,8 @@ config = Experiment(
     distillation=Distillation(steps=16, guidance=(1.0, 4.0)),
     optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup_steps=20),
     ema={"ema": 0.99},
-    steps=600,
-    checkpoint_every=150,
+    steps=400,
+    checkpoint_every=100,
     sampling=Sampling(sampler="ddim", steps=4, guidance=2.0),
     evaluation=Evaluation(num=1000),
 )

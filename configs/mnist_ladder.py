@@ -16,6 +16,7 @@ ladder = Ladder(
         "configs/mnist_consistency_training.py",
         "configs/mnist_latent_consistency.py",
     ),
+    guidance=(1.0,),
     num=500,
     epochs=3,
 )

@@ -77,13 +77,22 @@ def _baselines(ladder: Ladder, stage: stages.Stage) -> Iterator[Rung]:
     for guidance in ladder.guidance:
         for sampler in ladder.baselines:
             cost = COST.get(sampler, 1) * (1 if guidance == 1 else 2)
+            walked = _suited(stage, sampler)
             for calls in ladder.calls:
                 if calls % cost == 0:
-                    yield _rung(stage, f" {sampler}", calls, sampler=sampler, steps=calls // cost, guidance=guidance)
+                    yield _rung(walked, f" {sampler}", calls, sampler=sampler, steps=calls // cost, guidance=guidance)
         steps = ladder.reference_steps
         calls = steps * (1 if guidance == 1 else 2)
         if calls not in ladder.calls or "ddim" not in ladder.baselines:
             yield _rung(stage, " ddim", calls, sampler="ddim", steps=steps, guidance=guidance)
+
+
+def _suited(stage: stages.Stage, sampler: str) -> stages.Stage:
+    """The teacher, by Heun on linear levels in the place of cosine ones, whose first steps are too long in logsnr for it."""
+    if sampler != "heun" or stage.config.diffusion.schedule != "cosine":
+        return stage
+    diffusion = dataclasses.replace(stage.config.diffusion, sampling_schedule="linear")
+    return stage._replace(config=dataclasses.replace(stage.config, diffusion=diffusion))
 
 
 def _rung(stage: stages.Stage, how: str, calls: int, **sampling: Any) -> Rung:
