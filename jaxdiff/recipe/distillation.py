@@ -42,7 +42,8 @@ def student_levels(config: Experiment, step: int | None = None) -> process.Level
     whole = process.grid(spaced(sampling_schedule(config)), d.steps, t_min)
     before = max(step - 1, 0) if step is not None else config.steps  # the last step that was taken
     if config.objective == "consistency" and d.curriculum == "doubling":
-        return whole[:: d.steps // int(np.asarray(_curriculum(config)(jnp.asarray(before))))]
+        with jax.ensure_compile_time_eval():  # a number, also where samples are traced
+            return whole[:: d.steps // int(np.asarray(_curriculum(config)(jnp.asarray(before))))]
     if config.objective == "progressive" and step is not None:
         return whole[:: 2 ** (min(before // (config.steps // rounds(config)), rounds(config) - 1) + (not d.every_level))]
     return whole
