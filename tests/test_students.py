@@ -436,7 +436,7 @@ def test_a_student_refuses_other_levels_than_its_own(trained, tmp_path, refused)
         other = relabelled(workdir, tmp_path / str(number), **change)
         line = refused("sample", other, *flags)
         assert f"{other} was at step 2 trained on 4 steps of levels from logsnr -15.00 to 1." in line
-        assert "sample it as its own config says, with --steps that divide 4" in line
+        assert "by the config that it was trained with and --steps that divide 4" in line
 
 
 def test_samples_walk_along_the_levels_of_the_checkpoint(trained, tmp_path):
