@@ -26,7 +26,7 @@ def test_a_sampler_is_the_one_of_its_name_whatever_eta(name):
     denoise, levels = oracles.denoiser(oracles.gaussian([0.5, -0.2], 0.3)), jd.grid(jd.cosine(), 4)
     one, other = (
         samplers.sample(sampler, denoise, jnp.ones((2, 2)), levels, jax.random.key(0))
-        for sampler in (recipe.SAMPLERS[name](0.0), getattr(samplers, name)())
+        for sampler in (recipe.SAMPLERS[name](0.0, levels), getattr(samplers, name)())
     )
     np.testing.assert_array_equal(one, other)
 

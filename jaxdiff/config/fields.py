@@ -8,10 +8,19 @@ from typing import Literal
 
 from jaxdiff.config.distillation import Distillation, Spacing
 
-SamplerName = (
-    Literal["ddim", "ddpm", "ddpm_large", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc", "euler_maruyama"]
-    | Literal["consistency", "overshoot"]
-)
+SamplerName = Literal[
+    "ddim",
+    "ddpm",
+    "ddpm_large",
+    "heun",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "dpmpp_2m_sde",
+    "unipc",
+    "euler_maruyama",
+    "consistency",
+    "overshoot",
+]
 
 
 @dataclass(frozen=True)

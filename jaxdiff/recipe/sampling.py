@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff import cascade, objectives, process, samplers
+from jaxdiff import cascade, objectives, process
 from jaxdiff.config import Experiment, on_list
 from jaxdiff.denoiser import Denoiser, clip
 from jaxdiff.errors import ConfigError
@@ -73,13 +73,11 @@ def stages(
     time = jnp.asarray(config.cascade.augmentation)  # of the training schedule, by whose levels the network has seen the base
     augmentation = SCHEDULES[config.diffusion.schedule]()(time) if before else None
     walked = levels(config, params, trained)
-    overshoots = sampling.sampler == "overshoot"  # the one sampler that must know the whole list
-    sampler = samplers.overshoot(walked) if overshoots else SAMPLERS[sampling.sampler](sampling.eta)
     return [
         *before,
         cascade.Stage(
             lambda lower: _denoiser(config, params, {**given, **lower}, sources, frozen),
-            sampler,
+            SAMPLERS[sampling.sampler](sampling.eta, walked),
             walked,
             shape,
             config.cascade.factor,

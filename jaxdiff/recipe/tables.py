@@ -37,17 +37,18 @@ WEIGHTS: dict[str, losses.Weight] = {
     "truncated_snr": losses.truncated_snr,
     "min_snr": losses.min_snr(),
 }
-SAMPLERS: dict[str, Callable[[float], samplers.Sampler]] = {
-    "ddim": samplers.ddim,
-    "ddpm": lambda eta: samplers.ddpm(),
-    "ddpm_large": lambda eta: samplers.ddpm(process.forward_std),
-    "heun": lambda eta: samplers.heun(),
-    "dpmpp_2m": lambda eta: samplers.dpmpp_2m(),
-    "dpmpp_3m": lambda eta: samplers.dpmpp_3m(),
-    "dpmpp_2m_sde": lambda eta: samplers.dpmpp_2m_sde(),
-    "unipc": lambda eta: samplers.unipc(),
-    "euler_maruyama": lambda eta: samplers.euler_maruyama(),
-    "consistency": lambda eta: samplers.consistency(samplers.full_std),
+SAMPLERS: dict[str, Callable[[float, process.Level], samplers.Sampler]] = {  # of eta and the levels
+    "ddim": lambda eta, levels: samplers.ddim(eta),
+    "ddpm": lambda eta, levels: samplers.ddpm(),
+    "ddpm_large": lambda eta, levels: samplers.ddpm(process.forward_std),
+    "heun": lambda eta, levels: samplers.heun(),
+    "dpmpp_2m": lambda eta, levels: samplers.dpmpp_2m(),
+    "dpmpp_3m": lambda eta, levels: samplers.dpmpp_3m(),
+    "dpmpp_2m_sde": lambda eta, levels: samplers.dpmpp_2m_sde(),
+    "unipc": lambda eta, levels: samplers.unipc(),
+    "euler_maruyama": lambda eta, levels: samplers.euler_maruyama(),
+    "consistency": lambda eta, levels: samplers.consistency(samplers.full_std),
+    "overshoot": lambda eta, levels: samplers.overshoot(levels),
 }
 SOLVERS: dict[str, targets.Solver] = {
     "ddim": targets.euler,
