@@ -125,7 +125,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table in Markdown, a line a method, for each number of calls label agreement and Frechet distance."""
     calls = sorted({row["calls"] for row in rows})
     found = {(row["name"], row["calls"]): f"{row['agreement']:.1%}, {row['frechet']:.2f}" for row in rows}
-    lines = [f"| samples named by their label, Frechet distance | {' | '.join(f'{each} calls' for each in calls)} |"]
+    heads = " | ".join(f"{each} call{'s' if each > 1 else ''}" for each in calls)
+    lines = [f"| samples named by their label, Frechet distance | {heads} |"]
     lines += ["|---" * (len(calls) + 1) + "|"]
     for name in dict.fromkeys(row["name"] for row in rows):
         lines.append(f"| {name} | {' | '.join(found.get((name, each), '') for each in calls)} |")

@@ -197,7 +197,7 @@ ROWS = [
 
 def test_a_table_has_a_line_a_method():
     assert ladder.table(ROWS).splitlines() == [
-        "| samples named by their label, Frechet distance | 1 calls | 2 calls | 100 calls |",
+        "| samples named by their label, Frechet distance | 1 call | 2 calls | 100 calls |",
         "|---|---|---|---|",
         "| teacher ddim |  | 50.0%, 40.00 | 99.0%, 4.26 |",
         "| student, guidance 2 | 87.6%, 12.00 | 90.0%, 8.00 |  |",
