@@ -1,7 +1,7 @@
 """The ladder of digits: from a teacher of 50 steps to students of one, each way that there is.
 
 Paper: Salimans & Ho (2022), Meng et al. (2023), Song et al. (2023), Song & Dhariwal (2023), Luo et al. (2023).
-Cost: at most 25 minutes on 2 CPU cores, from nothing.
+Cost: 38 minutes of CPU time from nothing; on two cores that also did other things it took 51 minutes.
 Score: in `table.md`, and the README.
 Run: jaxdiff ladder configs/digits_ladder.py
 """
