@@ -145,9 +145,13 @@ def draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     baselines = [name for name in names if " " in name.split(",")[0]]
     students = [name for name in names if name not in baselines]
     for axes, measure, label in zip(named, ("frechet", "agreement"), ("Frechet distance", "named by their label"), strict=True):
-        for number, name in enumerate([*students, *baselines]):
+        for number, name in enumerate([*students, *baselines]):  # C7 is the grey of the baselines
             points = sorted((row["calls"], row[measure]) for row in rows if row["name"] == name)
-            style = {"color": f"C{number}", "linewidth": 2.5} if name in students else {"color": "grey", "linestyle": "--"}
+            style = (
+                {"color": f"C{number + (number >= 7)}", "linewidth": 2.5}
+                if name in students
+                else {"color": "grey", "linestyle": "--"}
+            )
             marker = "o" if name in students else MARKERS[baselines.index(name) % len(MARKERS)]
             axes.plot(*zip(*points, strict=True), label=name, marker=marker, **style)
         axes.set_xscale("log", base=2)
