@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import checkpoint, files, recipe
-from jaxdiff.config import STUDENTS, Experiment, a_run_of, from_dict, halvings, on_list, rounds, sampling_steps
+from jaxdiff.config import STUDENTS, Experiment, a_run_of, from_dict, halvings, on_list, round_steps, sampling_steps
 from jaxdiff.errors import ConfigError
 from jaxdiff.process import Level
 
@@ -90,7 +90,7 @@ def _end_of_round(config: Experiment, workdir: pathlib.Path) -> int | None:
     """The step at which the progressive student is done that the config's sampling asks for; None: the newest of any run."""
     if config.objective != "progressive":
         return None
-    length, saved = config.steps // rounds(config), checkpoint.steps(workdir)
+    length, saved = round_steps(config), checkpoint.steps(workdir)
     if halvings(config) * length not in saved:
         known = [num for number, num in enumerate(sampling_steps(config), 1) if number * length in saved]
         raise ConfigError(

@@ -11,22 +11,16 @@ from typing import Any
 import jax
 
 from jaxdiff import checkpoint, lineage, recipe
-from jaxdiff import config as configs
-from jaxdiff.config import Experiment
+from jaxdiff.config import Experiment, round_steps
 from jaxdiff.mesh import Layout
 from jaxdiff.train import TrainState
 
 log = logging.getLogger(__name__)
 
 
-def length(config: Experiment) -> int:
-    """Training steps of a round."""
-    return config.steps // configs.rounds(config)
-
-
 def ends(config: Experiment, step: int) -> list[int]:
     """The training steps at which the rounds end that are not over at `step`."""
-    return [end for end in range(length(config), config.steps + 1, length(config)) if end > step]
+    return [end for end in range(round_steps(config), config.steps + 1, round_steps(config)) if end > step]
 
 
 def start(config: Experiment, workdir: pathlib.Path, layout: Layout, frozen: Any, sources: recipe.Sources) -> TrainState:
@@ -42,7 +36,7 @@ def start(config: Experiment, workdir: pathlib.Path, layout: Layout, frozen: Any
         return dataclasses.replace(state, frozen=frozen)
     step = int(state.step)
     log.info("going on from step %d of %s", step, workdir)
-    before = step // length(config) * length(config)
+    before = step // round_steps(config) * round_steps(config)
     if config.objective == "progressive" and 0 < before < step:
         like = lineage.placed(state.params, layout.sharding.frozen["teacher"])
         _, frozen["teacher"] = checkpoint.restore_ema(workdir, next(iter(config.ema)), like, before)
@@ -52,7 +46,7 @@ def start(config: Experiment, workdir: pathlib.Path, layout: Layout, frozen: Any
 def turned(config: Experiment, layout: Layout, state: TrainState) -> TrainState:
     """The state, where a round begins that is not the first: with the student before it as teacher and to start from."""
     step = int(state.step)
-    if config.objective != "progressive" or step == 0 or step % length(config):
+    if config.objective != "progressive" or step == 0 or step % round_steps(config):
         return state
     state = jax.device_put(state, layout.sharding)  # which pmap leaves on every device
     return jax.jit(partial(recipe.turned, config), out_shardings=layout.sharding)(state)

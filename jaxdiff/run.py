@@ -20,7 +20,7 @@ from jax import Array
 from tqdm import tqdm
 
 from jaxdiff import checkpoint, files, lineage, metrics, pictures, recipe, rounds
-from jaxdiff.config import Experiment, differences, on_list, to_dict
+from jaxdiff.config import Experiment, differences, on_list, round_steps, to_dict
 from jaxdiff.errors import ConfigError, NonFiniteError
 from jaxdiff.mesh import Layout
 from jaxdiff.train import Step, TrainState, loop, mean_metrics, stop_signals, train_step
@@ -136,7 +136,7 @@ def _steps(
     sample_grid = _sample_grids(config, workdir) if config.sampling.every else None
     pending: dict[int, Mapping[str, Array]] = {}
     bar = tqdm(total=config.steps, initial=first, desc="training", unit="step", dynamic_ncols=True)
-    kept = rounds.length(config) if config.objective == "progressive" else None
+    kept = round_steps(config) if config.objective == "progressive" else None
     with metrics.writer(workdir, first) as (write, show), checkpoint.manager(workdir, config.keep, kept) as to, bar:
         for number, (state, values) in enumerate(states, first + 1):
             pending[number] = values
@@ -170,7 +170,7 @@ def default_name(config: Experiment, seed: int) -> str:
 
 def _draw_round(config: Experiment, workdir: pathlib.Path, end: int) -> None:
     """Draws samples of the progressive student that is done at a training step."""
-    steps = config.distillation.steps // 2 ** (end // rounds.length(config))
+    steps = config.distillation.steps // 2 ** (end // round_steps(config))
     sampling = dataclasses.replace(config.sampling, steps=steps, sampler="ddim")
     config = dataclasses.replace(config, sampling=sampling)
     _, params = lineage.read_params(config, workdir)

@@ -3,7 +3,17 @@
 Strings that choose code live here and on the command line alone; `recipe` turns them into functions.
 """
 
-from jaxdiff.config.distillation import DENOISERS, STUDENTS, Distillation, halvings, on_list, rounds, sampling_steps, varies
+from jaxdiff.config.distillation import (
+    DENOISERS,
+    STUDENTS,
+    Distillation,
+    halvings,
+    on_list,
+    round_steps,
+    rounds,
+    sampling_steps,
+    varies,
+)
 from jaxdiff.config.fields import (
     Autoencoder,
     Cascade,
@@ -30,6 +40,7 @@ __all__ = [
     "Distillation",
     "halvings",
     "on_list",
+    "round_steps",
     "rounds",
     "sampling_steps",
     "varies",

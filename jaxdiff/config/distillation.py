@@ -71,6 +71,11 @@ def rounds(c: Any) -> int:
     return max((c.distillation.steps // c.distillation.final_steps).bit_length() - 1, 1) if c.objective == "progressive" else 1
 
 
+def round_steps(c: Any) -> int:
+    """Training steps of a round."""
+    return c.steps // rounds(c)
+
+
 def halvings(c: Any) -> int:
     """After how many rounds the student is there that the config's sampling asks for."""
     return (c.distillation.steps * _stride(c) // c.sampling.steps).bit_length() - 1
@@ -162,8 +167,8 @@ def _progressive_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
     yield "distillation.final_steps", f"a power of two below distillation.steps, {d.steps}", fewer
     even = f"divisible by the {rounds(c)} rounds from {d.steps} steps to {d.final_steps}"
     yield "steps", even, c.steps % rounds(c) == 0
-    whole = f"a divisor of the {c.steps // rounds(c)} steps of a round"
-    yield "optimizer.accumulate", whole, c.steps // rounds(c) % c.optimizer.accumulate == 0
+    whole = f"a divisor of the {round_steps(c)} steps of a round"
+    yield "optimizer.accumulate", whole, round_steps(c) % c.optimizer.accumulate == 0
     yield "sampling.sampler", "ddim (or overshoot) for a progressive student", c.sampling.sampler in ("ddim", "overshoot")
     yield "sampling.every", "0 for a progressive student, whose rounds are sampled at their ends", c.sampling.every == 0
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import losses, objectives, process
-from jaxdiff.config import FAMILIES, Experiment, rounds
+from jaxdiff.config import FAMILIES, Experiment, round_steps, rounds
 from jaxdiff.denoiser import Denoiser, clip
 from jaxdiff.errors import ConfigError
 from jaxdiff.models import adapters, schedule
@@ -45,7 +45,7 @@ def student_levels(config: Experiment, step: int | None = None) -> process.Level
         with jax.ensure_compile_time_eval():  # a number, also where samples are traced
             return whole[:: d.steps // int(np.asarray(_curriculum(config)(jnp.asarray(before))))]
     if config.objective == "progressive" and step is not None:
-        return whole[:: 2 ** (min(before // (config.steps // rounds(config)), rounds(config) - 1) + (not d.every_level))]
+        return whole[:: 2 ** (min(before // round_steps(config), rounds(config) - 1) + (not d.every_level))]
     return whole
 
 
@@ -63,14 +63,13 @@ def objective(config: Experiment, sources: Mapping[str, Experiment], condition: 
     if config.objective == "guided":
         made = objectives.guided(own, _teacher(config, sources), fixed, weight, condition=condition)
     elif config.objective == "progressive":
-        length = config.steps // rounds(config)
         made = objectives.progressive(
             own,
             _teacher(config, {"teacher": config}),  # the first has the same network, later ones are its students
             student_levels(config),
             weight,
             condition=condition,
-            halvings=lambda step: jnp.minimum(step // length, rounds(config) - 1),
+            halvings=lambda step: jnp.minimum(step // round_steps(config), rounds(config) - 1),
             every_level=d.every_level,
         )
     else:

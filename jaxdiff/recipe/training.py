@@ -14,7 +14,7 @@ import optax
 from jax import Array
 
 from jaxdiff import likelihood, losses, objectives
-from jaxdiff.config import STUDENTS, Experiment, rounds, varies
+from jaxdiff.config import STUDENTS, Experiment, round_steps, varies
 from jaxdiff.errors import ConfigError
 from jaxdiff.mesh import Layout, jit_layout, make_mesh, pmap_layout
 from jaxdiff.models import autoencoder, classifier, schedule
@@ -90,7 +90,7 @@ def _condition(config: Experiment) -> objectives.Condition:
 def optimizer(config: Experiment) -> optax.GradientTransformation:
     """AdamW after clipping, with warm-up, in each round; steps of the schedule are updates, not accumulated batches."""
     c = config.optimizer
-    updates = max(config.steps // rounds(config) // c.accumulate, 1)  # of each round, which begins anew
+    updates = max(round_steps(config) // c.accumulate, 1)  # of each round, which begins anew
     after = optax.constant_schedule(c.learning_rate)
     if c.schedule == "cosine":
         after = optax.cosine_decay_schedule(c.learning_rate, max(updates - c.warmup_steps, 1))
