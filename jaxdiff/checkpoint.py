@@ -106,8 +106,7 @@ def restore_ema(workdir: pathlib.Path, name: str, like: Any, step: int | None = 
     Raises:
         CheckpointError: `workdir` has no checkpoint, or none that can be read.
     """
-    if not steps(workdir):
-        raise CheckpointError(f"{workdir} has no checkpoint; train it first: jaxdiff train CONFIG --workdir {workdir}")
+    _check_any(workdir)
     wanted = {_ema_item(name): like}
     found, items = _newest(workdir, wanted) if step is None else (step, _read(workdir, step, wanted))
     return found, items[_ema_item(name)]
@@ -119,8 +118,7 @@ def read_levels(workdir: pathlib.Path, step: int | None = None) -> tuple[int, di
     Raises:
         CheckpointError: it cannot be read, or holds none.
     """
-    if not steps(workdir):
-        raise CheckpointError(f"{workdir} has no checkpoint; train it first: jaxdiff train CONFIG --workdir {workdir}")
+    _check_any(workdir)
     step, items = _newest(workdir, {}) if step is None else (step, _read(workdir, step, {}))
     if "levels" not in items["meta"]:
         raise CheckpointError(f"checkpoint {_directory(workdir) / str(step)} holds no levels; it is no student's of a list")
@@ -133,8 +131,7 @@ def fingerprint(workdir: pathlib.Path, name: str) -> str:
     Raises:
         CheckpointError: `workdir` has no checkpoint, or its newest cannot be read.
     """
-    if not steps(workdir):
-        raise CheckpointError(f"{workdir} has no checkpoint; train it first: jaxdiff train CONFIG --workdir {workdir}")
+    _check_any(workdir)
     found = _read(workdir, steps(workdir)[-1], {})["meta"]["checksums"][_ema_item(name)]
     return f"{zlib.crc32(json.dumps(found, sort_keys=True).encode()):08x}"
 
@@ -193,6 +190,11 @@ def _read(workdir: pathlib.Path, step: int, like: Mapping[str, Any]) -> dict[str
         if checksums(items[name]) != items["meta"].get("checksums", {}).get(name):
             raise CheckpointError(f"checkpoint {directory}: the values of {name} are not those that were saved")
     return {"meta": items["meta"], **{name: items[name] for name in like}}
+
+
+def _check_any(workdir: pathlib.Path) -> None:
+    if not steps(workdir):
+        raise CheckpointError(f"{workdir} has no checkpoint; train it first: jaxdiff train CONFIG --workdir {workdir}")
 
 
 @contextlib.contextmanager
