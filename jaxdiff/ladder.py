@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from jaxdiff import files, lineage, pictures, run, stages
+from jaxdiff import files, lineage, pictures, reports, run, stages
 from jaxdiff.config import STUDENTS, Experiment, Ladder, load, on_list, sampling_steps, validated
 from jaxdiff.errors import ConfigError
 
@@ -188,18 +188,14 @@ def _identity(row: Mapping[str, Any]) -> str:
 
 def _judge(ladder: Ladder, config: Experiment, data_dir: str | None) -> Callable[[Rung, pathlib.Path], dict[str, Any]]:
     """A function that samples a place, draws the first samples, and measures all by one classifier, trained here."""
-    from jaxdiff import data, evaluate
-
-    train, test = (data.of(config.data, split, data_dir) for split in (config.data.split, config.data.held_out))
-    judge = evaluate.train_judge(train, test, ladder.epochs)
-    reference = evaluate.reference(judge, train, test)
+    judge = reports.judge(config, ladder.epochs, data_dir)
     labels = run.cycling(range(config.model.num_classes), ladder.num)
 
     def judged(place: Rung, drawn: pathlib.Path) -> dict[str, Any]:
         _, params = lineage.read_params(place.config, place.workdir)
         samples = run.generation(place.config, workdir=place.workdir)(params, labels, ladder.seed)
         pictures.save_grid(drawn, samples[: ladder.shown], columns=min(config.model.num_classes, 10))
-        report = dataclasses.asdict(evaluate.report(judge, reference, samples, labels))
+        report = dataclasses.asdict(judge(samples, labels))
         return {name: report[name] for name in ("agreement", "frechet", "accuracy", "frechet_real", "num_real")}
 
     return judged

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ def finish(
     pictures.save_grid(out, shown, columns=min(len(classes), 10))
     lines = [f"{len(shown)} samples of step {step}: {out}"]
     if config.evaluation.num:
-        report = judge(config, samples, labels, data_dir)
+        report = judge(config, config.evaluation.epochs, data_dir)(samples, labels)
         record = {"step": step, "sampling": dataclasses.asdict(config.sampling), "report": dataclasses.asdict(report)}
         files.write(out.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
         lines.append(str(report))
@@ -99,11 +100,11 @@ def finish_classifier(config: Experiment, workdir: pathlib.Path, data_dir: str |
     return "\n".join([f"accuracy of step {step}: {out}", *lines])
 
 
-def judge(config: Experiment, samples: np.ndarray, labels: np.ndarray, data_dir: str | None = None) -> Any:
-    """An `evaluate.Report` of samples against the config's data set, by a classifier trained on it now."""
+def judge(config: Experiment, epochs: int, data_dir: str | None = None) -> Callable[[np.ndarray, np.ndarray], Any]:
+    """A function `(samples, labels)` to an `evaluate.Report` against the config's data set, by a classifier trained on it now."""
     from jaxdiff import data, evaluate
 
     c = config.data
     train, test = (data.of(c, split, data_dir) for split in (c.split, c.held_out))
-    judge = evaluate.train_judge(train, test, config.evaluation.epochs)
-    return evaluate.report(judge, evaluate.reference(judge, train, test), samples, labels)
+    trained = evaluate.train_judge(train, test, epochs)
+    return partial(evaluate.report, trained, evaluate.reference(trained, train, test))

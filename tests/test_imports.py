@@ -53,7 +53,7 @@ ALLOWED = {
     | DENOISERS,
     "run": {"autoencoding", "latents", "lineage", "checkpoint", "config", "errors", "files", "data", "mesh", "metrics"}
     | {"pictures", "recipe", "rounds", "train"},
-    "ladder": {"config", "data", "errors", "evaluate", "files", "lineage", "pictures", "run", "stages"},
+    "ladder": {"config", "errors", "files", "lineage", "pictures", "reports", "run", "stages"},
     "rounds": {"checkpoint", "config", "lineage", "mesh", "recipe", "train"},
     "reports": {"autoencoding", "config", "data", "evaluate", "files", "lineage", "pictures", "recipe", "run"},
     "latents": {"config", "data", "datasets", "errors", "lineage", "mesh", "recipe"},
