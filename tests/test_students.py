@@ -6,14 +6,17 @@ import os
 import pathlib
 import shutil
 import signal
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdiff import checkpoint, cli, lineage, process, recipe, rounds, run
-from jaxdiff.config import Autoencoder, Data, Diffusion, Experiment, Model, Optimizer, Sampling, from_dict, to_dict, validated
+from jaxdiff.config import Autoencoder, Data, Diffusion, Experiment, Model, Optimizer, Sampling, from_dict, load, to_dict, validated
 from jaxdiff.errors import ConfigError
+from jaxdiff.train import TrainState
 
 TEACHER = Experiment(
     data=Data(name="digits", image_shape=(8, 8, 1), batch_size=8),
@@ -286,6 +289,17 @@ def test_each_round_begins_anew(trained, tmp_path):
         lineage.read_params(config, ended)
 
 
+def test_a_round_begins_from_the_first_average_that_the_config_names(folder):
+    """Though jit sorts names."""
+    config = dataclasses.replace(made(folder, "progressive"), ema={"z": 0.9, "a": 0.5})
+    params = {"kernel": jnp.zeros((2,))}
+    averages = {"a": {"kernel": jnp.full((2,), 1.0)}, "z": {"kernel": jnp.full((2,), 2.0)}}
+    state = TrainState(jnp.int32(3), params, averages, recipe.optimizer(config).init(params), {"teacher": params})
+    turned = jax.jit(partial(recipe.turned, config))(state)
+    for tree in (turned.params, turned.frozen["teacher"], *turned.ema.values()):
+        np.testing.assert_array_equal(tree["kernel"], 2.0)
+
+
 def test_rounds_go_on_bit_for_bit(folder, trained, tmp_path, tfds_dir, monkeypatch):
     """Stopped between two rounds, and within one."""
     unbroken, config = trained("progressive"), made(folder, "progressive")
@@ -398,7 +412,6 @@ COUNTED = [
     {"distillation.curriculum": "shrinking", "distillation.shrink_every": 1},
     {"distillation.curriculum": "continuous"},
     {"distillation.curriculum": "continuous", "distillation.warmup_steps": 10},
-    {"distillation.curriculum": "continuous", "distillation.distance": "pseudo_huber"},
     {"distillation.skip": 2},
     {"distillation.draw": "lognormal"},
     {"distillation.solver": "heun"},
@@ -455,6 +468,15 @@ def test_samples_walk_along_the_levels_of_the_checkpoint(trained, tmp_path):
     assert (before != moved).any()
     given = lineage.read_levels(config, workdir)
     np.testing.assert_array_equal(recipe.levels(config, None, given).alpha, given[::2].alpha)
+
+
+def test_a_doubling_list_is_coarse_early_and_whole_late():
+    """N = 4, 8 and 16 in thirds of the 400 steps (Song & Dhariwal 2023, section 3.4)."""
+    config = load("configs/digits_consistency.py")
+    found = {step: recipe.student_levels(config, step) for step in (10, 200, 390, None)}
+    assert [len(levels.alpha) for levels in found.values()] == [5, 9, 17, 17]
+    for levels in found.values():
+        np.testing.assert_array_equal(levels.sigma, found[None].sigma[:: 16 // (len(levels.sigma) - 1)])
 
 
 # Teachers.
