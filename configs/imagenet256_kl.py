@@ -14,7 +14,7 @@ config = Experiment(
     sources=Sources(features="vgg16.npz"),
     data=Data(name="imagenet2012", image_shape=(256, 256, 3), held_out="validation", fit="crop", flip=True, batch_size=64),
     model=Model(
-        channels=128, multipliers=(1, 2, 4, 4), blocks=2, head_channels=512, num_classes=1000, remat=True, dtype="bfloat16"
+        channels=128, multipliers=(1, 2, 4, 4), blocks=2, head_channels=512, num_classes=1000, remat="everything", dtype="bfloat16"
     ),
     autoencoder=Autoencoder(latent_channels=4, kl=1e-6, perceptual=1.0, adversarial=0.5, adversarial_start=50_000),
     optimizer=Optimizer(learning_rate=1e-4, b1=0.5, b2=0.9, warmup_steps=1000),

@@ -18,7 +18,7 @@ config = Experiment(
         attention=(16, 8),
         num_classes=1000,
         residual_resampling=True,
-        remat=True,
+        remat="everything",
         dtype="bfloat16",
     ),
     diffusion=Diffusion(schedule="cosine", prediction="v", weight="v"),

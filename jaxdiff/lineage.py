@@ -16,6 +16,7 @@ from jaxdiff import checkpoint, files, recipe
 from jaxdiff.config import STUDENTS, Experiment, a_run_of, from_dict, halvings, on_list, round_steps, sampling_steps
 from jaxdiff.errors import ConfigError
 from jaxdiff.process import Level
+from jaxdiff.train import widened
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ def read_config(workdir: pathlib.Path, objective: str | None = None) -> Experime
         raise ConfigError(f"{path} must hold a config")
     if "vae" not in values and "pixels" in values.get("autoencoder", {}):
         values["vae"] = values.pop("autoencoder")  # as it was named before there were other autoencoders
+    if isinstance(remat := values.get("model", {}).get("remat"), bool):
+        values["model"]["remat"] = "everything" if remat else "none"  # as it was before there were policies
     config = from_dict(values, where=str(path))
     if objective not in (None, "diffusion" if config.objective in STUDENTS else config.objective):
         hint = " (--classifier takes the classifier)" if "classifier" in (objective, config.objective) else ""
@@ -58,8 +61,9 @@ def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = Non
         raise ConfigError(f"{workdir} has no ema {name!r}; write one of {', '.join(config.ema)}")
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     sources = configs(config, workdir, ("autoencoder",))
-    like = placed(recipe.state_shapes(config, sources).params, single)
-    return checkpoint.restore_ema(workdir, name, like, _end_of_round(config, workdir))
+    like = placed(recipe.state_shapes(config, sources).ema[name], single)
+    step, ema = checkpoint.restore_ema(workdir, name, like, _end_of_round(config, workdir))
+    return step, widened(ema)
 
 
 def read_levels(config: Experiment, workdir: pathlib.Path) -> Level | None:

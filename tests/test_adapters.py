@@ -161,7 +161,7 @@ def beside(made, scale):
     return layer
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "everything"])
 def test_a_unet_of_merged_params_is_the_unet_with_two_layers_more_beside_each(remat):
     base, made = trained(SMALL, 2)
     student = adapters.merged(base, made, 0.6)

@@ -50,7 +50,7 @@ def test_output_starts_at_zero_and_parameters_are_float32(tiny):
     np.testing.assert_array_equal(output, jnp.zeros_like(x))
 
 
-@pytest.mark.parametrize("options", [{}, {"residual_resampling": True}, {"remat": True}])
+@pytest.mark.parametrize("options", [{}, {"residual_resampling": True}, {"remat": "everything"}])
 def test_every_input_moves_the_output(tiny, options):
     model, (params, x) = UNet(**TINY, **options), tiny
     if "residual_resampling" in options:
@@ -70,7 +70,7 @@ def test_remat_and_bfloat16_compute_the_same_function(tiny):
     params, x = randomised(tiny[0]), tiny[1]
     arguments = (x, jnp.ones((2,)), jnp.array([3, 10]))
     plain = network(UNet(**TINY))(params, *arguments)
-    np.testing.assert_allclose(network(UNet(**TINY, remat=True))(params, *arguments), plain, atol=1e-5)
+    np.testing.assert_allclose(network(UNet(**TINY, remat="everything"))(params, *arguments), plain, atol=1e-5)
     half = network(UNet(**TINY, dtype=jnp.bfloat16))(params, *arguments)
     assert half.dtype == jnp.bfloat16
     assert float(jnp.abs(half.astype(jnp.float32) - plain).mean() / jnp.abs(plain).mean()) < 0.05
@@ -118,7 +118,7 @@ def test_a_classifier_of_noised_images_hears_all_its_inputs(tiny):
 
 def test_a_classifier_takes_colour_and_remat():
     x, options = jnp.zeros((2, 32, 32, 3)), {"channels": 8, "multipliers": (1, 2, 2), "attention": (8,), "head_channels": 8}
-    plain, remat = (classifier.NoisyClassifier(**options, remat=remat) for remat in (False, True))
+    plain, remat = (classifier.NoisyClassifier(**options, remat=remat) for remat in ("none", "everything"))
     shapes = jax.eval_shape(plain.init, jax.random.key(0), x, jnp.zeros((2,)))["params"]
     assert jax.eval_shape(remat.init, jax.random.key(0), x, jnp.zeros((2,)))["params"] == shapes
     assert jax.eval_shape(classifier.network(remat), shapes, x, jnp.zeros((2,))).shape == (2, 10)

@@ -61,7 +61,7 @@ def test_perceptual_distance_is_lpips():
     np.testing.assert_allclose(both({}, 0.0, 1.0), 2 * expected + 1.5, rtol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"remat": True}, {"dtype": jnp.bfloat16}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"remat": "everything"}, {"dtype": jnp.bfloat16}], ids=str)
 def test_a_classifiers_features_are_those_of_each_residual_block(options):
     module = NoisyClassifier(channels=8, multipliers=(1, 2), blocks=2, attention=(), head_channels=8, **options)
     x0 = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))

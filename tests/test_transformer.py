@@ -69,7 +69,7 @@ def test_context_is_a_set_and_zeros_are_none_of_it(tiny):
 def test_remat_keeps_parameters_values_and_gradients(tiny):
     params, _ = tiny
     x, logsnr, given = inputs()
-    plain, remat = UNet(**TINY), UNet(**TINY, remat=True)
+    plain, remat = UNet(**TINY), UNet(**TINY, remat="everything")
     shapes = [jax.eval_shape(lambda m=module: m.init(jax.random.key(0), x, logsnr, **given)) for module in (plain, remat)]
     assert shapes[0] == shapes[1]
 

@@ -284,7 +284,7 @@ def test_remat_and_bfloat16_compute_the_same_function(tiny):
         return mean, std, decode(params, mean)
 
     plain = output()
-    for found, expected in zip(output(remat=True), plain, strict=True):
+    for found, expected in zip(output(remat="everything"), plain, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
     for found, expected in zip(output(dtype=jnp.bfloat16), plain, strict=True):
         assert found.dtype == jnp.float32
@@ -295,7 +295,7 @@ def test_remat_and_bfloat16_compute_the_same_function(tiny):
 
 def test_the_loss_of_the_networks_moves_every_parameter(tiny):
     params, x0 = randomised(tiny[0]), jnp.round((jnp.clip(tiny[1], -1, 1) + 1) * 127.5) / 127.5 - 1
-    *_, encode, decode = networks(remat=True)
+    *_, encode, decode = networks(remat="everything")
     pixels = likelihood.logistic_pixels()
     objective = objectives.vae(encode, lambda params, z, x0: pixels.log_prob(x0, decode(params, z)))
     batch = {"image": x0, "index": jnp.arange(2)}

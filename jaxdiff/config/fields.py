@@ -72,7 +72,8 @@ class Model:
     """Exponents n of inputs sin and cos of 2^n pi x, with which a UNet sees single pixel values: for likelihoods."""
     residual_resampling: bool = False
     """Change the size inside residual blocks; a classifier always does."""
-    remat: bool = False
+    remat: Literal["none", "attention", "blocks", "everything"] = "none"
+    """Layers computed again in the backward pass instead of kept: attention, residual blocks, or both."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters are float32."""
 
@@ -175,15 +176,23 @@ class Optimizer:
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 is off."""
     accumulate: int = 1
-    """Batches whose mean gradient makes one update."""
+    """Parts of a batch whose gradients are computed one after another and averaged: less memory."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Of Adam's first moment; its second is float32, since bfloat16 would not see it change."""
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """How many devices share what; -1 is all that the other leaves."""
+    """How many devices share what; -1 is all that the others leave. Both data and fsdp -1: by the number of devices."""
 
     data: int = -1
-    fsdp: int = 1
+    """Over which the batch is spread."""
+    fsdp: int = -1
+    """Over which the batch is spread too, and which hold a part of the parameters each: 1 up to eight devices, else eight."""
+    tensor: int = 1
+    """Over which the features inside a layer are spread."""
+    gradients: Literal["float32", "bfloat16"] = "float32"
+    """In which gradients are summed over devices."""
     mapping: Literal["jit", "pmap"] = "jit"
     """pmap: the replicated data-parallel twin."""
 
@@ -242,6 +251,8 @@ class Experiment:
     optimizer: Optimizer = Optimizer()
     ema: Mapping[str, float] = field(default_factory=lambda: {"ema": 0.999})
     """Name and decay of each average of the parameters; samples come from the first."""
+    ema_dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: half the memory, rounded at random."""
     steps: int = 10_000
     seed: int = 0
     log_every: int = 50

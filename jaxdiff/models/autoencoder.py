@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxdiff.models.layers import Attention, Norm, ResidualBlock, check_size, resized, zeros
+from jaxdiff.models.layers import Attention, Norm, ResidualBlock, check_size, rematted, resized, zeros
 
 LOG_STD = (-15.0, 10.0)  # where the log of a code's standard deviation is clipped, as in latent diffusion's autoencoder
 
@@ -25,7 +25,7 @@ class Half(nn.Module):
         blocks: residual blocks a level (one more in the decoder).
         attention: image sizes at which attention follows each residual block; it is always in the middle.
         head_channels: channels of an attention head.
-        remat: recompute the blocks in the backward pass: less memory, more FLOPs.
+        remat: layers computed again in the backward pass, for less memory (see `layers.rematted`).
         dtype: of the computation; parameters are float32.
     """
 
@@ -34,14 +34,12 @@ class Half(nn.Module):
     blocks: int = 2
     attention: tuple[int, ...] = ()
     head_channels: int = 64
-    remat: bool = False
+    remat: str = "none"
     dtype: DTypeLike = jnp.float32
 
     def block(self, x: Array, channels: int, name: str, attend: bool | None = None) -> Array:
         """A residual block, with attention where `attend` or else the image size says so."""
-        residual, attention = ResidualBlock, Attention
-        if self.remat:
-            residual, attention = nn.remat(ResidualBlock, static_argnums=(3,)), nn.remat(Attention)
+        residual, attention = (rematted(kind, self.remat) for kind in (ResidualBlock, Attention))
         x = residual(channels, dtype=self.dtype, name=f"residual_{name}")(x, None, False)  # by hand, so that remat does not rename
         attend = x.shape[1] in self.attention if attend is None else attend
         return attention(self.head_channels, self.dtype, name=f"attention_{name}")(x) if attend else x

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxdiff.models.layers import Attention, Norm, ResidualBlock, applied, check_size, embedded, resized, zeros
+from jaxdiff.models.layers import Attention, Norm, ResidualBlock, applied, check_size, embedded, rematted, resized, zeros
 
 
 class Classifier(nn.Module):
@@ -51,14 +51,14 @@ class NoisyClassifier(nn.Module):
     head_channels: int = 64
     num_classes: int = 10
     dropout: float = 0.0
-    remat: bool = False
+    remat: str = "none"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, condition: Array, train: bool = False) -> Array:
         check_size(x.shape, len(self.multipliers))
         embedding = embedded(condition, self.channels, self.dtype)
-        residual = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
+        residual = rematted(ResidualBlock, self.remat)
         x = nn.Conv(self.channels, (3, 3), dtype=self.dtype)(x.astype(self.dtype))
         for level, multiplier in enumerate(self.multipliers):
             for number in range(self.blocks):

@@ -33,9 +33,15 @@ class Norm(nn.Module):
     def __call__(self, x: Array, modulation: tuple[Array, Array] | None = None) -> Array:
         batch, *_, channels = x.shape
         groups = next(n for n in (32, 16, 8, 4, 2, 1) if n == 1 or (channels % n == 0 and channels // n >= 4))
-        grouped = x.astype(jnp.float32).reshape(batch, -1, groups, channels // groups)
-        mean = jnp.mean(grouped, axis=(1, 3))
-        variance = jnp.maximum(jnp.mean(grouped**2, axis=(1, 3)) - mean**2, 0)
+        wide, places = x.astype(jnp.float32), tuple(range(1, x.ndim - 1))
+
+        def mean_of(
+            values: Array,
+        ) -> Array:  # of each channel first: XLA reads x as it lies, which it need not if groups come first
+            return jnp.mean(jnp.mean(values, axis=places).reshape(batch, groups, channels // groups), axis=2)
+
+        mean = mean_of(wide)
+        variance = jnp.maximum(mean_of(wide**2) - mean**2, 0)
         each = channels // groups
         inverse, mean = (jnp.repeat(value, each, axis=1) for value in (jax.lax.rsqrt(variance + 1e-5), mean))
         gain = inverse * self.param("scale", nn.initializers.ones_init(), (channels,))[None]
@@ -44,7 +50,7 @@ class Norm(nn.Module):
             scale, shift = (value.astype(jnp.float32) for value in modulation)
             gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
         shape = (batch, *(1 for _ in x.shape[1:-1]), channels)
-        return (x.astype(jnp.float32) * gain.reshape(shape) + offset.reshape(shape)).astype(self.dtype)
+        return (wide * gain.reshape(shape) + offset.reshape(shape)).astype(self.dtype)
 
 
 def frequencies(value: Array, features: int, slowest: float = 0.05, fastest: float = 8.0) -> Array:
@@ -171,6 +177,18 @@ class ResidualBlock(nn.Module):
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype, name="skip")(x)
         return x + hidden
+
+
+def rematted(kind: Any, remat: str) -> Any:
+    """The kind of layer, one that is computed again in the backward pass where `remat` names it.
+
+    Chen et al. (2016). `remat` is none, attention (and transformers), blocks (residual ones), or everything; only the inputs of
+    such layers are kept.
+    """
+    residual = kind is ResidualBlock
+    if remat not in ("everything", "blocks" if residual else "attention"):
+        return kind
+    return nn.remat(kind, static_argnums=(3,)) if residual else nn.remat(kind)
 
 
 def applied(module: nn.Module, params: Any, inputs: tuple[Array, ...], dropout_key: Array | None, **named: Any) -> Any:

@@ -12,7 +12,18 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxdiff.models.layers import Attention, GuidanceEmbedding, Norm, ResidualBlock, applied, check_size, embedded, resized, zeros
+from jaxdiff.models.layers import (
+    Attention,
+    GuidanceEmbedding,
+    Norm,
+    ResidualBlock,
+    applied,
+    check_size,
+    embedded,
+    rematted,
+    resized,
+    zeros,
+)
 from jaxdiff.models.transformer import Transformer
 
 GIVEN = ("label", "context", "spatial", "augmentation", "guidance")
@@ -39,7 +50,8 @@ class UNet(nn.Module):
         fourier: exponents n whose sin and cos of `2^n pi x` are inputs too, so that likelihoods see single pixel values (Kingma et
             al. 2021, appendix C).
         residual_resampling: change the size inside residual blocks (ADM), not by a convolution (DDPM).
-        remat: recompute the blocks in the backward pass: less memory, more FLOPs.
+        remat: layers computed again in the backward pass, for less memory (see `layers.rematted`): none, attention, blocks or
+            everything.
         dtype: of the computation; parameters are float32.
         transformer: transformer blocks at each place of attention; 0 is plain self-attention.
         context_channels: width of the context vectors that the transformer blocks attend to; 0 is none.
@@ -56,7 +68,7 @@ class UNet(nn.Module):
     dropout: float = 0.0
     fourier: tuple[int, ...] = ()
     residual_resampling: bool = False
-    remat: bool = False
+    remat: str = "none"
     dtype: DTypeLike = jnp.float32
     transformer: int = 0
     context_channels: int = 0
@@ -110,14 +122,14 @@ class UNet(nn.Module):
         return nn.Conv(channels, (3, 3), dtype=self.dtype, **options)(x)
 
     def _residual(self, channels: int, resample: float, name: str) -> nn.Module:
-        kind = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
+        kind = rematted(ResidualBlock, self.remat)
         return kind(channels, self.dropout, resample, self.dtype, self.scale_shift, name=name)
 
     def _attended(self, x: Array, context: Array | None, number: int) -> Array:
         if not self.transformer:
-            attention = nn.remat(Attention) if self.remat else Attention
+            attention = rematted(Attention, self.remat)
             return attention(self.head_channels, self.dtype, self.heads, name=f"attention_{number}")(x)
-        transformer = nn.remat(Transformer) if self.remat else Transformer
+        transformer = rematted(Transformer, self.remat)
         name = f"transformer_{number}"
         return transformer(self.transformer, self.head_channels, self.dtype, self.heads, name=name)(x, context)
 
