@@ -13,7 +13,7 @@ import jax
 from jaxdiff import checkpoint, lineage, recipe
 from jaxdiff.config import Experiment, round_steps
 from jaxdiff.mesh import Layout
-from jaxdiff.train import TrainState
+from jaxdiff.train import TrainState, widened
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,9 @@ def start(config: Experiment, workdir: pathlib.Path, layout: Layout, frozen: Any
     log.info("going on from step %d of %s", step, workdir)
     before = step // round_steps(config) * round_steps(config)
     if config.objective == "progressive" and 0 < before < step:
-        like = lineage.placed(state.params, layout.sharding.frozen["teacher"])
-        _, frozen["teacher"] = checkpoint.restore_ema(workdir, next(iter(config.ema)), like, before)
+        name = next(iter(config.ema))
+        like = lineage.placed(state.ema[name], layout.sharding.frozen["teacher"])
+        frozen["teacher"] = widened(checkpoint.restore_ema(workdir, name, like, before)[1])
     return dataclasses.replace(state, frozen=frozen)
 
 

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from jaxdiff import checkpoint, files, lineage, metrics, pictures, recipe, rounds
 from jaxdiff.config import Experiment, differences, on_list, round_steps, to_dict
 from jaxdiff.errors import ConfigError, NonFiniteError
-from jaxdiff.mesh import Layout
-from jaxdiff.train import Step, TrainState, loop, mean_metrics, stop_signals, train_step
+from jaxdiff.mesh import Layout, described
+from jaxdiff.train import Step, TrainState, loop, mean_metrics, stop_signals, widened
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,8 @@ def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None
     state = rounds.start(config, workdir, layout, frozen, sources)
     process = (jax.process_index(), jax.process_count())
     rows = data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=int(state.step), process=process)
-    step = layout.compile(partial(train_step, recipe.objective(config, sources), recipe.optimizer(config), config.ema))
+    step = layout.compile(recipe.train_step(config, sources))
+    log.info("%s", described(layout, state.params, c.batch_size))
     with stop_signals() as stopped:
         try:
             closing = partial(autoencoding.measured, config, source) if config.objective == "autoencoder" else None
@@ -186,7 +187,7 @@ def _sample_grids(config: Experiment, workdir: pathlib.Path) -> Callable[[TrainS
     labels = cycling(range(columns), config.sampling.num)
 
     def draw(state: TrainState, step: int) -> np.ndarray:
-        params = jax.device_put(state.ema[next(iter(config.ema))], jax.local_devices()[0])
+        params = jax.device_put(widened(state.ema[next(iter(config.ema))]), jax.local_devices()[0])
         images = generate(params, labels, config.seed)
         pictures.save_grid(pathlib.Path(workdir) / "samples" / f"step_{step:07d}.png", images, columns)
         return pictures.grid(images, columns)

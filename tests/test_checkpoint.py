@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff import checkpoint, mesh, train
+from jaxdiff import checkpoint, mesh, sharding, train
 from jaxdiff.errors import CheckpointError
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
@@ -28,7 +28,7 @@ def shapes(sharding):
 
 
 def layout(devices, fsdp):
-    return mesh.state_sharding(mesh.make_mesh(-1, fsdp, jax.devices()[:devices]), jax.eval_shape(make, jax.random.key(0)))
+    return sharding.shardings(mesh.make_mesh(-1, fsdp, jax.devices()[:devices]), jax.eval_shape(make, jax.random.key(0)))
 
 
 def saved(workdir, *steps, sharding=None):

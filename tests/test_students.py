@@ -610,7 +610,6 @@ RULES = [
     ("consistency", {**DATA, "sources.teacher": "", "distillation.lora_rank": 2}, "lora_rank must be 0 without sources.teacher"),
     ("consistency", {"sampling.guidance": 3.0}, "sampling.guidance must be 2, the guidance that the student was trained with"),
     ("consistency", {"sampling.classifier": "classifier"}, "sampling.classifier must be empty for a consistency student"),
-    ("progressive", {"optimizer.accumulate": 2}, "optimizer.accumulate must be a divisor of the 3 steps of a round, got 2"),
     ("teacher", {"distillation.lora_rank": 2}, "lora_rank must be left as it is: the objective diffusion does not read it"),
     ("consistency", {"sampling.sampler": "ddim"}, "sampling.sampler must be consistency for a consistency student, got 'ddim'"),
     ("consistency", {"sampling.steps": 3}, "sampling.steps must be one of 4, 2, 1: "),

@@ -16,9 +16,9 @@ from jaxdiff.config import Data, Experiment, Model, Optimizer
 from jaxdiff.config import Mesh as MeshConfig
 from jaxdiff.errors import NonFiniteError
 
-TINY = Experiment(
+PLAIN = Experiment(
     data=Data(batch_size=16),
-    model=Model(channels=16, multipliers=(1,), blocks=1, attention=(), head_channels=8, dropout=0.1),
+    model=Model(channels=16, multipliers=(1,), blocks=1, attention=(), head_channels=8),
     optimizer=Optimizer(learning_rate=1e-3),
     ema={"fast": 0.9, "slow": 0.99},
 )
@@ -31,10 +31,11 @@ def batches(num, size=16):
         yield {"image": image, "label": rng.integers(0, 10, size).astype(np.int32), "index": np.arange(size, dtype=np.int32)}
 
 
-def run(layout, config=TINY, num=6, optimizer=None):
+def run(layout, config=PLAIN, num=6, optimizer=None):
     """Losses and the final plain state."""
     optimizer = recipe.optimizer(config) if optimizer is None else optimizer
-    step = layout.compile(partial(train.train_step, recipe.objective(config), optimizer, config.ema))
+    parts = config.optimizer.accumulate
+    step = layout.compile(partial(train.train_step, recipe.objective(config), optimizer, config.ema, parts))
 
     def init(key):
         return train.initial_state(recipe.init(config, key).params, optimizer, config.ema)
@@ -48,8 +49,8 @@ def run(layout, config=TINY, num=6, optimizer=None):
     return losses, layout.leave(state)
 
 
-def jit_over(devices, fsdp=1, config=TINY):
-    return mesh.jit_layout(mesh.make_mesh(-1, fsdp, jax.devices()[:devices]), recipe.state_shapes(config))
+def jit_over(devices, fsdp=1, tensor=1, config=PLAIN):
+    return mesh.jit_layout(mesh.make_mesh(-1, fsdp, jax.devices()[:devices], tensor), recipe.state_shapes(config))
 
 
 @pytest.fixture(scope="module")
@@ -57,22 +58,25 @@ def alone():
     return run(jit_over(1))
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (4, 1), (8, 1), (2, 2), (4, 4), (8, 2), (8, 8)])
+@pytest.mark.parametrize(
+    ("devices", "fsdp", "tensor"), [(2, 1, 1), (8, 1, 1), (2, 2, 1), (8, 2, 1), (8, 8, 1), (2, 1, 2), (8, 2, 2)]
+)
 @pytest.mark.slow
-def test_losses_do_not_depend_on_the_mesh(alone, devices, fsdp):
-    losses, state = run(jit_over(devices, fsdp))
+def test_losses_do_not_depend_on_the_mesh(alone, devices, fsdp, tensor):
+    losses, state = run(jit_over(devices, fsdp, tensor))
     np.testing.assert_allclose(losses, alone[0], rtol=2e-5)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone[1].params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
-    if fsdp > 1:
-        sharded = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
-        assert sharded
-        assert all(leaf.addressable_shards[0].data.size == leaf.size // fsdp for leaf in sharded)
+    for axis, size in (("fsdp", fsdp), ("tensor", tensor)):
+        split = [leaf for leaf in jax.tree.leaves(state.params) if axis in leaf.sharding.spec]
+        assert bool(split) == (size > 1)
+        both = [size * (fsdp if axis == "tensor" and "fsdp" in leaf.sharding.spec else 1) for leaf in split]
+        assert all(leaf.addressable_shards[0].data.size <= leaf.size // parts for leaf, parts in zip(split, both, strict=True))
 
 
 def test_pmap_twin_equals_jit():
-    """Without dropout, whose masks are the layout's own; with SGD, which hides no factor in the gradient as Adam does."""
-    sgd, plain = optax.sgd(0.1), dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, dropout=0.0))
+    """With SGD, which hides no factor in the gradient as Adam does."""
+    sgd, plain = optax.sgd(0.1), PLAIN
     shapes = dataclasses.replace(recipe.state_shapes(plain), opt_state=jax.eval_shape(sgd.init, recipe.state_shapes(plain).params))
     pmapped = run(mesh.pmap_layout(shapes), plain, optimizer=sgd)
     jitted = run(mesh.jit_layout(mesh.make_mesh(1, 1, jax.devices()[:1]), shapes), plain, optimizer=sgd)
@@ -106,27 +110,21 @@ def test_ema_follows_its_recursion():
     assert int(state.step) == 20
 
 
-def test_accumulated_batches_equal_one_large_batch():
-    """Four batches of 4 make the step of one batch of 16, for params and EMA."""
-    values = np.random.default_rng(0).normal(size=(16,)).astype(np.float32)
-    decays = {"ema": 0.9}
-    states = []
-    for parts in (1, 4):
-        optimizer = optax.adam(0.1)
-        optimizer = optax.MultiSteps(optimizer, parts).gradient_transformation() if parts > 1 else optimizer
-        state = train.initial_state({"w": jnp.float32(0.3)}, optimizer, decays)
-        step = jax.jit(train.train_step(quadratic, optimizer, decays))
-        for _ in range(3):
-            for part in np.split(values, parts):
-                state, _ = step(state, {"image": part}, jax.random.key(0))
-        states.append(state)
-    np.testing.assert_allclose(states[0].params["w"], states[1].params["w"], rtol=1e-5)
-    np.testing.assert_allclose(states[0].ema["ema"]["w"], states[1].ema["ema"]["w"], rtol=1e-5)
+def test_a_batch_in_parts_makes_the_step_of_the_whole():
+    """For params and EMA, of a loss whose noise is keyed by the rows' places."""
+    (whole, state), (parts, other) = (
+        run(jit_over(2), dataclasses.replace(PLAIN, optimizer=Optimizer(learning_rate=1e-3, accumulate=n))) for n in (1, 4)
+    )
+    np.testing.assert_allclose(whole, parts, rtol=2e-5)
+    for a, b in zip(jax.tree.leaves((state.params, state.ema)), jax.tree.leaves((other.params, other.ema)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_optimizer_of_a_config():
     config = dataclasses.replace(
-        TINY, steps=100, optimizer=Optimizer(learning_rate=1.0, warmup_steps=10, schedule="cosine", clip_norm=1.0, weight_decay=0.0)
+        PLAIN,
+        steps=100,
+        optimizer=Optimizer(learning_rate=1.0, warmup_steps=10, schedule="cosine", clip_norm=1.0, weight_decay=0.0),
     )
     optimizer = recipe.optimizer(config)
     params = {"w": jnp.zeros((2,))}
@@ -149,10 +147,10 @@ def test_first_number_that_is_none_is_named():
 
 
 def test_meshes_that_do_not_fit_are_said():
-    with pytest.raises(ValueError, match="data 3 x fsdp 1 does not make up 8 devices"):
+    with pytest.raises(ValueError, match="data 3 x fsdp 1 x tensor 1 does not make up 8 devices"):
         mesh.make_mesh(3, 1)
     with pytest.raises(ValueError, match=r"data.batch_size 12 is not divisible by 8 devices"):
-        recipe.layout(dataclasses.replace(TINY, data=Data(batch_size=12), mesh=MeshConfig()))
+        recipe.layout(dataclasses.replace(PLAIN, data=Data(batch_size=12), mesh=MeshConfig()))
 
 
 def test_stop_signals_are_remembered_once_and_restored():

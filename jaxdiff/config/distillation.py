@@ -167,8 +167,6 @@ def _progressive_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
     yield "distillation.final_steps", f"a power of two below distillation.steps, {d.steps}", fewer
     even = f"divisible by the {rounds(c)} rounds from {d.steps} steps to {d.final_steps}"
     yield "steps", even, c.steps % rounds(c) == 0
-    whole = f"a divisor of the {round_steps(c)} steps of a round"
-    yield "optimizer.accumulate", whole, round_steps(c) % c.optimizer.accumulate == 0
     yield "sampling.sampler", "ddim (or overshoot) for a progressive student", c.sampling.sampler in ("ddim", "overshoot")
     yield "sampling.every", "0 for a progressive student, whose rounds are sampled at their ends", c.sampling.every == 0
 

@@ -217,11 +217,11 @@ def _source_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
         "given with autoencoder.perceptual, and only with it",
         not compresses or wants == bool(c.sources.features),
     )
-    alone = c.mesh.mapping == "jit" and c.optimizer.accumulate == 1
+    together = c.mesh.mapping == "jit" and c.optimizer.accumulate == 1
     yield (
         "autoencoder.codebook",
         "0 under pmap or accumulation, which would average revived codes",
-        alone or not c.autoencoder.codebook,
+        together or not c.autoencoder.codebook,
     )
     latent, enlarges = bool(c.sources.autoencoder), c.cascade.factor > 1
     yield "sampling.clip", "False in latent space, whose values have no bounds", not latent or not c.sampling.clip

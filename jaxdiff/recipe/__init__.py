@@ -13,7 +13,19 @@ from jaxdiff.recipe.sampling import (
     stages,
 )
 from jaxdiff.recipe.tables import PARAMETERIZATIONS, PIXELS, SAMPLERS, SCHEDULES, SPACINGS, WEIGHTS
-from jaxdiff.recipe.training import FROZEN, Sources, begun, below, init, layout, objective, optimizer, state_shapes, turned
+from jaxdiff.recipe.training import (
+    FROZEN,
+    Sources,
+    begun,
+    below,
+    init,
+    layout,
+    objective,
+    optimizer,
+    state_shapes,
+    train_step,
+    turned,
+)
 
 __all__ = [
     "PARAMETERIZATIONS",
@@ -51,6 +63,7 @@ __all__ = [
     "sampling_schedule",
     "stages",
     "state_shapes",
+    "train_step",
     "unet",
     "vae",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxdiff import likelihood, losses, objectives
+from jaxdiff import likelihood, losses, objectives, train
 from jaxdiff.config import STUDENTS, Experiment, round_steps, varies
 from jaxdiff.errors import ConfigError
-from jaxdiff.mesh import Layout, jit_layout, make_mesh, pmap_layout
+from jaxdiff.mesh import Layout, MakeStep, jit_layout, make_mesh, pmap_layout
 from jaxdiff.models import autoencoder, classifier, schedule
 from jaxdiff.models.unet import network
 from jaxdiff.recipe import compression, distillation
@@ -88,18 +88,18 @@ def _condition(config: Experiment) -> objectives.Condition:
 
 
 def optimizer(config: Experiment) -> optax.GradientTransformation:
-    """AdamW after clipping, with warm-up, in each round; steps of the schedule are updates, not accumulated batches."""
+    """AdamW after clipping, with warm-up, in each round."""
     c = config.optimizer
-    updates = max(round_steps(config) // c.accumulate, 1)  # of each round, which begins anew
+    updates = round_steps(config)  # of each round, which begins anew
     after = optax.constant_schedule(c.learning_rate)
     if c.schedule == "cosine":
         after = optax.cosine_decay_schedule(c.learning_rate, max(updates - c.warmup_steps, 1))
     warmup = optax.linear_schedule(c.learning_rate / (c.warmup_steps + 1), c.learning_rate, c.warmup_steps)
     rate = optax.join_schedules([warmup, after], [c.warmup_steps]) if c.warmup_steps else after
     clipped = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
-    chain = optax.chain(clipped, optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay))
-    chain = compression.optimizer(config, chain) if config.objective == "autoencoder" else chain
-    return optax.MultiSteps(chain, c.accumulate).gradient_transformation() if c.accumulate > 1 else chain
+    adamw = optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mu_dtype=c.moments)
+    chain = optax.chain(clipped, adamw)
+    return compression.optimizer(config, chain) if config.objective == "autoencoder" else chain
 
 
 def init(config: Experiment, key: Array, sources: Sources = NONE) -> TrainState:
@@ -123,20 +123,21 @@ def init(config: Experiment, key: Array, sources: Sources = NONE) -> TrainState:
         params = distillation.init_params(config, key, lambda key: unet(config).init(key, *inputs, **given)["params"])
     if config.diffusion.schedule == "learned":
         params = {"network": params, "schedule": learned_logsnr().init(key, jnp.zeros((1,)))["params"]}
-    return initial_state(params, optimizer(config), config.ema)
+    return initial_state(params, optimizer(config), config.ema, ema_dtype=config.ema_dtype)
 
 
 def begun(config: Experiment, state: TrainState, teacher: Any) -> TrainState:
     """The state at step 0, with the teacher's params where the student has the same."""
     if config.distillation.lora_rank:
         return state
-    return initial_state(distillation.overlaid(state.params, teacher), optimizer(config), config.ema)
+    return initial_state(distillation.overlaid(state.params, teacher), optimizer(config), config.ema, ema_dtype=config.ema_dtype)
 
 
 def turned(config: Experiment, state: TrainState) -> TrainState:
     """The state at the beginning of the next round: the student's average is its teacher, and what it starts from."""
-    student = jax.tree.map(jnp.copy, state.ema[next(iter(config.ema))])  # jit sorts names
-    fresh = initial_state(student, optimizer(config), config.ema, {**state.frozen, "teacher": jax.tree.map(jnp.copy, student)})
+    student = train.widened(state.ema[next(iter(config.ema))])  # jit sorts names
+    frozen = {**state.frozen, "teacher": jax.tree.map(jnp.copy, student)}
+    fresh = initial_state(student, optimizer(config), config.ema, frozen, config.ema_dtype)
     return TrainState(state.step, fresh.params, fresh.ema, fresh.opt_state, fresh.frozen)
 
 
@@ -145,22 +146,31 @@ def state_shapes(config: Experiment, sources: Sources = NONE) -> TrainState:
     return jax.eval_shape(partial(init, config, sources=sources), jax.random.key(config.seed))
 
 
-def layout(config: Experiment, frozen: Any = None, sources: Sources = NONE) -> Layout:
-    """Where the config's mesh puts the state, with these frozen params (or their shapes) in it.
+def layout(config: Experiment, frozen: Any = None, sources: Sources = NONE, devices: Sequence[Any] | None = None) -> Layout:
+    """Where the config's mesh puts the state, with these frozen params (or their shapes) in it; on all devices, or those given.
 
     Raises:
         ConfigError: the network cannot be built, or the devices do not fit the mesh or divide the batch.
     """
     try:
-        return _layout(config, replace(state_shapes(config, sources), frozen=frozen or {}))
+        return _layout(config, replace(state_shapes(config, sources), frozen=frozen or {}), devices)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def _layout(config: Experiment, shapes: TrainState) -> Layout:
-    devices = jax.local_device_count() if config.mesh.mapping == "pmap" else jax.device_count()
-    if config.data.batch_size % devices:
-        raise ConfigError(f"data.batch_size {config.data.batch_size} is not divisible by {devices} devices")
-    if config.mesh.mapping == "pmap":
+def _layout(config: Experiment, shapes: TrainState, devices: Sequence[Any] | None) -> Layout:
+    c, parts = config.mesh, config.optimizer.accumulate
+    mesh = None if c.mapping == "pmap" else make_mesh(c.data, c.fsdp, devices, c.tensor)
+    rows = jax.local_device_count() if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.data.batch_size % (rows * parts):
+        which = f"{rows} devices" + (f" times optimizer.accumulate {parts}" if parts > 1 else "")
+        raise ConfigError(f"data.batch_size {config.data.batch_size} is not divisible by {which}")
+    if mesh is None:
         return pmap_layout(shapes)
-    return jit_layout(make_mesh(config.mesh.data, config.mesh.fsdp), shapes)
+    whole = config.autoencoder.codebook > 0 or config.autoencoder.adversarial > 0  # which look at all rows: codes in use, a balance
+    return jit_layout(mesh, shapes, gradients=c.gradients, whole=whole)
+
+
+def train_step(config: Experiment, sources: Sources = NONE) -> MakeStep:
+    """The config's training step, once it is told how gradients go across devices (see `mesh.Layout.compile`)."""
+    return partial(train.train_step, objective(config, sources), optimizer(config), config.ema, parts=config.optimizer.accumulate)
