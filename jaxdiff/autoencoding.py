@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import pictures, recipe
+from jaxdiff import pictures, processes, recipe
 from jaxdiff.config import Experiment
 from jaxdiff.data import Images, normalized, of
 from jaxdiff.objectives import psnr
@@ -86,13 +86,17 @@ def reconstruction(config: Experiment, workdir: pathlib.Path, params: Any, data_
 
 
 def measured(config: Experiment, source: Images, state: TrainState) -> TrainState:
-    """The state with mean and standard deviation of its latents' channels over some training images, in params and averages."""
-    networks, single = recipe.codec(config), jax.local_devices()[0]
-    params = jax.device_put(next(iter(state.ema.values())), single)
-    found = recipe.measured(networks, params, _chunks(source, min(config.autoencoder.measured, source.num_examples)))
+    """The state with mean and standard deviation of its latents' channels over some training images, in params and averages.
+
+    Every process measures the same images; what the first finds counts.
+    """
+    networks, params = recipe.codec(config), processes.local(next(iter(state.ema.values())))
+    measured = recipe.measured(networks, params, _chunks(source, min(config.autoencoder.measured, source.num_examples)))
+    found = processes.agreed({name: np.asarray(value).tolist() for name, value in measured.items()})
 
     def told(params: Any) -> Any:
-        return {**params, "latent": {name: jax.device_put(found[name], leaf.sharding) for name, leaf in params["latent"].items()}}
+        whole = {name: np.asarray(found[name], leaf.dtype) for name, leaf in params["latent"].items()}
+        return {**params, "latent": processes.spread(whole, jax.tree.map(lambda leaf: leaf.sharding, params["latent"]))}
 
     return replace(state, params=told(state.params), ema={name: told(params) for name, params in state.ema.items()})
 

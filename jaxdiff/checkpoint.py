@@ -11,8 +11,9 @@ import contextlib
 import json
 import logging
 import pathlib
+import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxdiff.errors import CheckpointError
+from jaxdiff import processes
+from jaxdiff.errors import CheckpointError, NonFiniteError
 from jaxdiff.process import Level
 from jaxdiff.train import TrainState
 
@@ -39,14 +41,21 @@ def manager(workdir: pathlib.Path, keep: int = 3, keep_every: int | None = None)
     Raises:
         CheckpointError: the last save failed, on a full disk for example.
     """
+    if processes.first():
+        _remove_unfinished(workdir)
     kept: Any = {"max_to_keep": keep, "keep_period": keep_every}
     options = ocp.CheckpointManagerOptions(**kept, create=True, enable_async_checkpointing=True)
     made = ocp.CheckpointManager(_directory(workdir), options=options)
     try:
         yield made
-    finally:
+    except BaseException as error:
+        if processes.several() and not isinstance(error, NonFiniteError):  # which all meet; else the others would not close
+            raise
         with _saving(made):
             made.close()
+        raise
+    with _saving(made):
+        made.close()
 
 
 def steps(workdir: pathlib.Path) -> list[int]:
@@ -85,17 +94,21 @@ def restore(workdir: pathlib.Path, like: TrainState) -> TrainState | None:
     """The newest whole state in `workdir`, or None where there is none; frozen is taken from `like`.
 
     `like` is a state of `jax.ShapeDtypeStruct` with the shardings wanted, on however many devices. A step that cannot be
-    read is said in one line, moved to `workdir/damaged`, and the one before it is used.
+    read is said in one line, moved to `workdir/damaged`, and the one before it is used. Of several processes all must ask,
+    and restore the same step.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be read. They stay where they are.
     """
-    if not steps(workdir):
+    found = processes.agreed(steps(workdir))
+    if not found:
         return None
-    newest, items = _newest(workdir, _items(like))
-    for step in steps(workdir):
-        if step > newest:
-            _move_away(workdir, step)
+    newest, items = _newest(workdir, found, _items(like), together=True)
+    if processes.first():
+        for step in found:
+            if step > newest:
+                _move_away(workdir, step)
+    processes.agreed(None)
     ema = {name: items[_ema_item(name)] for name in like.ema}
     return replace(like, step=items["step"]["step"], params=items["params"], ema=ema, opt_state=items["opt_state"])
 
@@ -108,7 +121,7 @@ def restore_ema(workdir: pathlib.Path, name: str, like: Any, step: int | None = 
     """
     _check_any(workdir)
     wanted = {_ema_item(name): like}
-    found, items = _newest(workdir, wanted) if step is None else (step, _read(workdir, step, wanted))
+    found, items = _newest(workdir, steps(workdir), wanted) if step is None else (step, _read(workdir, step, wanted))
     return found, items[_ema_item(name)]
 
 
@@ -119,7 +132,7 @@ def read_levels(workdir: pathlib.Path, step: int | None = None) -> tuple[int, di
         CheckpointError: it cannot be read, or holds none.
     """
     _check_any(workdir)
-    step, items = _newest(workdir, {}) if step is None else (step, _read(workdir, step, {}))
+    step, items = _newest(workdir, steps(workdir), {}) if step is None else (step, _read(workdir, step, {}))
     if "levels" not in items["meta"]:
         raise CheckpointError(f"checkpoint {_directory(workdir) / str(step)} holds no levels; it is no student's of a list")
     return step, items["meta"]["levels"]
@@ -161,12 +174,14 @@ def _checksum(array: jax.Array) -> jax.Array:
     return jnp.sum(words * (position * jnp.uint32(2654435761) | jnp.uint32(1)), dtype=jnp.uint32)
 
 
-def _newest(workdir: pathlib.Path, like: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """The newest step that can be read, and its named items; says in one line each why newer ones cannot."""
+def _newest(
+    workdir: pathlib.Path, found: Sequence[int], like: Mapping[str, Any], together: bool = False
+) -> tuple[int, dict[str, Any]]:
+    """The newest of the steps that can be read, and its named items; says in one line each why newer ones cannot."""
     reasons: list[str] = []
-    for step in reversed(steps(workdir)):
+    for step in reversed(found):
         try:
-            items = _read(workdir, step, like)
+            items = _read(workdir, step, like, together)
         except CheckpointError as error:
             reasons.append(str(error))
             continue
@@ -176,20 +191,37 @@ def _newest(workdir: pathlib.Path, like: Mapping[str, Any]) -> tuple[int, dict[s
     raise CheckpointError(f"{reasons[0]}; no other checkpoint can be read either, nothing was changed; choose another --workdir")
 
 
-def _read(workdir: pathlib.Path, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
-    """The named items of a step, checked against their checksums."""
-    directory = _directory(workdir) / str(step)
+def _read(workdir: pathlib.Path, step: int, like: Mapping[str, Any], together: bool = False) -> dict[str, Any]:
+    """The named items of a step, checked against their checksums.
+
+    Each process reads what its own devices hold, and waits for no other; with `together` all must read, and all can or none.
+    """
+    directory, items, reason = _directory(workdir) / str(step), {}, ""
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            wanted: dict[str, Any] = {name: ocp.args.StandardRestore(item) for name, item in like.items()}
-            items = reader.restore(directory, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **wanted))
+        items = _restored(directory, like)
     except Exception as error:  # orbax and tensorstore raise bare Exceptions too
-        reason = str(error).strip().splitlines()
-        raise CheckpointError(f"checkpoint {directory} cannot be read ({(reason or [type(error).__name__])[0][:120]})") from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = f"checkpoint {directory} cannot be read ({lines[0][:120]})"
+    _agree(reason, directory, together)
     for name in like:
         if checksums(items[name]) != items["meta"].get("checksums", {}).get(name):
-            raise CheckpointError(f"checkpoint {directory}: the values of {name} are not those that were saved")
+            reason = f"checkpoint {directory}: the values of {name} are not those that were saved"
+    _agree(reason, directory, together)
     return {"meta": items["meta"], **{name: items[name] for name in like}}
+
+
+def _restored(directory: pathlib.Path, like: Mapping[str, Any]) -> Any:
+    alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+    composite = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+    with ocp.Checkpointer(composite, multiprocessing_options=alone) as reader:
+        wanted: dict[str, Any] = {name: ocp.args.StandardRestore(item) for name, item in like.items()}
+        return reader.restore(directory, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **wanted))
+
+
+def _agree(reason: str, directory: pathlib.Path, together: bool) -> None:
+    """Raises the reason; with `together` also where another process has one."""
+    if not (processes.everywhere(not reason) if together else not reason):
+        raise CheckpointError(reason or f"checkpoint {directory} cannot be read by another process")
 
 
 def _check_any(workdir: pathlib.Path) -> None:
@@ -220,6 +252,12 @@ def _paths(tree: Any) -> list[str]:
 
 def _directory(workdir: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+def _remove_unfinished(workdir: pathlib.Path) -> None:
+    """Removes what killed processes left of their saves."""
+    for path in _directory(workdir).glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _move_away(workdir: pathlib.Path, step: int) -> None:

@@ -13,13 +13,16 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from jaxdiff.config import Experiment, load, load_ladder, validated
 from jaxdiff.errors import ConfigError, UserError
-from jaxdiff.flags import USAGE, Data, Evaluate, Ladder, Latents, Sample, Train, Verify, parse_labels, vectors
+from jaxdiff.flags import USAGE, Data, Evaluate, Ladder, Latents, Processes, Sample, Train, Verify, parse_labels, vectors
+
+if TYPE_CHECKING:
+    from jaxdiff import stages
 
 SAMPLING = ("sampler", "steps", "spacing", "eta", "guidance", "classifier", "classifier_scale")  # flags that set config.sampling
 
@@ -29,38 +32,73 @@ def train(args: Train) -> int:
     from jaxdiff import stages
 
     config, before = stages.resolved(validated(args.experiment, where="jaxdiff train"), args.workdir)
-    left = stages.unfinished(before)
+    _join(args.processes)
+    left = _left(before)
     if left and not args.with_stages:
         raise ConfigError(stages.describe(left, args.workdir))
     for stage in left:
-        print(f"stage {stage.workdir}: {stage.command}")
-        if (status := _train(stage.config, stage.workdir, args.data_dir)) is not None:
+        _print(f"stage {stage.workdir}: {stage.command}")
+        if (status := _train(stage.config, stage.workdir, args)) is not None:
             return status
-    return _train(config, args.workdir, args.data_dir) or 0
+    return _train(config, args.workdir, args) or 0
 
 
-def _train(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> int | None:
+def _train(config: Experiment, workdir: pathlib.Path, args: Train) -> int | None:
     """The exit status of a run that was stopped by a signal, or None: it is trained and has its pictures and reports."""
-    from jaxdiff import checkpoint, reports, run
+    from jaxdiff import processes, run
 
-    stopped = run.train(config, workdir, data_dir)
-    if stopped:
-        print(f"{stopped}: saved step {checkpoint.steps(workdir)[-1]}; the same command goes on from there")
-        return 130 if stopped == "SIGINT" else 0
-    if config.objective == "classifier":
-        print(reports.finish_classifier(config, workdir, data_dir))
-    elif config.objective == "vae":
-        print(reports.finish_vae(config, workdir, data_dir))
-    elif config.objective == "autoencoder":
-        print(reports.finish_autoencoder(config, workdir, data_dir))
-    else:
-        print(reports.finish(config, workdir, workdir / "samples.png", range(max(config.model.num_classes, 1)), data_dir))
+    if stopped := run.train(config, workdir, args.data_dir, args.processes.step_timeout):
+        return _stopped(stopped, workdir)
+    if processes.first():
+        print(_report(config, workdir, args.data_dir))
     return None
+
+
+def _report(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> str:
+    """Makes the pictures and reports of a trained run; what to print."""
+    from jaxdiff import reports
+
+    if config.objective == "classifier":
+        return reports.finish_classifier(config, workdir, data_dir)
+    if config.objective == "vae":
+        return reports.finish_vae(config, workdir, data_dir)
+    if config.objective == "autoencoder":
+        return reports.finish_autoencoder(config, workdir, data_dir)
+    return reports.finish(config, workdir, workdir / "samples.png", range(max(config.model.num_classes, 1)), data_dir)
+
+
+def _join(wanted: Processes) -> None:
+    from jaxdiff import processes
+
+    processes.start(wanted.coordinator, wanted.num_processes, wanted.process_id)
+
+
+def _left(before: list[stages.Stage]) -> list[stages.Stage]:
+    """The stages whose runs are not finished, of several processes as the first sees it."""
+    from jaxdiff import processes, stages
+
+    unfinished = processes.agreed([str(stage.workdir) for stage in stages.unfinished(before)])
+    return [stage for stage in before if str(stage.workdir) in unfinished]
+
+
+def _stopped(name: str, workdir: pathlib.Path) -> int:
+    """Says that a signal stopped a run; the exit status."""
+    from jaxdiff import checkpoint
+
+    _print(f"{name}: saved step {checkpoint.steps(workdir)[-1]} of {workdir}; the same command goes on from there")
+    return 130 if name == "SIGINT" else 0
+
+
+def _print(line: str) -> None:
+    from jaxdiff import processes
+
+    if processes.first():
+        print(line)
 
 
 def ladder(args: Ladder) -> int:
     """`jaxdiff ladder`: the exit status."""
-    from jaxdiff import checkpoint, files, run, stages
+    from jaxdiff import files, processes, run
     from jaxdiff import ladder as ladders
 
     config = load_ladder(args.config)
@@ -68,12 +106,13 @@ def ladder(args: Ladder) -> int:
     trained = ladders.runs(config, workdir)
     if not list(ladders.rungs(config, trained)):
         raise ConfigError(f"{args.config}: no student or baseline takes {config.calls} calls; choose others")
-    for stage in stages.unfinished(trained):
-        print(f"rung {stage.workdir}: {stage.command}")
-        if stopped := run.train(stage.config, stage.workdir, args.data_dir):
-            step = checkpoint.steps(stage.workdir)[-1]
-            print(f"{stopped}: saved step {step} of {stage.workdir}; the same command goes on from there")
-            return 130 if stopped == "SIGINT" else 0
+    _join(args.processes)
+    for stage in _left(trained):
+        _print(f"rung {stage.workdir}: {stage.command}")
+        if stopped := run.train(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout):
+            return _stopped(stopped, stage.workdir)
+    if not processes.first():
+        return 0
     rows = ladders.measured(config, workdir, list(ladders.rungs(config, trained)), args.data_dir)
     text = ladders.table(rows)
     files.write(workdir / "table.md", text + "\n")
@@ -219,6 +258,8 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; the exit status: 0 done, 1 a line on stderr says what is wrong, 2 wrong arguments, 130 Ctrl-C."""
+    from jaxdiff import processes
+
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -227,12 +268,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("jaxdiff").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # tfds and orbax warn of things that a user cannot mend
     try:
-        return _run(argv[0], argv[1:])
+        return processes.leave(_run(argv[0], argv[1:]))
     except KeyboardInterrupt:
-        return 130
+        return processes.abandon(130)
     except (UserError, OSError) as error:
-        print(f"jaxdiff: {error}", file=sys.stderr)
-        return 1
+        print(f"jaxdiff: {processes.who()}{error}", file=sys.stderr)
+        return processes.abandon(1)
 
 
 def _run(name: str, argv: list[str]) -> int:

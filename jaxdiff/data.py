@@ -11,6 +11,7 @@ import difflib
 import io
 import logging
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -123,13 +124,12 @@ def batches(
     seed: int = 0,
     flip: bool = False,
     start: int = 0,
-    process: tuple[int, int] = (0, 1),
+    rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of the batches number start, start + 1, ... without end.
+    """Some rows of the batches number start, start + 1, ... without end: all, or those that one process of several reads.
 
     Yields the source's rows, such as `image` float32 `[b, H, W, C]` in [-1, 1] and `label` int32 `[b]`, and `index` int32
-    `[b]`, the row's position in the whole batch, with b = batch_size / processes. Over all processes the examples of a
-    batch are the same whatever the number of processes.
+    `[b]`, the row's position in the whole batch. A position has the same example whatever the other rows.
 
     Args:
         source: the split.
@@ -137,27 +137,20 @@ def batches(
         seed: of the order and the flips.
         flip: mirror half of the images.
         start: the first batch's number: the step of the state that goes on.
-        process: index and number of processes.
-
-    Raises:
-        DataError: the processes do not divide the batch.
+        rows: positions `[b]` in the whole batch of the rows wanted; all if not given.
     """
-    number, total = process
-    if batch_size % total:
-        raise DataError(f"data.batch_size {batch_size} is not divisible by {total} processes")
-    rows = batch_size // total
-    position = (number + total * np.arange(rows)).astype(np.int32)
+    position = np.arange(batch_size, dtype=np.int32) if rows is None else rows.astype(np.int32)
 
     def mirror(index: int, rng: np.random.Generator) -> int:
         return index + source.num_examples * int(rng.integers(2))
 
-    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {**source.rows(indices), "index": position}
+    def fetch(number: int) -> dict[str, np.ndarray]:
+        return {**source.rows(np.array([stream[number * batch_size + row] for row in position.tolist()])), "index": position}
 
     stream = grain.MapDataset.range(source.num_examples).seed(seed).shuffle().repeat()
-    stream = stream.random_map(mirror) if flip else stream  # before the slice: the same whatever the processes
-    stream = stream[number::total].batch(rows, drop_remainder=True).map(fetch)
-    return iter(stream[start:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+    stream = stream.random_map(mirror) if flip else stream
+    whole = grain.MapDataset.range(sys.maxsize // batch_size).map(fetch)
+    return iter(whole[start:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
 
 def normalized(pixels: np.ndarray) -> np.ndarray:

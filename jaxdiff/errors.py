@@ -19,3 +19,7 @@ class CheckpointError(UserError):
 
 class NonFiniteError(UserError):
     """A loss, gradient, parameter or image that is no number."""
+
+
+class LostProcessError(UserError):
+    """One of the processes of a run is gone."""

@@ -41,6 +41,20 @@ jaxdiff COMMAND --help lists every flag of a command.
 
 
 @dataclass(frozen=True)
+class Processes:
+    """One process of several that train one run. Those that SLURM or a TPU pod starts find each other."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, the same for all; with --num-processes and --process-id, where nothing else says."""
+    num_processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """Which this is, from 0."""
+    step_timeout: float | None = None
+    """Seconds after which a step that is not done ends the process; 0: never; unless given 45 where there are several."""
+
+
+@dataclass(frozen=True)
 class Train:
     """Train a recipe; the same command goes on with the run that is in workdir.
 
@@ -56,6 +70,7 @@ class Train:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     with_stages: bool = False
     """Train first, in order, the recipes that this one starts from and whose runs are not finished."""
+    processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,7 @@ class Ladder:
     """For table, figure and grids; runs/CONFIG if not given. The runs are beside it."""
     data_dir: str | None = None
     """tensorflow-datasets' directory; its own default if not given."""
+    processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import checkpoint, files, recipe
+from jaxdiff import checkpoint, files, processes, recipe
 from jaxdiff.config import STUDENTS, Experiment, a_run_of, from_dict, halvings, on_list, round_steps, sampling_steps
 from jaxdiff.errors import ConfigError
 from jaxdiff.process import Level
@@ -207,7 +207,7 @@ def record(config: Experiment, workdir: pathlib.Path) -> None:
     if trained_on and not path.exists() and checkpoint.steps(workdir):
         place = trained_on[0]
         raise ConfigError(f"{workdir} was begun without sources.{place}; leave it out, or choose another --workdir")
-    if trained_on:
+    if trained_on and processes.first():
         prints = {place: {"run": str(where[place]), "fingerprint": fingerprint(where[place])} for place in trained_on}
         files.write(path, json.dumps(prints, indent=2) + "\n")
 

@@ -36,13 +36,15 @@ class Layout(NamedTuple):
         sharding: a tree like the state of where each array goes before `enter` (for initialisation and restore).
         enter: from a plain state to the one that the step takes.
         leave: back to a plain state (for checkpoints and sampling).
-        shard: from this process's rows of a batch to the batch that the step takes.
+        rows: from the size of a batch to the positions in it of the rows that this process reads.
+        shard: from these rows to the batch that the step takes.
         compile: from `make_step` to the compiled step, which consumes (donates) its state.
     """
 
     sharding: Any
     enter: Callable[[Any], Any]
     leave: Callable[[Any], Any]
+    rows: Callable[[int], np.ndarray]
     shard: Callable[[Mapping[str, np.ndarray]], Any]
     compile: Callable[[MakeStep], Callable]
 
@@ -120,10 +122,14 @@ def jit_layout(mesh: Mesh, state: Any, rules: Rules = RULES, gradients: DTypeLik
         step = make_step(across=across)
         return jax.jit(step, in_shardings=inputs, out_shardings=(sharding, replicated(mesh)), donate_argnums=0)
 
+    def rows(batch_size: int) -> np.ndarray:
+        parts = batch.addressable_devices_indices_map((batch_size,)).values()
+        return np.unique(np.concatenate([np.arange(batch_size)[index] for index in parts if index is not None]))
+
     def shard(rows: Mapping[str, np.ndarray]) -> Any:
         return {name: jax.make_array_from_process_local_data(batch, value) for name, value in rows.items()}
 
-    return Layout(sharding, lambda state: state, lambda state: state, shard, compiled)
+    return Layout(sharding, lambda state: state, lambda state: state, rows, shard, compiled)
 
 
 def described(layout: Layout, params: Any, batch_size: int) -> str:
@@ -207,6 +213,9 @@ def pmap_layout(state: Any) -> Layout:
 
         return run
 
+    def rows(batch_size: int) -> np.ndarray:
+        return np.arange(batch_size).reshape(jax.process_count(), -1)[jax.process_index()]
+
     def shard(rows: Mapping[str, np.ndarray]) -> Any:
         return {name: value.reshape(len(devices), -1, *value.shape[1:]) for name, value in rows.items()}
 
@@ -214,4 +223,4 @@ def pmap_layout(state: Any) -> Layout:
         return jax.tree.map(lambda leaf: leaf[0], tree)
 
     single = jax.sharding.SingleDeviceSharding(devices[0])
-    return Layout(jax.tree.map(lambda _: single, state), enter, first, shard, compiled)
+    return Layout(jax.tree.map(lambda _: single, state), enter, first, rows, shard, compiled)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from jaxdiff import files
+from jaxdiff import files, processes
 
 Write = Callable[[int, Mapping[str, float]], None]
 
@@ -18,8 +18,12 @@ Write = Callable[[int, Mapping[str, float]], None]
 def writer(workdir: pathlib.Path, start: int) -> Iterator[tuple[Write, Callable[[int, np.ndarray], None]]]:
     """Two functions, for metrics and for a picture `[H, W, C]`, both at a step.
 
-    Lines of `metrics.jsonl` after the step `start` are dropped first: a resumed run writes them again.
+    Lines of `metrics.jsonl` after the step `start` are dropped first: a resumed run writes them again. Of several processes
+    the first alone writes.
     """
+    if not processes.first():
+        yield lambda step, values: None, lambda step, pixels: None
+        return
     from tensorboardX import SummaryWriter
 
     path = pathlib.Path(workdir) / "metrics.jsonl"

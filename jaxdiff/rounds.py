@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxdiff import checkpoint, lineage, recipe
+from jaxdiff import checkpoint, lineage, processes, recipe
 from jaxdiff.config import Experiment, round_steps
 from jaxdiff.mesh import Layout
 from jaxdiff.train import TrainState, widened
@@ -27,7 +27,7 @@ def start(config: Experiment, workdir: pathlib.Path, layout: Layout, frozen: Any
     """The newest state of a run, or one at step 0, with what is frozen in it: of a later round, the student before it."""
     sharding = dataclasses.replace(layout.sharding, frozen={})
     state = checkpoint.restore(workdir, lineage.placed(recipe.state_shapes(config, sources), sharding))
-    frozen = jax.device_put(frozen, layout.sharding.frozen)
+    frozen = processes.spread(frozen, layout.sharding.frozen)
     if state is None:
         state = jax.jit(partial(recipe.init, config, sources=sources), out_shardings=sharding)(jax.random.key(config.seed))
         if "teacher" in frozen:

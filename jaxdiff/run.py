@@ -6,24 +6,24 @@ and at the end what `reports` writes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from jaxdiff import checkpoint, files, lineage, metrics, pictures, recipe, rounds
+from jaxdiff import checkpoint, files, lineage, metrics, pictures, processes, recipe, rounds
 from jaxdiff.config import Experiment, differences, on_list, round_steps, to_dict
 from jaxdiff.errors import ConfigError, NonFiniteError
 from jaxdiff.mesh import Layout, described
-from jaxdiff.train import Step, TrainState, loop, mean_metrics, stop_signals, widened
+from jaxdiff.train import Step, TrainState, loop, mean_metrics, widened
 
 log = logging.getLogger(__name__)
 
@@ -77,87 +77,118 @@ def cycling(classes: Sequence[int], num: int) -> np.ndarray:
     return np.resize(np.array(classes, np.int32), num)
 
 
-def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str | None:
+class _Means(NamedTuple):
+    """By what the steps of a run are done: its step and batches, and functions that say when to stop, and that it is alive."""
+
+    config: Experiment
+    workdir: pathlib.Path
+    layout: Layout
+    step: Step
+    batches: Iterator[Any]
+    stopped: Callable[[], str | None]
+    alive: Callable[[bool], None]
+
+
+def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None, step_timeout: float | None = None) -> str | None:
     """Trains the config in `workdir`, from its newest checkpoint if it has one; the signal that stopped it early, or None.
 
+    A process ends where a step takes longer than `step_timeout` seconds; 0 is never, None is `processes.STEP_TIMEOUT` of one
+    of several processes and never of one alone.
+
     Raises:
-        ConfigError: `workdir` holds a run of another config, or the data does not fit the config.
+        ConfigError: `workdir` cannot be written or holds a run of another config, or the data does not fit the config.
         NonFiniteError: the loss or a gradient is no number; the last good checkpoint stays.
     """
-    from jaxdiff import autoencoding, data, latents
+    from jaxdiff import data
 
     c = config.data
     places = tuple(place for place in recipe.FROZEN if not (c.latents and place == "autoencoder"))
     sources, frozen = lineage.configs(config, workdir), lineage.params(config, workdir, places)
     layout = recipe.layout(config, frozen, sources)
+    with processes.in_turn():
+        source = _source(config, workdir, data_dir)
+    _claim(workdir, config)
+    lineage.record(config, workdir)
+    state = rounds.start(config, workdir, layout, frozen, sources)
+    start, mine = int(state.step), layout.rows(c.batch_size)
+    rows = data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=start, rows=mine)
+    step = layout.compile(recipe.train_step(config, sources))
+    log.info("%s", described(layout, state.params, c.batch_size))
+    with processes.stop_signals() as stopped, processes.watched(step_timeout, workdir) as alive, _last_good(workdir):
+        means = _Means(config, workdir, layout, step, map(layout.shard, rows), stopped, alive)
+        for end in rounds.ends(config, start):
+            state = _steps(means, rounds.turned(config, layout, state), end, source)
+            if config.objective == "progressive" and int(state.step) == end and not config.model.context_channels:
+                _draw_round(config, workdir, end)
+            if stopped() is not None:
+                break
+        return stopped() if int(state.step) < config.steps else None
+
+
+def _source(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> Any:
+    """What the config is trained on: images, or latents."""
+    from jaxdiff import data, latents
+
+    c = config.data
     source: Any = latents.of(c, lineage.directories(config, workdir)["autoencoder"]) if c.latents else data.of(c, c.split, data_dir)
     if config.model.context_channels and not c.latents:
         source = data.with_context(source, c, c.split, config.model.context_channels, data_dir)
     labelled = config.objective not in ("vae", "autoencoder") and config.model.num_classes > 0
     if labelled and source.num_classes > config.model.num_classes:
         raise ConfigError(f"model.num_classes must be at least {source.num_classes} for the data set {c.name}")
-    _claim(workdir, config)
-    lineage.record(config, workdir)
-    state = rounds.start(config, workdir, layout, frozen, sources)
-    process = (jax.process_index(), jax.process_count())
-    rows = data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=int(state.step), process=process)
-    step = layout.compile(recipe.train_step(config, sources))
-    log.info("%s", described(layout, state.params, c.batch_size))
-    with stop_signals() as stopped:
-        try:
-            closing = partial(autoencoding.measured, config, source) if config.objective == "autoencoder" else None
-            batches = map(layout.shard, rows)
-            for end in rounds.ends(config, int(state.step)):
-                state = _steps(config, workdir, layout, step, rounds.turned(config, layout, state), batches, end, stopped, closing)
-                if config.objective == "progressive" and int(state.step) == end and not config.model.context_channels:
-                    _draw_round(config, workdir, end)
-                if stopped() is not None:
-                    break
-        except NonFiniteError as error:
-            saved = checkpoint.steps(workdir)
-            kept = f"the last good checkpoint is step {saved[-1]} in {workdir}" if saved else f"{workdir} has no checkpoint yet"
-            raise NonFiniteError(f"{error}; {kept}") from error
-        return stopped() if checkpoint.steps(workdir)[-1] < config.steps else None
+    return source
 
 
-def _steps(
-    config: Experiment,
-    workdir: pathlib.Path,
-    layout: Layout,
-    step: Step,
-    state: TrainState,
-    batches: Iterator[Any],
-    end: int,
-    stopped: Callable[[], str | None],
-    closing: Callable[[TrainState], TrainState] | None = None,
-) -> TrainState:
-    """The state after the steps up to `end`, with progress bar, metrics, checkpoints and sample grids; `closing` makes the last."""
+@contextlib.contextmanager
+def _last_good(workdir: pathlib.Path) -> Iterator[None]:
+    """Says with a NonFiniteError which checkpoint is good."""
+    try:
+        yield
+    except NonFiniteError as error:
+        saved = checkpoint.steps(workdir)
+        kept = f"the last good checkpoint is step {saved[-1]} in {workdir}" if saved else f"{workdir} has no checkpoint yet"
+        raise NonFiniteError(f"{error}; {kept}") from error
+
+
+def _steps(means: _Means, state: TrainState, end: int, source: Any) -> TrainState:
+    """The state after the steps up to `end`, with progress bar, metrics, checkpoints and sample grids."""
+    config, workdir = means.config, means.workdir
     first, left = int(state.step), state
-    states = loop(step, layout.enter(state), batches, jax.random.key(config.seed + 1))
-    sample_grid = _sample_grids(config, workdir) if config.sampling.every else None
+    states = loop(means.step, means.layout.enter(state), means.batches, jax.random.key(config.seed + 1))
     pending: dict[int, Mapping[str, Array]] = {}
-    bar = tqdm(total=config.steps, initial=first, desc="training", unit="step", dynamic_ncols=True)
+    shown: Any = {"desc": "training", "unit": "step", "dynamic_ncols": True, "disable": not processes.first()}
+    bar = tqdm(total=config.steps, initial=first, **shown)
     kept = round_steps(config) if config.objective == "progressive" else None
     with metrics.writer(workdir, first) as (write, show), checkpoint.manager(workdir, config.keep, kept) as to, bar:
+        draw = _sample_grids(config, workdir, show) if config.sampling.every else None
         for number, (state, values) in enumerate(states, first + 1):
             pending[number] = values
             bar.update()
-            ends = number >= end or stopped() is not None
+            ends = number >= end or means.stopped() is not None
             saves = ends or number % config.checkpoint_every == 0
+            draws = bool(config.sampling.every) and number % config.sampling.every == 0 and not ends
+            means.alive(saves or draws)
             if saves or number % config.log_every == 0:
-                means = mean_metrics(pending)
-                bar.set_postfix(loss=f"{means['loss']:.4f}")
-                write(number, means)
+                mean = mean_metrics(pending)
+                bar.set_postfix(loss=f"{mean['loss']:.4f}")
+                write(number, mean)
                 pending.clear()
             if saves:
-                left = layout.leave(state)
-                left = closing(left) if closing and number >= config.steps else left
+                left = _closed(config, means.layout.leave(state), source)
                 checkpoint.save(to, left, to_dict(config), recipe.student_levels(config, number) if on_list(config) else None)
-            if sample_grid and number % config.sampling.every == 0 and not ends:
-                show(number, sample_grid(layout.leave(state), number))
+            if draw and draws:
+                draw(means.layout.leave(state), number)
             if ends:
                 break
     return left
+
+
+def _closed(config: Experiment, state: TrainState, source: Any) -> TrainState:
+    """The state to be saved: at the end of an autoencoder's training with its latents measured."""
+    from jaxdiff import autoencoding
+
+    ends = config.objective == "autoencoder" and int(state.step) >= config.steps
+    return autoencoding.measured(config, source, state) if ends else state
 
 
 def default_name(config: Experiment, seed: int) -> str:
@@ -171,26 +202,34 @@ def default_name(config: Experiment, seed: int) -> str:
 
 def _draw_round(config: Experiment, workdir: pathlib.Path, end: int) -> None:
     """Draws samples of the progressive student that is done at a training step."""
-    steps = config.distillation.steps // 2 ** (end // round_steps(config))
-    sampling = dataclasses.replace(config.sampling, steps=steps, sampler="ddim")
-    config = dataclasses.replace(config, sampling=sampling)
-    _, params = lineage.read_params(config, workdir)
-    columns = min(config.model.num_classes, 10) or 10
-    images = generation(config, workdir=workdir)(params, cycling(range(columns), config.sampling.num), config.seed)
-    pictures.save_grid(pathlib.Path(workdir) / "samples" / f"steps_{steps}.png", images, columns)
+    if processes.first():
+        steps = config.distillation.steps // 2 ** (end // round_steps(config))
+        sampling = dataclasses.replace(config.sampling, steps=steps, sampler="ddim")
+        config = dataclasses.replace(config, sampling=sampling)
+        _, params = lineage.read_params(config, workdir)
+        columns = min(config.model.num_classes, 10) or 10
+        images = generation(config, workdir=workdir)(params, cycling(range(columns), config.sampling.num), config.seed)
+        pictures.save_grid(pathlib.Path(workdir) / "samples" / f"steps_{steps}.png", images, columns)
+    processes.agreed(None)
 
 
-def _sample_grids(config: Experiment, workdir: pathlib.Path) -> Callable[[TrainState, int], np.ndarray]:
-    """A function that draws a grid of samples from a state at a step, and writes it."""
-    generate = generation(config, workdir=workdir)
+def _sample_grids(
+    config: Experiment, workdir: pathlib.Path, show: Callable[[int, np.ndarray], None]
+) -> Callable[[TrainState, int], None]:
+    """A function that draws a grid of samples from a state at a step, writes it and shows it: on the first process.
+
+    All must call it, since the state may be shared out among them.
+    """
+    generate = generation(config, workdir=workdir) if processes.first() else None
     columns = min(config.model.num_classes, 10) or 10
     labels = cycling(range(columns), config.sampling.num)
 
-    def draw(state: TrainState, step: int) -> np.ndarray:
-        params = jax.device_put(widened(state.ema[next(iter(config.ema))]), jax.local_devices()[0])
-        images = generate(params, labels, config.seed)
-        pictures.save_grid(pathlib.Path(workdir) / "samples" / f"step_{step:07d}.png", images, columns)
-        return pictures.grid(images, columns)
+    def draw(state: TrainState, step: int) -> None:
+        params = processes.local(widened(state.ema[next(iter(config.ema))]))
+        if generate:
+            images = generate(params, labels, config.seed)
+            pictures.save_grid(pathlib.Path(workdir) / "samples" / f"step_{step:07d}.png", images, columns)
+            show(step, pictures.grid(images, columns))
 
     return draw
 
@@ -203,4 +242,10 @@ def _claim(workdir: pathlib.Path, config: Experiment) -> None:
         found = differences(to_dict(lineage.read_config(workdir)), values)
         if found:
             raise ConfigError(f"{workdir} was made by another config: {'; '.join(found[:3])}; choose another --workdir")
-    files.write(path, json.dumps(values, indent=2) + "\n")
+    if processes.first():
+        try:
+            files.write(path, json.dumps(values, indent=2) + "\n")
+            files.write(path.parent / "checkpoints" / "probe", "")
+        except OSError as error:
+            raise ConfigError(f"{workdir} cannot be written ({error.strerror}); choose another --workdir") from error
+        (path.parent / "checkpoints" / "probe").unlink()
