@@ -1,7 +1,7 @@
 """Prints what the TPU compiler says of Stable Diffusion 1.x on v5e chips: memory, FLOPs, HBM traffic, a roofline; no TPU is needed.
 
 The UNet has the published 859,520,964 parameters, the autoencoder (KL-f8) 83,653,863; parameters are float32, computation
-is bfloat16. Compiled by the HLO-only route of tpu_compile.py:
+is bfloat16. Compiled to scheduled HLO in a child process, as `jaxdiff plan` does:
 
 - call: one UNet call on 4 latents of 64x64x4 and 77 context vectors, one chip. It is held against maxdiffusion's UNet,
   compiled the same way: 51.7 ms, 27.3 GB of HBM traffic, since its attention over 4,096 tokens writes the whole score matrix.
@@ -10,7 +10,7 @@ is bfloat16. Compiled by the HLO-only route of tpu_compile.py:
   images through the frozen encoder, or from moments that were kept.
 - sample: 50 steps of DDIM with guidance, then decoding to 512x512, one chip.
 
-The roofline (see hlo.py) is a lower bound, never a measured time.
+The roofline (see jaxdiff/plan/cost.py) is a lower bound, never a measured time.
 
 Exit status 1: the call's roofline exceeds 0.7 of maxdiffusion's, a program does not fit, or parameters are not as published.
 
@@ -26,8 +26,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import hlo
-from tpu_compile import ENVIRONMENT, HBM_GIB, described, dumped
+from jaxdiff.plan import collectives, compiling, cost, hlo, memory
+from jaxdiff.plan.chips import described, topology
 
 PEER_MS, PEER_GB, SHARE = 51.7, 27.3, 0.7  # maxdiffusion's UNet call, and how much of its time ours may take
 PUBLISHED = {"UNet": 859_520_964, "autoencoder": 83_653_863}
@@ -130,7 +130,7 @@ def compile_training(batch: int, from_images: bool) -> None:
     from jaxdiff.mesh import batch_sharding, jit_layout, make_mesh
     from jaxdiff.train import initial_state, train_step
 
-    found, mesh = networks(), make_mesh(1, 8, devices=described("v5e:2x4"))
+    found, mesh = networks(), make_mesh(1, 8, devices=described(topology("v5e:2x4")))
     optimizer, ema = optax.adamw(1e-4), {"ema": 0.9999}
     frozen = {"encoder": found.autoencoder["encoder"]} if from_images else {}
     shapes = jax.eval_shape(lambda params, frozen: initial_state(params, optimizer, ema, frozen), found.params, frozen)
@@ -167,7 +167,7 @@ def objective(found: Networks, from_images: bool) -> Any:
 def _compile_for_one(step: Callable, *arguments: Any) -> None:
     import jax
 
-    chip = jax.sharding.SingleDeviceSharding(described("v5e:1x1")[0])
+    chip = jax.sharding.SingleDeviceSharding(described(topology("v5e:1x1"))[0])
     placed = jax.tree.map(partial(_placed, sharding=chip), arguments)
     jax.jit(step).trace(*placed).lower(lowering_platforms=("tpu",)).compile()
 
@@ -195,13 +195,21 @@ CASES = {
 
 def report(case: str, batch: int, limit_s: float) -> list[str]:
     """What is wrong with a case, after printing its figures."""
-    text, memory = dumped([__file__, case, "--batch", str(batch), "--child"], limit_s)
-    cost, gib = hlo.cost(text), hlo.peak_gib(memory)
-    kinds = ", ".join(f"{kind} {count} ({mib:.0f})" for kind, (count, mib) in hlo.collectives(text).items()) or "none"
-    figures = f"{gib:6.2f} {cost.flops / 1e12:8.3f} {cost.hbm_bytes / 1e9:8.2f} {1e3 * cost.seconds:11.2f}"
-    print(f"{case:8} {CASES[case][0]:9} {batch:5} {figures}  {kinds}", flush=True)
-    faults = [f"{case}: more than {HBM_GIB} GiB"] if gib > HBM_GIB else []
-    ratio = 1e3 * cost.seconds / PEER_MS
+    found, where = compiling.compiled([__file__, case, "--batch", str(batch), "--child"], limit_s), topology(CASES[case][0])
+    if found is None or found.too_big:
+        return [f"{case}: {found.too_big if found else 'compiled nothing'}"]
+    module = hlo.parsed(found.hlo)
+    runs, notes = hlo.executed(module)
+    spent, more = cost.cost(module, runs, where.chip)
+    grid = collectives.Grid({"fsdp": where.devices}, [0] * where.devices)
+    sent = collectives.traffic(module, runs, grid, where)
+    kinds = ", ".join(f"{each.kind} {each.count} ({each.bytes / 2**20:.0f})" for each in sent) or "none"
+    gib = memory.peak_bytes(found.report) / 2**30
+    figures = f"{gib:6.2f} {spent.flops / 1e12:8.3f} {spent.hbm_bytes / 1e9:8.2f} {1e3 * spent.seconds:11.2f}"
+    print(f"{case:8} {where.name:9} {batch:5} {figures}  {kinds}", flush=True)
+    faults = [f"{case}: {note}" for note in notes + more]
+    faults += [f"{case}: more than {where.chip.hbm_gib} GiB"] if gib > where.chip.hbm_gib else []
+    ratio = 1e3 * spent.seconds / PEER_MS
     if case == "call" and batch == CASES[case][1]:
         print(f"maxdiffusion's call: {PEER_GB} GB, {PEER_MS} ms; ours takes {ratio:.2f} of its time, {SHARE} allowed")
         faults += [f"call: {ratio:.2f} of maxdiffusion's time"] if ratio > SHARE else []
@@ -218,7 +226,7 @@ def main() -> int:
     if args.child:
         CASES[args.cases[0]][2](args.batch)
         return 0
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(compiling.ENVIRONMENT)
     counts = parameter_counts()
     print(", ".join(f"{name}: {count:,} parameters" for name, count in counts.items()))
     faults = [f"{name}: not the published {number:,}" for name, number in PUBLISHED.items() if counts[name] != number]

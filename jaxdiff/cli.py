@@ -1,25 +1,21 @@
-"""The command line: `jaxdiff train | ladder | sample | evaluate | verify | data | latents`.
+"""The command line: `jaxdiff train | ladder | sample | evaluate | plan | verify | data | latents`.
 
 Each command is a function of typed arguments (see flags.py). What a user can mend ends in one line.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import logging
 import pathlib
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from jaxdiff.config import Experiment, load, load_ladder, validated
+from jaxdiff import arguments
+from jaxdiff.config import Experiment, load_ladder, validated
 from jaxdiff.errors import ConfigError, UserError
-from jaxdiff.flags import USAGE, Data, Evaluate, Ladder, Latents, Processes, Sample, Train, Verify, parse_labels, vectors
+from jaxdiff.flags import USAGE, Data, Evaluate, Ladder, Latents, Plan, Processes, Sample, Train, Verify, parse_labels, vectors
 
 if TYPE_CHECKING:
     from jaxdiff import stages
@@ -197,6 +193,23 @@ def _likelihood(args: Evaluate) -> int:
     return 0
 
 
+def plan(args: Plan) -> int:
+    """`jaxdiff plan`: the exit status, 1 where nothing fits."""
+    from jaxdiff import plan as plans
+
+    config = validated(args.experiment, where="jaxdiff plan")
+    job = plans.Job(
+        config, args.what, plans.topology(args.topology, args.slices), plans.kept(args.cache_dir), args.limit_s, args.full
+    )
+    job = plans.with_batch(job, args.batch) if args.batch else job
+    if args.largest_batch and args.sweep:
+        raise ConfigError("--largest-batch and --sweep are two questions; ask one")
+    if not args.sweep:
+        _refuse(args, ("remats", "batches"), "is for --sweep; give both, or neither")
+    fits = plans.answer(job, args.largest_batch, plans.variants(job, args.remats, args.batches) if args.sweep else (), args.json)
+    return 0 if fits else 1
+
+
 def verify(args: Verify) -> int:
     """`jaxdiff verify`: the exit status."""
     from jaxdiff import loading, oracles
@@ -250,6 +263,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "ladder": (Ladder, ladder),
     "sample": (Sample, sample),
     "evaluate": (Evaluate, evaluate),
+    "plan": (Plan, plan),
     "verify": (Verify, verify),
     "data": (Data, data),
     "latents": (Latents, latents),
@@ -280,38 +294,8 @@ def _run(name: str, argv: list[str]) -> int:
     if name not in COMMANDS:
         raise ConfigError(f"no command {name!r}; write one of {', '.join(COMMANDS)}")
     kind, function = COMMANDS[name]
-    default = None
-    if name == "train":
-        words = [word for word in argv if word.endswith(".py")] or [word for word in argv[:1] if not word.startswith("-")]
-        path = pathlib.Path(words[0]) if words else None
-        default = Train(
-            path or pathlib.Path("CONFIG"), pathlib.Path("runs") / (path.stem if path else "CONFIG"), None, _recipe(path, argv)
-        )
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            args = tyro.cli(kind, default=default, args=argv, prog=f"jaxdiff {name}", config=(tyro.conf.AvoidSubcommands,))
-    except SystemExit as exit:
-        if exit.code == 2:
-            print(f"jaxdiff {name}: {_one_line(complaint.getvalue())}", file=sys.stderr)
-        return int(exit.code or 0)
-    return function(args)
-
-
-def _recipe(path: pathlib.Path | None, argv: list[str]) -> Experiment:
-    if path is not None:
-        return load(path)
-    if {"-h", "--help"}.isdisjoint(argv):
-        raise ConfigError("train needs a recipe: jaxdiff train configs/digits.py")
-    return Experiment()
-
-
-def _one_line(box: str) -> str:
-    """The message inside the frame that tyro draws: without title, frame and pointers to the help."""
-    lines = [line.strip("│╭╰╮╯─ ") for line in box.splitlines()][1:]
-    text = " ".join(line for line in lines if line)
-    text = re.split(r"(Argument helptext|For full helptext)", text)[0].strip()
-    return re.sub(r"Perhaps you meant:\s*(--\S+).*", r"did you mean \1?", text)
+    args = arguments.parsed(name, kind, argv)
+    return args if isinstance(args, int) else function(args)
 
 
 def entry() -> None:

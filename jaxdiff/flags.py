@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -29,6 +29,10 @@ USAGE = """jaxdiff: diffusion models on JAX
       judge a run's samples by a classifier trained on its data
   jaxdiff evaluate RUN --likelihood [--estimators discrete,continuous,flow] [--labels none] [--split test]
       bits per dimension of a diffusion run or a VAE, with error bars
+  jaxdiff plan CONFIG --topology v5e:4x4 [--slices 2] [--batch 256] [--what sample] [--mesh.fsdp 16] ...
+      compile the step for TPUs that need not be there: does it fit, memory, FLOPs, collectives, a lower bound of its time
+  jaxdiff plan CONFIG --topology v5e:4x4 --largest-batch        or --sweep
+      find the largest batch that fits; or compare meshes, remat policies and batches
   jaxdiff verify FILE.py:SAMPLER [--order 2]
       hold a sampler to data whose denoiser is known: its order, bias, distance from exact samples, dtypes, compilations
   jaxdiff data NAME [--data-dir DIR] [--raw-dir DIR]
@@ -152,6 +156,44 @@ class Evaluate:
     probes: int = 1
     """Of the flow's divergence at each step; 0 computes it exactly."""
     batch_size: int = 100
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Compile a recipe's real step for TPU chips that are only described, and say whether it fits, what it takes and sends.
+
+    Nothing runs and no TPU is needed, only its compiler (pip install -e ".[tpu]"). Programs that were compiled are kept.
+
+    Example: jaxdiff plan configs/cifar10.py --topology v5e:2x4 --mesh.data 1 --mesh.fsdp -1
+    """
+
+    config: tyro.conf.Positional[pathlib.Path]
+    """A recipe: a Python file that defines `config`."""
+    topology: str
+    """Kind and shape of a slice: v5e:4x4, v6e:2x4, v5p:2x2x2, v4:2x2x4."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    slices: int = 1
+    """Slices of that shape, joined by the data centre's network."""
+    batch: int = 0
+    """Images over all devices, as data.batch_size (or of a sampler sampling.num), which it is if not given."""
+    what: Literal["train", "sample"] = "train"
+    """A training step, or the run's sampler."""
+    largest_batch: bool = False
+    """Search the largest batch that fits."""
+    sweep: bool = False
+    """Compare meshes, remat policies and batches in a table; dozens of compiles."""
+    remats: tuple[str, ...] = ()
+    """Of --sweep: values of model.remat; all if none."""
+    batches: tuple[int, ...] = ()
+    """Of --sweep: batches over all devices; the config's and its double if none."""
+    full: bool = False
+    """Compile to a finished executable, which takes many times longer and changes no figure."""
+    limit_s: float = 900.0
+    """Seconds that a compile may take."""
+    cache_dir: pathlib.Path | None = None
+    """Of compiled programs; $JAXDIFF_CACHE_DIR/plan or ~/.cache/jaxdiff/plan if not given."""
+    json: bool = False
+    """Print JSON."""
 
 
 @dataclass(frozen=True)

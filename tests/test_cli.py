@@ -118,8 +118,9 @@ def test_wrong_values_in_a_config_file(capsys, recipe_file, body, message):
     ("words", "message"),
     [
         (("train",), "train needs a recipe: jaxdiff train configs/digits.py"),
+        (("plan",), "plan needs a recipe: jaxdiff plan configs/digits.py"),
         (("train", "configs/digit.py"), "no config file configs/digit.py; did you mean configs/digits.py?"),
-        (("trian",), "no command 'trian'; write one of train, ladder, sample, evaluate, verify, data"),
+        (("trian",), "no command 'trian'; write one of train, ladder, sample, evaluate, plan, verify, data"),
         (("sample", "nowhere"), "no run in nowhere; train one: jaxdiff train CONFIG --workdir nowhere"),
         (("data", "svhn"), "'svhn' has no preparation here; write one of mnist, cifar10"),
         (("data", "mnist", "--raw-dir", "nowhere"), "no file nowhere/train-images-idx3-ubyte.gz"),

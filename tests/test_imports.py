@@ -64,8 +64,12 @@ ALLOWED = {
     "lineage": {"checkpoint", "config", "errors", "files", "process", "processes", "recipe", "train"},
     "autoencoding": {"config", "data", "objectives", "pictures", "processes", "recipe", "train"},
     "bits": {"config", "data", "errors", "files", "likelihood", "process", "recipe", "samplers"},
+    "plan": {"plan", "config", "errors", "files", "lineage", "recipe"},
     "flags": {"config", "errors"},
+    "arguments": {"config", "errors", "flags"},
     "cli": {
+        "arguments",
+        "plan",
         "bits",
         "checkpoint",
         "files",

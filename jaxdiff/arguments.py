@@ -1,0 +1,61 @@
+"""From the words of a command line to a command's typed arguments; what is wrong with them in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pathlib
+import re
+import sys
+from typing import Any
+
+import tyro
+
+from jaxdiff.config import Experiment, load
+from jaxdiff.errors import ConfigError
+from jaxdiff.flags import Plan, Train
+
+
+def parsed(name: str, kind: Any, argv: list[str]) -> Any:
+    """The arguments of a command of that kind; or, where there are none to act on, the exit status.
+
+    Raises:
+        ConfigError: the recipe is missing or wrong.
+    """
+    default = _default(name, argv)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, default=default, args=argv, prog=f"jaxdiff {name}", config=(tyro.conf.AvoidSubcommands,))
+    except SystemExit as exit:
+        if exit.code == 2:
+            print(f"jaxdiff {name}: {_one_line(complaint.getvalue())}", file=sys.stderr)
+        return int(exit.code or 0)
+
+
+def _default(name: str, argv: list[str]) -> Train | Plan | None:
+    """The arguments of a command whose flags are those of a recipe, with the recipe's own values."""
+    if name not in ("train", "plan"):
+        return None
+    words = [word for word in argv if word.endswith(".py")] or [word for word in argv[:1] if not word.startswith("-")]
+    path = pathlib.Path(words[0]) if words else None
+    config, experiment = path or pathlib.Path("CONFIG"), _recipe(name, path, argv)
+    if name == "plan":
+        return Plan(config, tyro.MISSING, experiment)
+    return Train(config, pathlib.Path("runs") / (path.stem if path else "CONFIG"), None, experiment)
+
+
+def _recipe(name: str, path: pathlib.Path | None, argv: list[str]) -> Experiment:
+    if path is not None:
+        return load(path)
+    if {"-h", "--help"}.isdisjoint(argv):
+        raise ConfigError(f"{name} needs a recipe: jaxdiff {name} configs/digits.py")
+    return Experiment()
+
+
+def _one_line(box: str) -> str:
+    """The message inside the frame that tyro draws: without title, frame and pointers to the help."""
+    lines = [line.strip("│╭╰╮╯─ ") for line in box.splitlines()][1:]
+    text = " ".join(line for line in lines if line)
+    text = re.split(r"(Argument helptext|For full helptext)", text)[0].strip()
+    return re.sub(r"Perhaps you meant:\s*(--\S+).*", r"did you mean \1?", text)
