@@ -38,7 +38,8 @@ CHIPS = {
     "v6e": Chip(918e12, 1640e9, 31.24, 256, 100e9, 12.5e9),
 }
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # of v5e and v6e
-VALID = f"v5e or v6e with {', '.join(FLAT)}, v5p with 1x1x1, 2x2x1 to 16x20x28, v4 with 2x2x1 to 16x16x16"
+MOST = {"v4": 4096, "v5p": 8960}  # chips of a pod, whose sides are 1x1x1 or 2x2x1 and up
+VALID = f"v5e or v6e with {', '.join(FLAT)}, v5p with 1x1x1, 2x2x1 to 16x20x28, v4 with 1x1x1, 2x2x1 to 16x16x16"
 
 
 class Topology(NamedTuple):
@@ -67,13 +68,14 @@ def topology(name: str, slices: int = 1) -> Topology:
         ConfigError: there is none of that name.
     """
     kind, _, shape = name.partition(":")
+    sides = tuple(int(length) for length in shape.split("x")) if re.fullmatch(r"\d+(x\d+){1,2}", shape) else ()
     flat = kind in ("v5e", "v6e") and shape in FLAT
-    deep = kind in ("v4", "v5p") and re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", shape)
+    deep = kind in MOST and len(sides) == 3 and 1 <= math.prod(sides) <= MOST[kind]
     if not flat and not deep:
         raise ConfigError(f"--topology {name}: no such TPU; write {VALID}")
     if slices < 1:
         raise ConfigError(f"--slices must be at least 1, got {slices}")
-    return Topology(name, slices, CHIPS[kind], tuple(int(length) for length in shape.split("x")))
+    return Topology(name, slices, CHIPS[kind], sides)
 
 
 def described(where: Topology) -> list[Any]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from jaxdiff import files
 from jaxdiff.errors import ConfigError, UserError
+from jaxdiff.plan.chips import VALID
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -36,6 +37,10 @@ DUMPED = ("*.after_optimizations_after_buffer_assignment.txt", "*.after_optimiza
 
 class CompilerError(UserError):
     """The TPU compiler stopped without a result."""
+
+
+class Aborted(CompilerError):
+    """The TPU compiler took its process down, as it does where a topology is none."""
 
 
 class Compiled(NamedTuple):
@@ -75,7 +80,8 @@ def program(job: dict[str, Any], limit_s: float) -> tuple[Compiled, dict[str, An
             told = folder / "error.txt"
             if told.exists():
                 raise ConfigError(told.read_text()) from error
-            raise CompilerError(f"--topology {job['topology']}: {error}") from error
+            hint = f"; write {VALID}" if isinstance(error, Aborted) else ""
+            raise CompilerError(f"--topology {job['topology']}: {error}{hint}") from error
         about = json.loads((folder / "program.json").read_text())
         kept = pathlib.Path(job["cache"], f"{about['key']}.gz")
         if found is None:
@@ -149,4 +155,5 @@ def _ended(status: int, log: str) -> str | None:
     lines = (
         [line for line in log.splitlines() if re.match(r"F\d{4} |\w*(?:Error|Exception)\b", line)] or log.splitlines()[-1:] or [""]
     )
-    raise CompilerError(f"the TPU compiler stopped with status {status}: {lines[-1].strip()[:300]}")
+    said = f"the TPU compiler stopped with status {status}: {lines[-1].strip()[:300]}"
+    raise Aborted(said) if status < 0 else CompilerError(said)
