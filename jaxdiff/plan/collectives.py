@@ -66,11 +66,11 @@ def traffic(module: Module, runs: Iterable[Executed], grid: Grid, where: Topolog
             found = _traffic(each, grid, where)
             if found is None:
                 continue
-            inside = instruction.opcode != each.opcode
-            chain = re.search(r"chain_id=\"?(\d+)", each.rest) or re.search(r"channel_id=(\d+)", each.rest) if inside else None
-            key = f"{each.opcode} chain {chain[1]}" if chain else each.name  # the pieces of one that runs beside fusions share it
+            chain = re.search(r"chain_id=\"?(\d+)", each.rest)  # pieces share it of one that runs beside fusions
+            key = f"{each.opcode} chain {chain[1]}" if chain else each.name  # unlike channel_id, which many share
             least = min(times, single[key][0]) if key in single else times
-            single[key] = least, replace(found, hidden=found.hidden or inside or each.opcode.endswith("-start"))
+            beside = chain is not None or instruction.opcode == "async-start" or each.opcode.endswith("-start")
+            single[key] = least, replace(found, hidden=found.hidden or beside)
     return _summed(single.values())
 
 

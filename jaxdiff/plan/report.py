@@ -37,7 +37,7 @@ def _memory(plan: Plan) -> list[str]:
     answer = "fits" if plan.fits else "DOES NOT FIT"
     allowed = plan.allowed_bytes / GIB
     lines = [f"memory a device: {answer}, {plan.peak_bytes / GIB:.2f} of {allowed:.2f} GiB"]
-    return lines + [f"  {kind:26} {value / GIB:8.3f} GiB" for kind, value in plan.memory.items()]
+    return lines + [f"  {kind:27} {value / GIB:8.3f} GiB" for kind, value in plan.memory.items()]
 
 
 def _work(plan: Plan) -> list[str]:
