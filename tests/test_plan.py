@@ -90,6 +90,24 @@ def test_a_loop_whose_first_round_was_peeled_off_runs_once_less():
     assert costs(peeled)[0].flops == 15 * 2 * 256 * 40 * 4096
 
 
+def test_a_copy_that_runs_beside_costs_no_time_but_its_bytes():
+    """A prefetch of 8 MiB, alone in a program: read and written once each, at the bandwidth."""
+    text = """HloModule jit_step
+
+ENTRY %main (x: f32[2048,1024]) -> f32[2048,1024] {
+  %x = f32[2048,1024]{1,0:T(8,128)} parameter(0)
+  %begun = (f32[2048,1024]{1,0:T(8,128)S(1)}, f32[2048,1024]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)
+  %done = f32[2048,1024]{1,0:T(8,128)S(1)} copy-done(%begun)
+  ROOT %sum = f32[2048,1024]{1,0:T(8,128)S(1)} add(%done, %done)
+}
+"""
+    found, _ = costs(text)
+    assert found.hbm_bytes == 2048 * 1024 * 4
+    assert found.seconds == pytest.approx(found.hbm_bytes / (0.85 * V5E.hbm_bandwidth))
+    thrice = text.replace("parameter(0)", "parameter(0)\n  %own = f32[2048,1024]{1,0:T(8,128)} negate(%x)")
+    assert costs(thrice)[0].seconds == pytest.approx(3 * found.seconds)  # the bytes of all, not of the negation alone
+
+
 def test_scores_in_hbm_are_traffic():
     without = costs(PROGRAM)[0].hbm_bytes
     assert costs(PROGRAM.replace("S(1)", ""))[0].hbm_bytes - without == 16 * 256 * 4096 * 4

@@ -1,9 +1,11 @@
 """FLOPs, HBM traffic and a roofline of scheduled HLO.
 
 The roofline is the sum over instructions of `max(MXU time / 0.95, HBM bytes / (0.85 * bandwidth))`, one after the other,
-at a chip's published peaks: a lower bound of what it may take, never a measured time. MXU time counts channels in tiles
-of the matrix unit (less than one together with the window), rows in tiles of 8 and as one tile at least; HBM bytes are
-those of the padded layouts, without what is kept in VMEM. Vector work and latencies cost nothing in it.
+at a chip's published peaks: a lower bound of what it may take, never a measured time. Copies that the compiler starts early
+(prefetches into VMEM) run beside other instructions and add nothing, but all HBM bytes together take their time. MXU
+time counts channels in tiles of the matrix unit (less than one together with the window), rows in tiles of 8 and as one
+tile at least; HBM bytes are those of the padded layouts, without what is kept in VMEM. Vector work and latencies cost
+nothing in it.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ def cost(module: Module, runs: Iterable[Executed], chip: Chip) -> tuple[Cost, li
         total += times * _cost(module, scope, instruction, chip)
         if "tpu_custom_call" in instruction.rest and _declared(instruction) is None:
             notes.append(f"kernel {instruction.name[1:]} does not say its FLOPs; they count nothing")
-    return Cost(*map(float, total)), notes
+    flops, traffic, seconds = map(float, total)
+    return Cost(flops, traffic, max(seconds, traffic / (0.85 * chip.hbm_bandwidth))), notes
 
 
 def _cost(module: Module, scope: Computation, instruction: Instruction, chip: Chip) -> np.ndarray:
@@ -49,7 +52,8 @@ def _cost(module: Module, scope: Computation, instruction: Instruction, chip: Ch
         return np.zeros(3)  # such a custom call names memory and moves none
     flops, padded = (_declared(instruction) or 0.0,) * 2 if kernel else _products(module, scope, instruction, chip.tile)
     traffic = _traffic(module, scope, instruction)
-    return np.array([flops, traffic, max(padded / (0.95 * chip.flops), traffic / (0.85 * chip.hbm_bandwidth))])
+    waited = 0.0 if opcode.endswith("-start") else traffic / (0.85 * chip.hbm_bandwidth)
+    return np.array([flops, traffic, max(padded / (0.95 * chip.flops), waited)])
 
 
 def _declared(kernel: Instruction) -> float | None:

@@ -82,9 +82,7 @@ def _line(row: Sequence[str]) -> str:
 
 def _row(plan: Plan) -> list[str]:
     mesh = " x ".join(f"{name} {length}" for name, length in plan.mesh.items() if length > 1) or "one device"
-    policy = plan.job.config.model.remat
-    remat = {False: "none", True: "blocks"}.get(policy, str(policy))
-    first = [mesh, remat, str(plan.job.batch), f"{plan.peak_bytes / GIB:.2f}"]
+    first = [mesh, plan.job.config.model.remat, str(plan.job.batch), f"{plan.peak_bytes / GIB:.2f}"]
     if not plan.fits:
         return [*first, "does not fit"]
     wire, bound = 1e3 * (plan.exposed_s + plan.hidden_s), 1e3 * plan.bound_s

@@ -75,9 +75,8 @@ def variants(job: Job, remats: Sequence[str] = (), batches: Sequence[int] = ()) 
     known = _policies()
     if unknown := set(remats) - set(known):
         raise ConfigError(f"--remats {sorted(unknown)[0]}: write some of {', '.join(known)}")
-    policies = [known[name] for name in remats or known]
     found = []
-    for (data, fsdp), remat, batch in itertools.product(_meshes(job), policies, sorted(batches)):
+    for (data, fsdp), remat, batch in itertools.product(_meshes(job), tuple(remats) or known, sorted(batches)):
         c = with_batch(job, batch).config
         changed = replace(c, mesh=replace(c.mesh, data=data, fsdp=fsdp), model=replace(c.model, remat=remat))
         found.append(job._replace(config=changed))
@@ -103,8 +102,8 @@ def recommendation(plans: Sequence[Plan]) -> str:
         return "none fits; take more chips, or another kind"
     best = max(fitting, key=lambda each: each.images_per_s)
     c = best.job.config
-    remat = {True: "--model.remat", False: "--model.no-remat"}.get(c.model.remat, f"--model.remat {c.model.remat}")
-    flags = f"--mesh.data {c.mesh.data} --mesh.fsdp {c.mesh.fsdp} {remat} --data.batch-size {c.data.batch_size}"
+    remat, batch = f"--model.remat {c.model.remat}", f"--data.batch-size {c.data.batch_size}"
+    flags = f"--mesh.data {c.mesh.data} --mesh.fsdp {c.mesh.fsdp} {remat} {batch}"
     return f"fastest bound that fits, {best.images_per_s:,.0f} images/s: {flags}"
 
 
@@ -117,7 +116,6 @@ def _meshes(job: Job) -> list[tuple[int, int]]:
     return list(dict.fromkeys([(devices, 1), (1, devices), (devices // middle, middle)]))
 
 
-def _policies() -> dict[str, Any]:
-    """The values that model.remat may have, by name."""
-    kind = typing.get_type_hints(Model)["remat"]
-    return {"none": False, "blocks": True} if kind is bool else {name: name for name in typing.get_args(kind)}
+def _policies() -> tuple[str, ...]:
+    """The names that model.remat may have."""
+    return typing.get_args(typing.get_type_hints(Model)["remat"])
