@@ -41,9 +41,9 @@ def train(args: Train) -> int:
 
 def _train(config: Experiment, workdir: pathlib.Path, args: Train) -> int | None:
     """The exit status of a run that was stopped by a signal, or None: it is trained and has its pictures and reports."""
-    from jaxdiff import processes, run
+    from jaxdiff import processes, profiling, run
 
-    if stopped := run.train(config, workdir, args.data_dir, args.processes.step_timeout):
+    if stopped := run.train(config, workdir, args.data_dir, args.processes.step_timeout, profiling.span(args.profile)):
         return _stopped(stopped, workdir)
     if processes.first():
         print(_report(config, workdir, args.data_dir))
@@ -281,6 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("jaxdiff").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # tfds and orbax warn of things that a user cannot mend
+    _keep_compiled()
     try:
         return processes.leave(_run(argv[0], argv[1:]))
     except KeyboardInterrupt:
@@ -288,6 +289,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"jaxdiff: {processes.who()}{error}", file=sys.stderr)
         return processes.abandon(1)
+
+
+def _keep_compiled() -> None:
+    """Keeps what takes over a second to compile for the next command, where JAX's own setting does not say where already."""
+    import jax
+
+    from jaxdiff import files
+
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+        jax.config.update("jax_compilation_cache_dir", str(files.cache() / "compiled"))
 
 
 def _run(name: str, argv: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -18,6 +19,12 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def cache() -> pathlib.Path:
+    """Where things are kept that can be made again: JAXDIFF_CACHE_DIR, or the user's cache."""
+    named = os.environ.get("JAXDIFF_CACHE_DIR")
+    return pathlib.Path(named) if named else pathlib.Path.home() / ".cache" / "jaxdiff"
 
 
 def write(path: pathlib.Path, text: str) -> None:

@@ -74,6 +74,8 @@ class Train:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     with_stages: bool = False
     """Train first, in order, the recipes that this one starts from and whose runs are not finished."""
+    profile: str = ""
+    """FIRST:LAST, such as 10:20: a trace of these steps for TensorBoard, in workdir/profile."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from jaxdiff.sharding import AXES, FSDP, RULES, Rules, shardings, table
-from jaxdiff.train import Gradient, TrainState
+from jaxdiff.train import Gradient, TrainState, together
 
 NEAR = 8  # devices at most among which a larger mesh shares params, unless told otherwise
 
@@ -38,7 +38,8 @@ class Layout(NamedTuple):
         leave: back to a plain state (for checkpoints and sampling).
         rows: from the size of a batch to the positions in it of the rows that this process reads.
         shard: from these rows to the batch that the step takes.
-        compile: from `make_step` to the compiled step, which consumes (donates) its state.
+        compile: from `make_step` to the compiled step, which consumes (donates) its state; of several steps together if a number
+            above 1 follows, whose batches lie before each other, `[N, B, ...]`.
     """
 
     sharding: Any
@@ -46,7 +47,7 @@ class Layout(NamedTuple):
     leave: Callable[[Any], Any]
     rows: Callable[[int], np.ndarray]
     shard: Callable[[Mapping[str, np.ndarray]], Any]
-    compile: Callable[[MakeStep], Callable]
+    compile: Callable[..., Callable]
 
 
 def make_mesh(data: int = -1, fsdp: int = -1, devices: Sequence[Any] | None = None, tensor: int = 1) -> Mesh:
@@ -117,9 +118,12 @@ def jit_layout(mesh: Mesh, state: Any, rules: Rules = RULES, gradients: DTypeLik
     batch = batch_sharding(mesh, rules)
     across = partial(_gathered, mesh) if whole else partial(_across, mesh, sharding, rules.batch, gradients)
 
-    def compiled(make_step: MakeStep) -> Callable:
-        inputs = (sharding, batch, replicated(mesh))
+    several = NamedSharding(mesh, PartitionSpec(None, *batch.spec))
+
+    def compiled(make_step: MakeStep, steps: int = 1) -> Callable:
+        inputs = (sharding, batch if steps == 1 else several, replicated(mesh))
         step = make_step(across=across)
+        step = step if steps == 1 else together(step)
         return jax.jit(step, in_shardings=inputs, out_shardings=(sharding, replicated(mesh)), donate_argnums=0)
 
     def rows(batch_size: int) -> np.ndarray:
@@ -127,7 +131,8 @@ def jit_layout(mesh: Mesh, state: Any, rules: Rules = RULES, gradients: DTypeLik
         return np.unique(np.concatenate([np.arange(batch_size)[index] for index in parts if index is not None]))
 
     def shard(rows: Mapping[str, np.ndarray]) -> Any:
-        return {name: jax.make_array_from_process_local_data(batch, value) for name, value in rows.items()}
+        where = several if np.ndim(rows.get("index", 0)) == 2 else batch
+        return {name: jax.make_array_from_process_local_data(where, value) for name, value in rows.items()}
 
     return Layout(sharding, lambda state: state, lambda state: state, rows, shard, compiled)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import pathlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from jaxdiff import checkpoint, files, lineage, metrics, pictures, processes, recipe, rounds
+from jaxdiff import checkpoint, files, lineage, metrics, pictures, processes, profiling, recipe, rounds
 from jaxdiff.config import Experiment, differences, on_list, round_steps, to_dict
 from jaxdiff.errors import ConfigError, NonFiniteError
 from jaxdiff.mesh import Layout, described
@@ -87,13 +89,21 @@ class _Means(NamedTuple):
     batches: Iterator[Any]
     stopped: Callable[[], str | None]
     alive: Callable[[bool], None]
+    profile: tuple[int, int] | None
+    began: float
 
 
-def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None, step_timeout: float | None = None) -> str | None:
+def train(
+    config: Experiment,
+    workdir: pathlib.Path,
+    data_dir: str | None = None,
+    step_timeout: float | None = None,
+    profile: tuple[int, int] | None = None,
+) -> str | None:
     """Trains the config in `workdir`, from its newest checkpoint if it has one; the signal that stopped it early, or None.
 
     A process ends where a step takes longer than `step_timeout` seconds; 0 is never, None is `processes.STEP_TIMEOUT` of one
-    of several processes and never of one alone.
+    of several processes and never of one alone. A trace of the steps from profile[0] to profile[1] goes to `workdir`/profile.
 
     Raises:
         ConfigError: `workdir` cannot be written or holds a run of another config, or the data does not fit the config.
@@ -101,7 +111,7 @@ def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None
     """
     from jaxdiff import data
 
-    c = config.data
+    began, c = time.perf_counter(), config.data
     places = tuple(place for place in recipe.FROZEN if not (c.latents and place == "autoencoder"))
     sources, frozen = lineage.configs(config, workdir), lineage.params(config, workdir, places)
     layout = recipe.layout(config, frozen, sources)
@@ -111,11 +121,11 @@ def train(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None
     lineage.record(config, workdir)
     state = rounds.start(config, workdir, layout, frozen, sources)
     start, mine = int(state.step), layout.rows(c.batch_size)
-    rows = data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=start, rows=mine)
-    step = layout.compile(recipe.train_step(config, sources))
+    rows = _grouped(data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=start, rows=mine), config.dispatch)
+    step = layout.compile(recipe.train_step(config, sources), config.dispatch)
     log.info("%s", described(layout, state.params, c.batch_size))
     with processes.stop_signals() as stopped, processes.watched(step_timeout, workdir) as alive, _last_good(workdir):
-        means = _Means(config, workdir, layout, step, map(layout.shard, rows), stopped, alive)
+        means = _Means(config, workdir, layout, step, map(layout.shard, rows), stopped, alive, profile, began)
         for end in rounds.ends(config, start):
             state = _steps(means, rounds.turned(config, layout, state), end, source)
             if config.objective == "progressive" and int(state.step) == end and not config.model.context_channels:
@@ -139,6 +149,14 @@ def _source(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> 
     return source
 
 
+def _grouped(rows: Iterator[dict[str, np.ndarray]], size: int) -> Iterator[dict[str, np.ndarray]]:
+    """The batches, or of several steps together their arrays before each other, `[N, b, ...]`."""
+    while size > 1:
+        parts = list(itertools.islice(rows, size))
+        yield {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    yield from rows
+
+
 @contextlib.contextmanager
 def _last_good(workdir: pathlib.Path) -> Iterator[None]:
     """Says with a NonFiniteError which checkpoint is good."""
@@ -154,16 +172,18 @@ def _steps(means: _Means, state: TrainState, end: int, source: Any) -> TrainStat
     """The state after the steps up to `end`, with progress bar, metrics, checkpoints and sample grids."""
     config, workdir = means.config, means.workdir
     first, left = int(state.step), state
+    numbers = range(first + config.dispatch, end + 1, config.dispatch)
     states = loop(means.step, means.layout.enter(state), means.batches, jax.random.key(config.seed + 1))
+    states = profiling.traced(profiling.timed(states, means.began), numbers, means.profile, pathlib.Path(workdir) / "profile")
     pending: dict[int, Mapping[str, Array]] = {}
     shown: Any = {"desc": "training", "unit": "step", "dynamic_ncols": True, "disable": not processes.first()}
     bar = tqdm(total=config.steps, initial=first, **shown)
     kept = round_steps(config) if config.objective == "progressive" else None
     with metrics.writer(workdir, first) as (write, show), checkpoint.manager(workdir, config.keep, kept) as to, bar:
         draw = _sample_grids(config, workdir, show) if config.sampling.every else None
-        for number, (state, values) in enumerate(states, first + 1):
+        for number, (state, values) in zip(numbers, states, strict=True):
             pending[number] = values
-            bar.update()
+            bar.update(config.dispatch)
             ends = number >= end or means.stopped() is not None
             saves = ends or number % config.checkpoint_every == 0
             draws = bool(config.sampling.every) and number % config.sampling.every == 0 and not ends

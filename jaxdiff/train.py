@@ -160,18 +160,27 @@ def loop(step: Step, state: TrainState, batches: Iterable[Batch], key: Array) ->
         yield state, metrics
 
 
+def together(step: Step) -> Step:
+    """`(state, batches [N, B, ...], key) -> (state, metrics [N])`: N steps in one program, one batch after another."""
+    return lambda state, batches, key: jax.lax.scan(lambda state, batch: step(state, batch, key), state, batches)
+
+
 def mean_metrics(pending: Mapping[int, Metrics]) -> dict[str, float]:
-    """The mean of each metric over the pending steps (step -> metrics), read from the device here.
+    """The mean of each metric over the pending steps, read from the device here.
+
+    `pending` has metrics `[]` by their step, or `[N]` of N steps by the last of them.
 
     Raises:
         NonFiniteError: names the first step whose loss, gradient or params are infinite or not a number.
     """
-    values = {step: {name: float(value) for name, value in jax.device_get(m).items()} for step, m in pending.items()}
-    for step, metrics in values.items():
+    values = {step: {name: np.atleast_1d(value) for name, value in jax.device_get(m).items()} for step, m in pending.items()}
+    for last, metrics in values.items():
         for name, value in metrics.items():
-            if not np.isfinite(value):
-                raise NonFiniteError(f"{name} is {value} at step {step}; try a lower learning rate in another --workdir")
-    return {name: float(np.mean([m[name] for m in values.values()])) for name in next(iter(values.values()))}
+            if not np.isfinite(value).all():
+                first = int(np.argmin(np.isfinite(value)))
+                step = last - len(value) + 1 + first
+                raise NonFiniteError(f"{name} is {value[first]} at step {step}; try a lower learning rate in another --workdir")
+    return {name: float(np.mean(np.concatenate([m[name] for m in values.values()]))) for name in next(iter(values.values()))}
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ ALLOWED = {
     }
     | DENOISERS,
     "run": {"autoencoding", "latents", "lineage", "checkpoint", "config", "errors", "files", "data", "mesh", "metrics"}
-    | {"pictures", "processes", "recipe", "rounds", "train"},
+    | {"pictures", "processes", "profiling", "recipe", "rounds", "train"},
     "ladder": {"config", "errors", "files", "lineage", "pictures", "reports", "run", "stages"},
     "rounds": {"checkpoint", "config", "lineage", "mesh", "processes", "recipe", "train"},
     "reports": {"autoencoding", "config", "data", "evaluate", "files", "lineage", "pictures", "recipe", "run"},
@@ -65,6 +65,7 @@ ALLOWED = {
     "autoencoding": {"config", "data", "objectives", "pictures", "processes", "recipe", "train"},
     "bits": {"config", "data", "errors", "files", "likelihood", "process", "recipe", "samplers"},
     "plan": {"plan", "config", "errors", "files", "lineage", "recipe"},
+    "profiling": {"errors"},
     "flags": {"config", "errors"},
     "arguments": {"config", "errors", "flags"},
     "cli": {
@@ -85,6 +86,7 @@ ALLOWED = {
         "datasets",
         "pictures",
         "processes",
+        "profiling",
         "reports",
         "run",
         "train",

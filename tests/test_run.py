@@ -325,3 +325,30 @@ def test_the_first_command_makes_digits(tmp_path, tfds_dir):
     assert report["num"] == 1000
     assert report["accuracy"] >= 0.97
     assert report["agreement"] >= 0.95
+
+
+@pytest.mark.slow
+def test_steps_done_together_are_logged_and_traced_as_ever(tmp_path, tfds_dir, capsys):
+    """Two at a time; the trace is of those that hold steps 3 to 5."""
+    lines = {}
+    for dispatch in ("1", "2"):
+        workdir = tmp_path / dispatch
+        flags = ("--steps", "8", "--dispatch", dispatch, "--profile", "3:5" if dispatch == "2" else "")
+        assert cli.main(words(workdir, tfds_dir, *flags)) == 0
+        lines[dispatch] = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        assert checkpoint.steps(workdir) == [8]
+    assert [line["step"] for line in lines["2"]] == [line["step"] for line in lines["1"]] == [4, 8]
+    np.testing.assert_allclose([line["loss"] for line in lines["2"]], [line["loss"] for line in lines["1"]], rtol=1e-4)
+    assert list((tmp_path / "2" / "profile").rglob("*.xplane.pb"))
+    assert not (tmp_path / "1" / "profile").exists()
+
+
+def test_a_wrong_dispatch_or_profile_is_one_line(tmp_path, tfds_dir, capsys):
+    for flags, said in (
+        (("--dispatch", "3"), "dispatch must be a divisor of steps, 400, got 3"),
+        (("--profile", "20:10"), "--profile 20:10: write the first and the last step to trace, such as 10:20"),
+    ):
+        assert cli.main(words(tmp_path / "run", tfds_dir, *flags)) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+    assert not (tmp_path / "run").exists()

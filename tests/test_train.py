@@ -74,6 +74,20 @@ def test_losses_do_not_depend_on_the_mesh(alone, devices, fsdp, tensor):
         assert all(leaf.addressable_shards[0].data.size <= leaf.size // parts for leaf, parts in zip(split, both, strict=True))
 
 
+def test_steps_together_are_those_one_by_one(alone):
+    """Three and three, over two devices."""
+    layout = jit_over(2, fsdp=2)
+    step = layout.compile(recipe.train_step(PLAIN), 3)
+    state = jax.jit(partial(recipe.init, PLAIN), out_shardings=layout.sharding)(jax.random.key(0))
+    parts, losses = list(batches(6)), []
+    for start in (0, 3):
+        rows = {name: np.stack([part[name] for part in parts[start : start + 3]]) for name in parts[0]}
+        state, metrics = step(state, layout.shard(rows), jax.random.key(1))
+        losses += metrics["loss"].tolist()
+    np.testing.assert_allclose(losses, alone[0], rtol=2e-5)
+    assert int(state.step) == 6
+
+
 def test_pmap_twin_equals_jit():
     """With SGD, which hides no factor in the gradient as Adam does."""
     sgd, plain = optax.sgd(0.1), PLAIN
@@ -144,6 +158,9 @@ def test_first_number_that_is_none_is_named():
     with pytest.raises(NonFiniteError, match="loss is inf at step 8"):
         train.mean_metrics(metrics)
     assert train.mean_metrics({1: {"loss": jnp.float32(1)}, 2: {"loss": jnp.float32(3)}}) == {"loss": 2.0}
+    assert train.mean_metrics({2: {"loss": jnp.array([1.0, 3.0])}, 4: {"loss": jnp.array([5.0, 7.0])}}) == {"loss": 4.0}
+    with pytest.raises(NonFiniteError, match="loss is nan at step 7;"):
+        train.mean_metrics({8: {"loss": jnp.array([1.0, 2.0, jnp.nan, 3.0])}})
 
 
 def test_meshes_that_do_not_fit_are_said():

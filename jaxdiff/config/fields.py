@@ -254,6 +254,8 @@ class Experiment:
     ema_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: half the memory, rounded at random."""
     steps: int = 10_000
+    dispatch: int = 1
+    """Steps that the devices do one after another without the host: for steps of a few milliseconds."""
     seed: int = 0
     log_every: int = 50
     checkpoint_every: int = 500

@@ -20,7 +20,7 @@ from jaxdiff.config.ladder import Ladder
 from jaxdiff.errors import ConfigError
 
 POSITIVE = (
-    *("steps", "log_every", "checkpoint_every", "keep", "data.batch_size", "optimizer.accumulate"),
+    *("steps", "log_every", "checkpoint_every", "keep", "dispatch", "data.batch_size", "optimizer.accumulate"),
     *("model.channels", "model.blocks", "model.head_channels"),
     *("vae.latent_channels", "autoencoder.latent_channels", "autoencoder.discriminator_channels"),
     *("autoencoder.discriminator_layers", "autoencoder.measured", "cascade.factor", "data.reduce"),
@@ -189,6 +189,7 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
     yield "sampling.classifier", "empty for all but denoisers", denoises or not c.sampling.classifier
     coded = c.objective in ("vae", "autoencoder")
     yield "evaluation.num", f"0 for {a_run_of(c.objective)}, which has no labels", not coded or c.evaluation.num == 0
+    yield from _dispatch_rules(c)
     yield from _source_rules(c)
     yield from distillation.rules(c)
     learned = c.diffusion.schedule == "learned"
@@ -202,6 +203,15 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
     families = {FAMILIES[name] for name in (c.diffusion.schedule, c.diffusion.sampling_schedule) if name}
     alike = f"of the family of {c.diffusion.schedule}, unless the prediction is edm: the network has not seen such inputs"
     yield "diffusion.sampling_schedule", alike, len(families) == 1 or c.diffusion.prediction == "edm"
+
+
+def _dispatch_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
+    """Those of steps that are done together: nothing may happen between them."""
+    yield "dispatch", "1 under pmap", c.dispatch == 1 or c.mesh.mapping == "jit"
+    between = {"steps": c.steps, "log_every": c.log_every, "checkpoint_every": c.checkpoint_every}
+    between |= {"sampling.every": c.sampling.every, "steps of a round": distillation.round_steps(c)}
+    for name, every in between.items():
+        yield "dispatch", f"a divisor of {name}, {every}", c.dispatch < 1 or every % c.dispatch == 0
 
 
 def _source_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:

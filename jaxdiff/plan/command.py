@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+from jaxdiff import files
 from jaxdiff.plan import report, search
 from jaxdiff.plan.compiling import check_installed
 from jaxdiff.plan.plans import Job, Plan, planned
@@ -17,8 +17,7 @@ def kept(directory: pathlib.Path | None = None) -> pathlib.Path:
     """Where compiled programs are kept: in a directory, by default of the environment's or the user's cache."""
     if directory is not None:
         return directory
-    named = os.environ.get("JAXDIFF_CACHE_DIR")
-    return (pathlib.Path(named) if named else pathlib.Path.home() / ".cache" / "jaxdiff") / "plan"
+    return files.cache() / "plan"
 
 
 def answer(job: Job, largest: bool = False, variants: Sequence[Job] = (), as_json: bool = False) -> bool:
