@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+UNCHANGED = 4  # looks, half a second apart, after which a text is whole
 DUMPED = ("*.after_optimizations_after_buffer_assignment.txt", "*.after_optimizations-memory-usage-report.txt")
 
 
@@ -62,7 +63,7 @@ def check_installed() -> None:
         raise ConfigError('the TPU compiler is not installed; run: pip install -e ".[tpu]" (no TPU is needed)')
 
 
-def program(job: dict[str, Any], limit_s: float) -> tuple[Compiled, dict[str, Any]]:
+def program(job: dict[str, Any]) -> tuple[Compiled, dict[str, Any]]:
     """What the compiler says of a job of `program.main`, from the cache if it is there, and what program.json says.
 
     Raises:
@@ -75,13 +76,14 @@ def program(job: dict[str, Any], limit_s: float) -> tuple[Compiled, dict[str, An
         (folder / "job.json").write_text(json.dumps(job))
         try:
             arguments = ["-m", "jaxdiff.plan.program", str(folder / "job.json")]
-            found = compiled(arguments, limit_s, full=job["full"], folder=folder, begun=folder / "program.json")
+            found = compiled(arguments, job["limit_s"], full=job["full"], folder=folder, begun=folder / "program.json")
         except CompilerError as error:
             told = folder / "error.txt"
             if told.exists():
                 raise ConfigError(told.read_text()) from error
-            hint = f"; write {VALID}" if isinstance(error, Aborted) else ""
-            raise CompilerError(f"--topology {job['topology']}: {error}{hint}") from error
+            if isinstance(error, Aborted):
+                raise CompilerError(f"--topology {job['topology']}: {error}; write {VALID}") from error
+            raise
         about = json.loads((folder / "program.json").read_text())
         kept = pathlib.Path(job["cache"], f"{about['key']}.gz")
         if found is None:
@@ -132,12 +134,13 @@ def compiled(
 
 def _texts(child: subprocess.Popen, dump: pathlib.Path, log: pathlib.Path, limit_s: float, full: bool) -> Any:
     """The dumped texts once they are whole; or a message that the program is too big; or None where nothing was compiled."""
-    end, before = time.monotonic() + limit_s, None
+    end, before, unchanged = time.monotonic() + limit_s, None, 0
     while time.monotonic() < end:
         ended = child.poll() is not None
         found = [path for pattern in DUMPED for path in sorted(dump.glob(pattern))[-1:]]
         sizes = [path.stat().st_size for path in found]
-        if len(found) == 2 and all(sizes) and (child.returncode == 0 if full else ended or sizes == before):
+        unchanged = unchanged + 1 if sizes == before else 0
+        if len(found) == 2 and all(sizes) and (child.returncode == 0 if full else ended or unchanged == UNCHANGED):
             return [path.read_text() for path in found]
         if ended:
             return _ended(child.returncode, log.read_text(errors="replace"))

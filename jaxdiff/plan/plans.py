@@ -134,7 +134,7 @@ def planned(job: Job) -> Plan:
     """
     where = job.where
     said = {"what": job.what, "topology": where.name, "slices": where.slices, "full": job.full, "cache": str(job.cache)}
-    found, about = compiling.program({"config": to_dict(job.config), **said}, job.limit_s)
+    found, about = compiling.program({"config": to_dict(job.config), "limit_s": job.limit_s, **said})
     memory, spent, sent, notes = _figures(job, found, about)
     times = {"lowering_s": about["lowering_s"], "compiled_s": found.seconds, "cached": about["cached"]}
     return Plan(job, about["mesh"], memory, spent, tuple(sent), tuple(about["notes"] + notes), found.too_big, **times)

@@ -8,6 +8,7 @@ import itertools
 import json
 import pathlib
 import resource
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -24,6 +25,7 @@ from jaxdiff.errors import ConfigError, UserError
 from jaxdiff.plan.chips import VALID, Topology, described, topology
 
 CONTEXTS = 77  # vectors an example where a network attends to some: as many as CLIP's; the data set says how many there are
+FORMAT = "1"  # of what is kept of a compiled program
 VGG16_WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, *(512,) * 6)
 
 
@@ -31,6 +33,7 @@ def main(job: pathlib.Path) -> int:
     """Lowers and compiles the program that a job describes; writes program.json beside it, or error.txt."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # libtpu aborts where a topology is none
     what = json.loads(job.read_text())
+    signal.alarm(int(what["limit_s"]) + 60)  # should the parent die first
     where = topology(what["topology"], what["slices"])
     begun = time.monotonic()
     try:
@@ -39,7 +42,7 @@ def main(job: pathlib.Path) -> int:
         (job.parent / "error.txt").write_text(str(error))
         return 1
     version = importlib.metadata.version("libtpu")
-    identity = "\n".join((program.as_text(), where.name, str(where.slices), version, str(what["full"])))
+    identity = "\n".join((FORMAT, program.as_text(), where.name, str(where.slices), version, str(what["full"])))
     about |= {"key": hashlib.sha256(identity.encode()).hexdigest(), "lowering_s": time.monotonic() - begun, "libtpu": version}
     (job.parent / "program.json").write_text(json.dumps(about))
     if not pathlib.Path(what["cache"], f"{about['key']}.gz").exists():

@@ -37,7 +37,7 @@ def _memory(plan: Plan) -> list[str]:
     answer = "fits" if plan.fits else "DOES NOT FIT"
     allowed = plan.allowed_bytes / GIB
     lines = [f"memory a device: {answer}, {plan.peak_bytes / GIB:.2f} of {allowed:.2f} GiB"]
-    return lines + [f"  {kind:27} {value / GIB:8.3f} GiB" for kind, value in plan.memory.items()]
+    return lines + [f"  {kind:27} {value / GIB:8.3f} GiB" for kind, value in plan.memory.items() if value >= GIB / 2000]
 
 
 def _work(plan: Plan) -> list[str]:
@@ -58,7 +58,7 @@ def _collectives(plan: Plan) -> list[str]:
         )
     if plan.moved:
         kinds = " and ".join(sorted({each.kind for each in plan.moved}))
-        lines.append(f"  WARNING: {kinds} shuffle activations between devices; another mesh may not")
+        lines.append(f"  WARNING: {kinds}: activations (or keys) are shuffled between devices, which another mesh may avoid")
     return lines
 
 
