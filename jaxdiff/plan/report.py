@@ -42,7 +42,7 @@ def _memory(plan: Plan) -> list[str]:
 
 def _work(plan: Plan) -> list[str]:
     cost = plan.cost
-    each = f"{plan.flops_per_image / 1e9:.3g} GFLOP an image"
+    each = f"{plan.flops_per_image / 1e9:.4g} GFLOP an image"
     return [f"work a device: {cost.flops / 1e12:.4g} TFLOP ({each}), {cost.hbm_bytes / 1e9:.4g} GB of HBM traffic"]
 
 
