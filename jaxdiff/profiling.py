@@ -6,7 +6,7 @@ import logging
 import pathlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -48,6 +48,21 @@ def traced(states: Iterator[Any], numbers: range, steps: tuple[int, int] | None,
     finally:
         if tracing:
             jax.profiler.stop_trace()
+
+
+def rate() -> Callable[[int], dict[str, float]]:
+    """A function from the number of a step that is done to `steps_per_s` since the step of the call before; of the first, nothing.
+
+    Checkpoints, grids and the log are in it.
+    """
+    before: list[tuple[int, float]] = []
+
+    def since(number: int) -> dict[str, float]:
+        now = time.perf_counter()
+        before.append((number, now))
+        return {"steps_per_s": (number - before[-2][0]) / (now - before[-2][1])} if len(before) > 1 else {}
+
+    return since
 
 
 def timed(states: Iterator[Any], began: float) -> Iterator[Any]:

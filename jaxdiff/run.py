@@ -176,6 +176,7 @@ def _steps(means: _Means, state: TrainState, end: int, source: Any) -> TrainStat
     states = loop(means.step, means.layout.enter(state), means.batches, jax.random.key(config.seed + 1))
     states = profiling.traced(profiling.timed(states, means.began), numbers, means.profile, pathlib.Path(workdir) / "profile")
     pending: dict[int, Mapping[str, Array]] = {}
+    rate = profiling.rate()
     shown: Any = {"desc": "training", "unit": "step", "dynamic_ncols": True, "disable": not processes.first()}
     bar = tqdm(total=config.steps, initial=first, **shown)
     kept = round_steps(config) if config.objective == "progressive" else None
@@ -191,7 +192,7 @@ def _steps(means: _Means, state: TrainState, end: int, source: Any) -> TrainStat
             if saves or number % config.log_every == 0:
                 mean = mean_metrics(pending)
                 bar.set_postfix(loss=f"{mean['loss']:.4f}")
-                write(number, mean)
+                write(number, mean | rate(number))
                 pending.clear()
             if saves:
                 left = _closed(config, means.layout.leave(state), source)
