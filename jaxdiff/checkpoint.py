@@ -29,6 +29,7 @@ from jaxdiff.train import TrainState
 
 log = logging.getLogger(__name__)
 
+SPARE = 4 * 2**20  # bytes of disk beside the arrays: what describes them, and half-filled blocks
 DAMAGED = "damaged"  # unreadable steps are moved here, never deleted
 
 
@@ -78,6 +79,10 @@ def save(to: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any]
     step = int(state.step)
     if step in to.all_steps():
         return
+    with _saving(to):
+        to.wait_until_finished()
+    if processes.first():
+        _check_room(to, items)
     meta: dict[str, Any] = {
         "step": step,
         "config": dict(config),
@@ -227,6 +232,16 @@ def _agree(reason: str, directory: pathlib.Path, together: bool) -> None:
 def _check_any(workdir: pathlib.Path) -> None:
     if not steps(workdir):
         raise CheckpointError(f"{workdir} has no checkpoint; train it first: jaxdiff train CONFIG --workdir {workdir}")
+
+
+def _check_room(to: ocp.CheckpointManager, items: Mapping[str, Any]) -> None:
+    """Whether the disk has room; where it has not, what writes to it in the background says so in hundreds of lines."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) + SPARE
+    free = shutil.disk_usage(to.directory).free
+    if free < needed:
+        sizes = f"it may take {needed / 1e6:.1f} MB, the disk has {free / 1e6:.1f} MB left"
+        how = "make room, the same command goes on from the last checkpoint"
+        raise CheckpointError(f"a checkpoint in {to.directory} could not be saved: {sizes}; {how}")
 
 
 @contextlib.contextmanager

@@ -280,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("jaxdiff").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # tfds and orbax warn of things that a user cannot mend
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # tfds and orbax warn of what a user cannot mend; we say their errors
     _keep_compiled()
     try:
         return processes.leave(_run(argv[0], argv[1:]))

@@ -1,0 +1,54 @@
+"""What may happen to a run: kills at any moment, by the chaos script; a full disk, a directory that cannot be written."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from jaxdiff import checkpoint, cli
+
+TINY = (
+    *("--data.batch-size", "8", "--model.channels", "16", "--model.multipliers", "1", "--model.attention", "--steps", "40"),
+    *("--sampling.every", "0", "--sampling.num", "10", "--sampling.steps", "2", "--evaluation.num", "0", "--checkpoint-every", "2"),
+    *("--keep", "99"),
+)
+SCRIPT = pathlib.Path(__file__).parents[1] / "benchmarks" / "chaos.py"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_is_not(tfds_dir):
+    command = [sys.executable, str(SCRIPT), "--kills", "2", "--every", "5", "--data-dir", tfds_dir]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "bit-equal: params yes, ema yes, opt_state yes, step yes" in result.stdout
+    kills, in_saves, lost = map(int, re.search(r"(\d+) kills, (\d+) of them in saves, at most (\d+) steps", result.stdout).groups())
+    assert kills == 2
+    assert in_saves >= 1
+    assert lost <= 2 * 5  # a save in the background and the steps since
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MB."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(tmp_path)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"only root may mount: {mounted.stderr}")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_is_said_in_one_line_and_older_checkpoints_stay(small_disk, tfds_dir, capsys):
+    workdir = small_disk / "run"
+    assert cli.main(["train", "configs/digits.py", "--workdir", str(workdir), "--data-dir", tfds_dir, *TINY]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(r"jaxdiff: a checkpoint in .* could not be saved: it may take .* MB, the disk has .* MB left; make room", line)
+    assert checkpoint.steps(workdir)[0] == 2
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
+
+
+def test_a_directory_that_cannot_be_written_is_said_before_anything_is_computed(capsys, tfds_dir):
+    assert cli.main(["train", "configs/digits.py", "--workdir", "/proc/run", "--data-dir", tfds_dir, *TINY]) == 1
+    err = capsys.readouterr().err
+    assert err == "jaxdiff: /proc/run cannot be written (No such file or directory); choose another --workdir\n"

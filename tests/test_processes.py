@@ -1,0 +1,281 @@
+"""Real processes on this machine that train one run, with real collectives between them."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdiff import checkpoint, cli, lineage, processes, recipe
+
+TINY = (
+    *("--data.batch-size", "16", "--model.channels", "16", "--model.multipliers", "1", "--model.attention", "--steps", "40"),
+    *("--optimizer.warmup-steps", "5", "--optimizer.schedule", "constant", "--log-every", "1", "--checkpoint-every", "10"),
+    *("--sampling.every", "25", "--sampling.num", "20", "--sampling.steps", "2", "--evaluation.num", "0", "--keep", "9"),
+)
+RAISES = """
+import sys
+from jaxdiff import cli, data
+
+def spoiled(*arguments, plain=data.batches, **options):
+    for number, batch in enumerate(plain(*arguments, **options)):
+        if number == 5 and sys.argv[-1] == "1":  # the process number
+            raise ValueError("a damaged record")
+        yield batch
+
+data.batches = spoiled
+cli.entry()
+"""
+
+
+def start(workdir, tfds_dir, index=0, num=1, port=0, devices=1, flags=(), script=("-m", "jaxdiff")):
+    joined = ("--coordinator", f"localhost:{port}", "--num-processes", str(num), "--process-id", str(index)) if num > 1 else ()
+    words = ("train", "configs/digits.py", "--workdir", str(workdir), "--data-dir", tfds_dir, *TINY, *flags, *joined)
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *script, *words], env=environment, **pipes)
+
+
+def start_all(workdir, tfds_dir, num, **options):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [start(workdir, tfds_dir, index, num, port, **options) for index in range(num)]
+
+
+def ended(all_of_them, seconds=240):
+    """Exit statuses, what they printed, and the lines of jaxdiff on stderr."""
+    texts = [process.communicate(timeout=seconds) for process in all_of_them]
+    lines = [[line for line in err.splitlines() if line.startswith("jaxdiff: ")] for _, err in texts]
+    return [process.returncode for process in all_of_them], texts, lines
+
+
+def wait_for_step(all_of_them, workdir, step):
+    deadline = time.monotonic() + 180
+    while not any(line["step"] >= step for line in metrics(workdir)):
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in all_of_them)
+        time.sleep(0.02)
+
+
+def metrics(workdir):
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def losses(workdir, after=0):
+    return {line["step"]: line["loss"] for line in metrics(workdir) if line["step"] > after}
+
+
+def final_state(workdir):
+    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return checkpoint.restore(workdir, lineage.placed(recipe.state_shapes(lineage.read_config(workdir)), single))
+
+
+def assert_equal(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def at_step(run, step, workdir):
+    """A copy of a run as it was at a step."""
+    shutil.copytree(run, workdir)
+    for saved in checkpoint.steps(workdir):
+        if saved > step:
+            shutil.rmtree(workdir / "checkpoints" / str(saved))
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text("".join(lines[:step]))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, tfds_dir):
+    """A run of two processes from start to end, its params shared out between them."""
+    workdir = tmp_path_factory.mktemp("runs") / "pair"
+    statuses, texts, lines = ended(start_all(workdir, tfds_dir, 2, flags=("--mesh.fsdp", "2")))
+    assert statuses == [0, 0], texts
+    assert lines == [[], []]
+    assert f"20 samples of step 40: {workdir / 'samples.png'}" in texts[0][0]
+    assert "samples" not in texts[1][0]
+    assert "training" in texts[0][1]
+    assert texts[1][1] == ""
+    assert checkpoint.steps(workdir) == [10, 20, 30, 40]
+    assert (workdir / "samples" / "step_0000025.png").stat().st_size > 1000
+    return workdir
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_two_devices(pair, tfds_dir, tmp_path):
+    statuses, texts, _ = ended([start(tmp_path, tfds_dir, devices=2)])
+    assert statuses == [0], texts
+    assert [line["step"] for line in metrics(pair)] == list(range(1, 41))
+    for name in ("loss", "grad_norm", "param_norm"):
+        alone, together = ([line[name] for line in metrics(workdir)] for workdir in (tmp_path, pair))
+        np.testing.assert_allclose(together, alone, rtol=2e-6)
+
+
+@pytest.mark.slow
+def test_four_processes_go_on_as_one_with_four_devices(pair, tfds_dir, tmp_path):
+    """With the run of two: after its step 20 the losses are those that it went on to have itself."""
+    alone, together = (at_step(pair, 20, tmp_path / name) for name in ("alone", "together"))
+    flags = ("--mesh.fsdp", "4", "--steps", "30", "--sampling.every", "0")
+    assert ended([start(alone, tfds_dir, devices=4, flags=flags)])[0] == [0]
+    assert ended(start_all(together, tfds_dir, 4, flags=flags))[0] == [0] * 4
+    assert len(losses(together, 20)) == 10
+    for name in ("loss", "grad_norm", "param_norm"):
+        one, four, two = ([line[name] for line in metrics(workdir)[20:30]] for workdir in (alone, together, pair))
+        np.testing.assert_allclose(four, one, rtol=2e-6)
+        np.testing.assert_allclose(four, two, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_other_and_both_go_on(pair, tfds_dir, tmp_path):
+    """From the checkpoint before the newest, which is damaged."""
+    workdir = at_step(pair, 10, tmp_path / "run")
+    both = start_all(workdir, tfds_dir, 2, flags=("--mesh.fsdp", "2"))
+    wait_for_step(both, workdir, 22)
+    both[1].kill()
+    (status, _), _, (lines, _) = ended(both, seconds=60)
+    assert status == 1
+    assert len(lines) == 1
+    assert "process 0 of 2: another process was lost" in lines[0]
+    assert checkpoint.steps(workdir)[-1] in (10, 20)
+    last = workdir / "checkpoints" / str(checkpoint.steps(workdir)[-1])
+    largest = max((path for path in (last / "opt_state").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    if last.name == "10":
+        shutil.copytree(pair / "checkpoints" / "10", workdir / "checkpoints" / "9")
+    (workdir / "checkpoints" / "35.orbax-checkpoint-tmp").mkdir()
+    statuses, texts, _ = ended(start_all(workdir, tfds_dir, 2, flags=("--mesh.fsdp", "2")))
+    assert statuses == [0, 0], texts
+    assert "going back to the checkpoint before it" in texts[0][1]
+    assert texts[1][1] == ""
+    assert [path.name for path in (workdir / "damaged").iterdir()] == [f"{last.name}-0"]
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
+    assert losses(workdir) == losses(pair)
+    assert_equal(final_state(workdir), final_state(pair))
+
+
+@pytest.mark.slow
+def test_an_exception_in_one_process_ends_the_other(pair, tfds_dir, tmp_path):
+    workdir = at_step(pair, 10, tmp_path / "run")
+    script = tmp_path / "spoiled.py"
+    script.write_text(RAISES)
+    both = start_all(workdir, tfds_dir, 2, flags=("--mesh.fsdp", "2"), script=(str(script),))
+    begun = time.monotonic()
+    statuses, texts, lines = ended(both)
+    assert time.monotonic() - begun < 120  # and not the five minutes of a barrier at the interpreter's end
+    assert statuses == [1, 1], texts
+    assert texts[1][1].strip().endswith("ValueError: a damaged record")
+    assert [("another process was lost" in line) for line in lines[0]] == [True]
+
+
+@pytest.mark.slow
+def test_a_frozen_process_ends_the_other_after_the_step_timeout(pair, tfds_dir, tmp_path):
+    workdir = at_step(pair, 10, tmp_path / "run")
+    both = start_all(
+        workdir, tfds_dir, 2, flags=("--mesh.fsdp", "2", "--step-timeout", "3", "--steps", "100000", "--workdir", str(workdir))
+    )
+    wait_for_step(both, workdir, 11)
+    both[1].send_signal(signal.SIGSTOP)
+    frozen = time.monotonic()
+    statuses, _, lines = ended(both[:1], seconds=60)
+    assert time.monotonic() - frozen < 15
+    both[1].kill()
+    both[1].communicate()
+    assert statuses == [1]
+    assert [("process 0 of 2: no step was done in 3 s" in line) for line in lines[0]] == [True]
+    assert "most recent call first" in (workdir / "hung-0.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_to_one_saves_on_all(pair, tfds_dir, tmp_path, number, status):
+    workdir = at_step(pair, 10, tmp_path / "run")
+    both = start_all(workdir, tfds_dir, 2, flags=("--mesh.fsdp", "2", "--checkpoint-every", "100000"))
+    wait_for_step(both, workdir, 11)
+    both[1].send_signal(number)
+    statuses, texts, lines = ended(both)
+    assert statuses == [status, status], texts
+    assert lines == [[], []]
+    step = checkpoint.steps(workdir)[-1]
+    assert 11 < step < 40
+    assert f"{number.name}: saved step {step} of {workdir}; the same command goes on from there" in texts[0][0]
+    assert max(losses(workdir)) == step
+
+
+@pytest.mark.slow
+def test_saved_on_eight_devices_restored_on_fewer(tfds_dir, tmp_path):
+    """The same params, and to rounding the same losses of the next 20 steps."""
+    eight = tmp_path / "eight"
+    assert ended([start(eight, tfds_dir, devices=8, flags=("--mesh.fsdp", "4"))])[0] == [0]
+    for devices in (1, 2, 4):
+        workdir = at_step(eight, 20, tmp_path / str(devices))
+        flags = ("--mesh.fsdp", str(devices))
+        begun = at_step(eight, 20, tmp_path / f"begun-{devices}")
+        assert_equal(final_state(begun), final_state(workdir))
+        assert ended([start(workdir, tfds_dir, devices=devices, flags=flags)])[0] == [0]
+        np.testing.assert_allclose(*([*losses(each, 20).values()] for each in (workdir, eight)), rtol=1e-4)
+
+
+def test_in_which_environments_processes_find_each_other():
+    step = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "1"}
+    for environment, found in (
+        ({}, False),
+        ({**step, "SLURM_NTASKS": "2"}, True),
+        ({**step, "SLURM_NTASKS": "1"}, False),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, False),  # inside an allocation, not started by srun
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": ""}, False),
+    ):
+        assert processes.in_cluster(environment) == found, environment
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--num-processes", "2"), "give all of --coordinator HOST:PORT, --num-processes and --process-id, or none of them"),
+        (("--coordinator", "here", "--num-processes", "2", "--process-id", "0"), "--coordinator must be HOST:PORT of process 0"),
+        (("--coordinator", "a:1", "--num-processes", "2", "--process-id", "2"), "--process-id must be 0 to 1 of --num-processes 2"),
+    ],
+)
+def test_wrong_flags_of_processes(capsys, tmp_path, flags, message):
+    assert cli.main(["train", "configs/digits.py", "--workdir", str(tmp_path), *flags]) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_what_does_not_end_in_time_ends_the_process():
+    code = """
+import sys, time
+from jaxdiff import watch
+with watch.deadline(0.5, "not in {:g} s") as postpone:
+    time.sleep(0.3)
+    postpone(0.5)
+    time.sleep(0.3)
+print("in time", flush=True)
+with watch.deadline(0.2, "not in {:g} s"):
+    time.sleep(60)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert result.stdout == "in time\n"
+    assert result.stderr == "\njaxdiff: not in 0.2 s\n"
+    assert result.returncode == 1
+
+
+def test_one_process_alone_agrees_with_itself():
+    assert processes.agreed({"a": [1]}) == {"a": [1]}
+    assert processes.first()
+    assert not processes.several()
+    assert processes.who() == ""
+    assert [processes.everywhere(well) for well in (True, False)] == [True, False]
