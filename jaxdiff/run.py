@@ -112,6 +112,8 @@ def train(
     from jaxdiff import data
 
     began, c = time.perf_counter(), config.data
+    if config.mesh.mapping == "pmap" and processes.several():
+        raise ConfigError("mesh.mapping pmap is for the devices of one process; of several write jit")
     places = tuple(place for place in recipe.FROZEN if not (c.latents and place == "autoencoder"))
     sources, frozen = lineage.configs(config, workdir), lineage.params(config, workdir, places)
     layout = recipe.layout(config, frozen, sources)
