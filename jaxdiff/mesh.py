@@ -208,7 +208,9 @@ def pmap_layout(state: Any) -> Layout:
     def enter(state: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.device_put(jnp.broadcast_to(leaf[None], (len(devices), *leaf.shape)), copies), state)
 
-    def compiled(make_step: MakeStep) -> Callable:
+    def compiled(make_step: MakeStep, steps: int = 1) -> Callable:
+        if steps != 1:
+            raise ValueError("pmap runs one step at a time; write jit for several together")
         step = make_step(across=lambda gradient: lambda *rows: jax.lax.pmean(gradient(*rows), "data"))
         mapped = jax.pmap(step, axis_name="data", in_axes=(0, 0, None), donate_argnums=0)
 
