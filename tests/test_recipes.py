@@ -30,7 +30,7 @@ OTHERS = {
     "imagenet256_kl": (*SMALL, "--autoencoder.perceptual", "0", "--sources.features", ""),
     "imagenet256_latent": (*SMALL, "--model.attention", "2"),
     "imagenet256_latent_large": (*SMALL, "--model.multipliers", "1", "2", "--model.attention", "4", "--model.heads", "1"),
-    "imagenet64": (*SMALL, "--model.attention", "4"),
+    "imagenet64": (*SMALL, "--model.multipliers", "1", "2", "--model.attention", "16"),
 }
 MADE = {
     "classifier": {"accuracy.json"},
