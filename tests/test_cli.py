@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from jaxdiff import cli, config, errors, flags
+from jaxdiff import cli, config, errors
+from jaxdiff.cli.sampling import parse_labels
 
 
 def answer(capsys, *words):
@@ -165,10 +166,10 @@ def test_usage_and_help(capsys):
 
 
 def test_labels():
-    assert flags.parse_labels("", 10) == flags.parse_labels("0..9", 10) == list(range(10))
-    assert flags.parse_labels("3", 10) == [3]
-    assert flags.parse_labels("0,3,7..9", 10) == [0, 3, 7, 8, 9]
-    assert flags.parse_labels("none", 10) == [10]
+    assert parse_labels("", 10) == parse_labels("0..9", 10) == list(range(10))
+    assert parse_labels("3", 10) == [3]
+    assert parse_labels("0,3,7..9", 10) == [0, 3, 7, 8, 9]
+    assert parse_labels("none", 10) == [10]
     for text, message in (
         ("0..10", "this run has the labels 0..9"),
         ("a", "write 0..9, 3, or 0,3,7"),
@@ -176,7 +177,7 @@ def test_labels():
         ("0..1000000000", "this run has the labels 0..9"),
     ):
         with pytest.raises(errors.ConfigError, match=message):
-            flags.parse_labels(text, 10)
+            parse_labels(text, 10)
 
 
 def test_a_config_survives_json():

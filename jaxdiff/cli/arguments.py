@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import pathlib
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import tyro
 
 from jaxdiff.config import Experiment, load
 from jaxdiff.errors import ConfigError
-from jaxdiff.flags import Plan, Train
 
 
 def parsed(name: str, kind: Any, argv: list[str]) -> Any:
@@ -22,7 +23,7 @@ def parsed(name: str, kind: Any, argv: list[str]) -> Any:
     Raises:
         ConfigError: the recipe is missing or wrong.
     """
-    default = _default(name, argv)
+    default = _default(name, kind, argv)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -33,16 +34,16 @@ def parsed(name: str, kind: Any, argv: list[str]) -> Any:
         return int(exit.code or 0)
 
 
-def _default(name: str, argv: list[str]) -> Train | Plan | None:
-    """The arguments of a command whose flags are those of a recipe, with the recipe's own values."""
-    if name not in ("train", "plan"):
+def _default(name: str, kind: Any, argv: list[str]) -> Any:
+    """The arguments of a command whose flags are those of a recipe, with the recipe's own values; None of other commands."""
+    required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+    if "experiment" not in required:
         return None
     words = [word for word in argv if word.endswith(".py")] or [word for word in argv[:1] if not word.startswith("-")]
     path = pathlib.Path(words[0]) if words else None
-    config, experiment = path or pathlib.Path("CONFIG"), _recipe(name, path, argv)
-    if name == "plan":
-        return Plan(config, tyro.MISSING, experiment)
-    return Train(config, pathlib.Path("runs") / (path.stem if path else "CONFIG"), None, experiment)
+    known = {"config": path or pathlib.Path("CONFIG"), "experiment": _recipe(name, path, argv)}
+    known |= {"workdir": pathlib.Path("runs") / (path.stem if path else "CONFIG")}
+    return kind(**{field: known.get(field, tyro.MISSING) for field in required})
 
 
 def _recipe(name: str, path: pathlib.Path | None, argv: list[str]) -> Experiment:
@@ -59,3 +60,14 @@ def _one_line(box: str) -> str:
     text = " ".join(line for line in lines if line)
     text = re.split(r"(Argument helptext|For full helptext)", text)[0].strip()
     return re.sub(r"Perhaps you meant:\s*(--\S+).*", r"did you mean \1?", text)
+
+
+def refuse(args: Any, names: Sequence[str], why: str) -> None:
+    """Says why those of the flags `names` that were set do not apply.
+
+    Raises:
+        ConfigError: one was set.
+    """
+    for field in dataclasses.fields(args):
+        if field.name in names and getattr(args, field.name) != field.default:
+            raise ConfigError(f"--{field.name.replace('_', '-')} {why}")

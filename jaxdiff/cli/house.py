@@ -1,0 +1,32 @@
+"""`jaxdiff data`: its flags, and what it does."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prepare mnist or cifar10 without TensorFlow.
+
+    Example: jaxdiff data mnist
+    """
+
+    name: tyro.conf.Positional[str]
+    data_dir: str | None = None
+    """tensorflow-datasets' directory; its own default if not given."""
+    raw_dir: pathlib.Path | None = None
+    """A folder with the raw files, for a machine without network."""
+
+
+def data(args: Data) -> int:
+    """`jaxdiff data`: the exit status."""
+    from jaxdiff.datasets import raw
+
+    builder = raw.prepare(args.name, args.data_dir, args.raw_dir)
+    sizes = ", ".join(f"{split} {info.num_examples}" for split, info in builder.info.splits.items())
+    print(f"{args.name} ({sizes}): {builder.data_dir}")
+    return 0

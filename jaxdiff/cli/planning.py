@@ -1,0 +1,68 @@
+"""`jaxdiff plan`: its flags, and what it does."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxdiff.cli.arguments import refuse
+from jaxdiff.config import Experiment, validated
+from jaxdiff.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Compile a recipe's real step for TPU chips that are only described, and say whether it fits, what it takes and sends.
+
+    Nothing runs and no TPU is needed, only its compiler (pip install -e ".[tpu]"). Programs that were compiled are kept.
+
+    Example: jaxdiff plan configs/cifar10.py --topology v5e:2x4 --mesh.data 1 --mesh.fsdp -1
+    """
+
+    config: tyro.conf.Positional[pathlib.Path]
+    """A recipe: a Python file that defines `config`."""
+    topology: str
+    """Kind and shape of a slice: v5e:4x4, v6e:2x4, v5p:2x2x2, v4:2x2x4."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    slices: int = 1
+    """Slices of that shape, joined by the data centre's network."""
+    batch: int = 0
+    """Images over all devices, as data.batch_size (or of a sampler sampling.num), which it is if not given."""
+    what: Literal["train", "sample"] = "train"
+    """A training step, or the run's sampler."""
+    largest_batch: bool = False
+    """Search the largest batch that fits."""
+    sweep: bool = False
+    """Compare meshes, remat policies and batches in a table; dozens of compiles."""
+    remats: tuple[str, ...] = ()
+    """Of --sweep: values of model.remat; all if none."""
+    batches: tuple[int, ...] = ()
+    """Of --sweep: batches over all devices; the config's and its double if none."""
+    full: bool = False
+    """Compile to a finished executable, which takes many times longer and changes no figure."""
+    limit_s: float = 900.0
+    """Seconds that a compile may take."""
+    cache_dir: pathlib.Path | None = None
+    """Of compiled programs; $JAXDIFF_CACHE_DIR/plan or ~/.cache/jaxdiff/plan if not given."""
+    json: bool = False
+    """Print JSON."""
+
+
+def plan(args: Plan) -> int:
+    """`jaxdiff plan`: the exit status, 1 where nothing fits."""
+    from jaxdiff import plan as plans
+
+    config = validated(args.experiment, where="jaxdiff plan")
+    job = plans.Job(
+        config, args.what, plans.topology(args.topology, args.slices), plans.kept(args.cache_dir), args.limit_s, args.full
+    )
+    job = plans.with_batch(job, args.batch) if args.batch else job
+    if args.largest_batch and args.sweep:
+        raise ConfigError("--largest-batch and --sweep are two questions; ask one")
+    if not args.sweep:
+        refuse(args, ("remats", "batches"), "is for --sweep; give both, or neither")
+    fits = plans.answer(job, args.largest_batch, plans.variants(job, args.remats, args.batches) if args.sweep else (), args.json)
+    return 0 if fits else 1
