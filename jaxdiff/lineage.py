@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import checkpoint, files, processes, recipe
+from jaxdiff import checkpoint, files, processes, recipe, weights
 from jaxdiff.config import STUDENTS, Experiment, a_run_of, from_dict, halvings, on_list, round_steps, sampling_steps
 from jaxdiff.errors import ConfigError
 from jaxdiff.process import Level
@@ -239,14 +239,10 @@ def vgg16(path: pathlib.Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, or not these weights.
     """
-    try:
-        with np.load(path) as file:
-            kernels, biases = ([file[f"features.{n}.{name}"] for n in VGG16_CONVOLUTIONS] for name in ("weight", "bias"))
-            linear = [file[name].reshape(-1) for level in range(5) if (name := f"lin{level}.model.1.weight") in file]
-            kernels, biases, linear = ([np.asarray(each, np.float32) for each in arrays] for arrays in (kernels, biases, linear))
-    except Exception as error:  # numpy raises many kinds: a damaged archive, an empty file, names that are missing
-        reason = str(error).strip("'\"") or type(error).__name__
-        raise ConfigError(f"sources.features: {path} holds no weights of VGG16 as torchvision names them ({reason})") from error
+    with weights.opened(path, "VGG16 as torchvision names them") as file:
+        kernels, biases = ([file[f"features.{n}.{name}"] for n in VGG16_CONVOLUTIONS] for name in ("weight", "bias"))
+        linear = [file[name].reshape(-1) for level in range(5) if (name := f"lin{level}.model.1.weight") in file]
+        kernels, biases, linear = ([np.asarray(each, np.float32) for each in arrays] for arrays in (kernels, biases, linear))
     if any(kernel.ndim != 4 or kernel.shape[-1] != 3 for kernel in kernels):
         raise ConfigError(f"sources.features: {path}: the convolutions must be of 3x3, [out, in, 3, 3]")
     if len(linear) not in (0, 5):
