@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import pictures, processes, recipe
+from jaxdiff import pictures, processes, progress, recipe
 from jaxdiff.config import Experiment
 from jaxdiff.data import Images, normalized, of
 from jaxdiff.objectives import psnr
@@ -109,5 +109,5 @@ def _facing(x0: np.ndarray, images: np.ndarray) -> list[np.ndarray]:
 
 def _chunks(source: Images, num: int) -> Iterator[np.ndarray]:
     size = max(1, CHUNK // math.prod(source.fetch(np.zeros(1, np.int64))[0].shape[1:3]))
-    for start in range(0, num, size):
+    for start in progress.over(range(0, num, size), "encoding", "batch"):
         yield normalized(source.fetch(np.arange(start, min(start + size, num)))[0])

@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from tqdm import tqdm
 
-from jaxdiff import data, files, likelihood, process, recipe
+from jaxdiff import data, files, likelihood, process, progress, recipe
 from jaxdiff.config import STUDENTS, Experiment
 from jaxdiff.data import Images, normalized
 from jaxdiff.errors import ConfigError, NonFiniteError
@@ -152,7 +151,7 @@ def measure(
     found: dict[str, Estimate] = {}
     for name, estimator in chosen.items():
         compiled, parts = jax.jit(estimator), []
-        for start in tqdm(range(0, num, size), desc=name, unit="batch", leave=False):
+        for start in progress.over(range(0, num, size), name, "batch"):
             pixels, label = source.fetch(np.arange(start, start + size) % num)
             x0 = normalized(pixels)
             likelihood.check_data(x0, likelihood.discretized_gaussian)

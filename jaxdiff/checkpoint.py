@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxdiff import processes
+from jaxdiff import processes, progress
 from jaxdiff.errors import CheckpointError, NonFiniteError
 from jaxdiff.process import Level
 from jaxdiff.train import TrainState
@@ -203,7 +203,8 @@ def _read(workdir: pathlib.Path, step: int, like: Mapping[str, Any], together: b
     """
     directory, items, reason = _directory(workdir) / str(step), {}, ""
     try:
-        items = _restored(directory, like)
+        with progress.waiting(f"reading checkpoint {step}"):
+            items = _restored(directory, like)
     except Exception as error:  # orbax and tensorstore raise bare Exceptions too
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = f"checkpoint {directory} cannot be read ({lines[0][:120]})"

@@ -19,8 +19,8 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
+from jaxdiff import progress
 from jaxdiff.config import Data
 from jaxdiff.datasets.latents import Moments, Rows
 from jaxdiff.errors import DataError
@@ -108,7 +108,7 @@ def images(name: str, split: str, image_shape: tuple[int, int, int], fit: Fit = 
     rest = (len(source), info.features["label"].num_classes, shape)
     if len(source) * np.prod(image_shape) > IN_MEMORY:
         return Images(lambda indices: decode(source.__getitems__(indices.tolist())), *rest)
-    starts = tqdm(range(0, len(source), 256), desc=f"decoding {name} {split}", unit="batch", delay=2, leave=False)
+    starts = progress.over(range(0, len(source), 256), f"decoding {name} {split}", "batch")
     try:
         parts = [decode(source.__getitems__(list(range(i, min(i + 256, len(source)))))) for i in starts]
     except RuntimeError as error:

@@ -9,9 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
-from jaxdiff import files, lineage, pictures, reports, run, stages
+from jaxdiff import files, lineage, pictures, progress, reports, run, stages
 from jaxdiff.config import STUDENTS, Experiment, Ladder, load, on_list, sampling_steps, validated
 from jaxdiff.errors import ConfigError
 
@@ -110,7 +108,7 @@ def measured(ladder: Ladder, workdir: pathlib.Path, places: Sequence[Rung], data
     known = {_identity(row): row for row in _rows(path)}
     judge = functools.cache(lambda: _judge(ladder, places[0].config, data_dir))  # trained when the first row is missing
     rows = []
-    for place in tqdm(places, desc="climbing", unit="place", dynamic_ncols=True):
+    for place in progress.over(places, "climbing", "place"):
         row = {"name": place.name, "calls": place.calls, "settings": _settings(ladder, place)}
         drawn = workdir / f"{place.name.replace(', ', '_').replace(' ', '_')}_{place.calls}.png"
         if _identity(row) not in known or not drawn.exists():

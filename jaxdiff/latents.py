@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import numpy as np
-from tqdm import tqdm
 
-from jaxdiff import data, lineage, recipe
+from jaxdiff import data, lineage, progress, recipe
 from jaxdiff.config import Data
 from jaxdiff.datasets import latents as files
 from jaxdiff.datasets.latents import MIRRORED, Moments, Origin, Rows
@@ -134,7 +133,7 @@ def read(directory: pathlib.Path, split: str, flip: bool = False) -> Moments:
         raise DataError(f"latents {directory}, split {split!r}: holds no example")
     if length * _num_bytes(stored.rows(np.zeros(1, np.int64))) > data.IN_MEMORY:
         return stored
-    starts = tqdm(range(0, length, CHUNK), desc=f"reading latents {split}", unit="batch", delay=2, leave=False)
+    starts = progress.over(range(0, length, CHUNK), f"reading latents {split}", "batch")
     parts = [stored.rows(np.arange(start, min(start + CHUNK, length))) for start in starts]
     held = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return stored._replace(rows=lambda indices: {name: values[indices] for name, values in held.items()})
@@ -160,7 +159,7 @@ def _encoded(encode: Callable[[np.ndarray], Any], source: data.Images, mirrored:
     stream = grain.MapDataset.range(0, num, size).map(images)
     batches = stream.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     desc = f"encoding {name}" + ", mirrored" * mirrored
-    for start, rows in zip(starts, tqdm(batches, desc=desc, total=len(starts), unit="batch"), strict=True):
+    for start, rows in zip(starts, progress.over(batches, desc, "batch", len(starts)), strict=True):
         mean, std = jax.device_get(encode(rows["image"]))
         if not (np.isfinite(mean).all() and np.isfinite(std).all()):
             raise NonFiniteError("the latents hold values that are no numbers; train the autoencoder anew")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import files, lineage, pictures, recipe
+from jaxdiff import files, lineage, pictures, progress, recipe
 from jaxdiff.config import Experiment
 from jaxdiff.run import cycling, generation
 
@@ -89,7 +89,7 @@ def finish_classifier(config: Experiment, workdir: pathlib.Path, data_dir: str |
     levels = recipe.SCHEDULES[config.diffusion.schedule]()(jnp.array(TIMES))
     label, key = jax.jit(recipe.labeller(config)), jax.random.key(config.seed)
     rows = []
-    for number, time in enumerate(TIMES):
+    for number, time in enumerate(progress.over(TIMES, "measuring", "level")):
         accuracy = evaluate.accuracy(lambda images, level=levels[number]: label(params, key, images, level), test)
         rows.append({"time": time, "logsnr": float(levels[number].logsnr), "accuracy": accuracy})
     out = pathlib.Path(workdir) / "accuracy.json"

@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import Array
-from tqdm import tqdm
 
-from jaxdiff import checkpoint, files, lineage, metrics, pictures, processes, profiling, recipe, rounds
+from jaxdiff import checkpoint, files, lineage, metrics, pictures, processes, profiling, progress, recipe, rounds
 from jaxdiff.config import Experiment, differences, on_list, round_steps, to_dict
 from jaxdiff.errors import ConfigError, NonFiniteError
 from jaxdiff.mesh import Layout, described
@@ -51,7 +50,7 @@ def generation(config: Experiment, batch_size: int = 500, workdir: pathlib.Path 
         size = min(batch_size, len(labels))
         key = jax.random.key(seed)
         parts = []
-        for start in tqdm(range(0, len(labels), size), desc="sampling", unit="batch", leave=False, disable=len(labels) <= size):
+        for start in progress.over(range(0, len(labels), size), "sampling", "batch"):
             part = {name: np.resize(each[start : start + size], (size, *each.shape[1:])) for name, each in given.items()}
             parts.append(np.asarray(compiled(params, jax.random.fold_in(key, start), part, frozen)))
         images = np.concatenate(parts)[: len(labels)]
@@ -179,21 +178,20 @@ def _steps(means: _Means, state: TrainState, end: int, source: Any) -> TrainStat
     states = profiling.traced(profiling.timed(states, means.began), numbers, means.profile, pathlib.Path(workdir) / "profile")
     pending: dict[int, Mapping[str, Array]] = {}
     rate = profiling.rate()
-    shown: Any = {"desc": "training", "unit": "step", "dynamic_ncols": True, "disable": not processes.first()}
-    bar = tqdm(total=config.steps, initial=first, **shown)
+    bar = progress.bar(config.steps, "training", "step", patience=0, initial=first, leave=True)
     kept = round_steps(config) if config.objective == "progressive" else None
-    with metrics.writer(workdir, first) as (write, show), checkpoint.manager(workdir, config.keep, kept) as to, bar:
+    with metrics.writer(workdir, first) as (write, show), checkpoint.manager(workdir, config.keep, kept) as to, bar as shown:
         draw = _sample_grids(config, workdir, show) if config.sampling.every else None
         for number, (state, values) in zip(numbers, states, strict=True):
             pending[number] = values
-            bar.update(config.dispatch)
+            shown.update(config.dispatch)
             ends = number >= end or means.stopped() is not None
             saves = ends or number % config.checkpoint_every == 0
             draws = bool(config.sampling.every) and number % config.sampling.every == 0 and not ends
             means.alive(saves or draws)
             if saves or number % config.log_every == 0:
                 mean = mean_metrics(pending)
-                bar.set_postfix(loss=f"{mean['loss']:.4f}")
+                shown.set_postfix(loss=f"{mean['loss']:.4f}")
                 write(number, mean | rate(number))
                 pending.clear()
             if saves:

@@ -7,7 +7,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from jaxdiff import files
+from jaxdiff import files, progress
 from jaxdiff.plan import report, search
 from jaxdiff.plan.compiling import check_installed
 from jaxdiff.plan.plans import Job, Plan, planned
@@ -28,7 +28,8 @@ def answer(job: Job, largest: bool = False, variants: Sequence[Job] = (), as_jso
     """
     check_installed()
     if not largest and not variants:
-        found = planned(job)
+        with progress.waiting("compiling"):
+            found = planned(job)
         print(json.dumps(report.values(found), indent=2) if as_json else report.text(found))
         return found.fits
     plans, conclude = (
@@ -36,18 +37,18 @@ def answer(job: Job, largest: bool = False, variants: Sequence[Job] = (), as_jso
     )
     if variants:
         print(f"up to {len(variants)} programs; minutes each, unless they were compiled before", file=sys.stderr)
-    done = list(_shown(plans, conclude, as_json))
+    done = list(_shown(plans, len(variants) or None, conclude, as_json))
     return any(each.fits for each in done)
 
 
-def _shown(plans: Iterator[Plan], conclude: Callable[[Sequence[Plan]], str], as_json: bool) -> Iterator[Plan]:
-    """The plans, each printed as soon as it is known."""
+def _shown(plans: Iterator[Plan], most: int | None, conclude: Callable[[Sequence[Plan]], str], as_json: bool) -> Iterator[Plan]:
+    """The plans, at `most` so many, each printed as soon as it is known."""
     done: list[Plan] = []
-    for each in plans:
+    for each in progress.over(plans, "compiling", "program", most):
         done.append(each)
         lines = report.table([each]).splitlines()
         if not as_json:
-            print("\n".join(lines if len(done) == 1 else lines[1:]), flush=True)
+            progress.say("\n".join(lines if len(done) == 1 else lines[1:]))
         yield each
     if as_json:
         print(json.dumps({"plans": [report.values(each) for each in done], "conclusion": conclude(done)}, indent=2))
