@@ -9,6 +9,10 @@ class ConfigError(UserError, ValueError):
     """A config, flag or run directory that cannot be used as it is."""
 
 
+class UsageError(ConfigError):
+    """A command line that cannot be read."""
+
+
 class DataError(UserError):
     """A data set that cannot be read or prepared."""
 

@@ -4,13 +4,16 @@ import json
 import re
 
 import pytest
+import tyro
 
 from jaxdiff import cli, config, errors
+from jaxdiff.cli import arguments, flags
 from jaxdiff.cli.sampling import parse_labels
 
 
 def answer(capsys, *words):
-    status = cli.main(words)
+    quiet = ("--quiet",) if words and words[0] in cli.COMMANDS else ()
+    status = cli.main((*words[:1], *quiet, *words[1:]))
     captured = capsys.readouterr()
     assert captured.err.count("\n") <= 1, captured.err
     return status, captured.err.strip() or captured.out
@@ -121,7 +124,8 @@ def test_wrong_values_in_a_config_file(capsys, recipe_file, body, message):
         (("train",), "train needs a recipe: jaxdiff train configs/digits.py"),
         (("plan",), "plan needs a recipe: jaxdiff plan configs/digits.py"),
         (("train", "configs/digit.py"), "no config file configs/digit.py; did you mean configs/digits.py?"),
-        (("trian",), "no command 'trian'; write one of train, ladder, sample, evaluate, plan, verify, data"),
+        (("trian",), "no command 'trian'; did you mean train?"),
+        (("--quiet",), "no command '--quiet'; write one of train, ladder, sample, evaluate, plan, verify, data"),
         (("sample", "nowhere"), "no run in nowhere; train one: jaxdiff train CONFIG --workdir nowhere"),
         (("data", "svhn"), "'svhn' has no preparation here; write one of mnist, cifar10"),
         (("data", "mnist", "--raw-dir", "nowhere"), "no file nowhere/train-images-idx3-ubyte.gz"),
@@ -130,7 +134,7 @@ def test_wrong_values_in_a_config_file(capsys, recipe_file, body, message):
 def test_wrong_words(capsys, tmp_path, words, message):
     words = (*words, "--data-dir", str(tmp_path)) if words[0] == "data" else words
     status, line = answer(capsys, *words)
-    assert status == 1
+    assert status == (2 if "recipe" in message or "command" in message else 1)
     assert message in line
 
 
@@ -156,13 +160,51 @@ def test_a_workdir_that_is_a_file_or_holds_no_config(capsys, tmp_path, tfds_dir)
 
 def test_usage_and_help(capsys):
     assert cli.main([]) == cli.main(["--help"]) == 0
-    assert "jaxdiff train CONFIG" in capsys.readouterr().out
-    for command in cli.COMMANDS:
-        words = [command, "configs/digits.py", "--help"] if command == "train" else [command, "--help"]
-        assert cli.main(words) == 0
     out = capsys.readouterr().out
-    assert "--optimizer.learning-rate" in out
-    assert "(default: 0.002)" in out  # of the file, not of the class
+    assert "jaxdiff train configs/digits.py" in out
+    assert 24 <= out.count("\n") // 2 <= 40
+    assert all(f"\n  {command} " in out for command in cli.COMMANDS)
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"jaxdiff \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_the_help_of_a_command_fits_a_screen_and_shows_an_example(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 81  # one example is a character longer
+    assert any(line.startswith(f"  jaxdiff {command}") for line in lines)
+    assert any("--quiet" in line for line in lines)
+
+
+def test_the_help_of_a_config_has_the_values_of_the_file(capsys):
+    assert cli.main(["train", "configs/digits.py", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "optimizer    AdamW" in out
+    assert "--optimizer.learning-rate" not in out
+    for words in (("configs/digits.py", "--help", "optimizer"), ("--help", "optimizer", "configs/digits.py")):
+        assert cli.main(["train", *words]) == 0
+        out = capsys.readouterr().out
+        assert re.search(r"--optimizer.learning-rate X\s+\[0.002\]", out)  # of the file, not of the class
+        assert "--data.batch-size" not in out
+    assert cli.main(["plan", "configs/digits.py", "--help", "all"]) == 0
+    out = capsys.readouterr().out
+    assert all(flag in out for flag in ("--optimizer.learning-rate", "--data.batch-size", "--ema.ema", "--seed"))
+    assert answer(capsys, "train", "--help", "modle")[0] == 2
+
+
+def test_the_help_names_every_flag_that_is_parsed_and_no_other(capsys):
+    for command, (kind, _) in cli.COMMANDS.items():
+        values = arguments._default(command, kind, ["configs/digits.py"])
+        with pytest.raises(SystemExit):
+            tyro.cli(kind, default=values, args=["--help"], config=(tyro.conf.AvoidSubcommands,))
+        parsed = set(re.findall(r"--[a-z][\w.-]*(?=[ ,\n])", re.sub("[│╭╰╮╯─]", " ", capsys.readouterr().out)))
+        told = {flag.name for flag in flags.of(kind, values) if flag.name.startswith("-")}
+        unheard = {name for name in parsed - told if ".no-" not in name and not name.startswith("--no-")}
+        assert not told - parsed
+        assert unheard <= {"--help", "--num-processes", "--process-id", "--likelihood", "--sweep"}  # words of texts
 
 
 def test_labels():

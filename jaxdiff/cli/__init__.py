@@ -1,23 +1,26 @@
-"""The command line: `jaxdiff train | ladder | sample | evaluate | plan | verify | data | latents`.
+"""The command line: `jaxdiff train | ladder | sample | evaluate | plan | verify | data | latents | doctor | completion`.
 
-Each command is a function of typed arguments, of which tyro makes flags and help. What a user can mend ends in one line.
+Each command is a function of typed arguments, of which tyro makes flags. What a user can mend ends in one line.
 """
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxdiff.cli import arguments
-from jaxdiff.cli.house import Data, data
+from jaxdiff.cli import arguments, everywhere
+from jaxdiff.cli.completion import Completion, completion
+from jaxdiff.cli.house import Data, Doctor, data, doctor
 from jaxdiff.cli.judging import Evaluate, Verify, evaluate, verify
 from jaxdiff.cli.planning import Plan, plan
 from jaxdiff.cli.sampling import Latents, Sample, latents, sample
 from jaxdiff.cli.training import Ladder, Train, ladder, train
 from jaxdiff.cli.usage import USAGE
-from jaxdiff.errors import ConfigError, UserError
+from jaxdiff.errors import UsageError, UserError
 
 COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "train": (Train, train),
@@ -28,16 +31,22 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "verify": (Verify, verify),
     "data": (Data, data),
     "latents": (Latents, latents),
+    "doctor": (Doctor, doctor),
+    "completion": (Completion, completion),
 }
+BUG = "this is a bug of jaxdiff; please report the lines above, with what `jaxdiff doctor` prints: https://github.com/jaxdiff/jaxdiff/issues"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; the exit status: 0 done, 1 a line on stderr says what is wrong, 2 wrong arguments, 130 Ctrl-C."""
-    from jaxdiff import processes
+    """Runs a command; the exit status, as `jaxdiff --help` says it."""
+    from jaxdiff import __version__, processes
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in arguments.HELP:
         print(USAGE, end="")
+        return 0
+    if argv[0] == "--version":
+        print(f"jaxdiff {__version__}")
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("jaxdiff").setLevel(logging.INFO)
@@ -47,9 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return processes.leave(_run(argv[0], argv[1:]))
     except KeyboardInterrupt:
         return processes.abandon(130)
-    except (UserError, OSError) as error:
-        print(f"jaxdiff: {processes.who()}{error}", file=sys.stderr)
-        return processes.abandon(1)
+    except Exception as error:
+        status, said = 2 if isinstance(error, UsageError) else 1, _said(error)
+    print(said, file=sys.stderr)  # when the error's frames are gone, and with them their progress bars
+    return processes.abandon(status)
+
+
+def _said(error: Exception) -> str:
+    """What to say of an error: a line, where a user can mend it; else its traceback, and that it is ours."""
+    from jaxdiff import processes
+
+    mendable = isinstance(error, (UserError, OSError))
+    known = error if mendable else processes.lost(error) or everywhere.absent(error) or everywhere.exhausted(error)
+    who = f"jaxdiff: {processes.who()}"
+    return f"{who}{known}" if known else f"{''.join(traceback.format_exception(error))}{who}{BUG}"
 
 
 def _keep_compiled() -> None:
@@ -64,10 +84,15 @@ def _keep_compiled() -> None:
 
 def _run(name: str, argv: list[str]) -> int:
     if name not in COMMANDS:
-        raise ConfigError(f"no command {name!r}; write one of {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join(COMMANDS)}; flags stand behind it"
+        raise UsageError(f"no command {name!r}; {hint}")
     kind, function = COMMANDS[name]
-    args = arguments.parsed(name, kind, argv)
-    return args if isinstance(args, int) else function(args)
+    words = arguments.parsed(name, kind, argv)
+    if isinstance(words, int):
+        return words
+    with everywhere.prepared(words):
+        return function(words.own)
 
 
 def entry() -> None:

@@ -9,29 +9,46 @@ import pathlib
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
+from jaxdiff.cli import help
+from jaxdiff.cli.everywhere import Everywhere, Words
 from jaxdiff.config import Experiment, load
-from jaxdiff.errors import ConfigError
+from jaxdiff.errors import ConfigError, UsageError
+
+HELP = ("-h", "--help")
 
 
-def parsed(name: str, kind: Any, argv: list[str]) -> Any:
+def parsed(name: str, kind: Any, argv: list[str]) -> Words | int:
     """The arguments of a command of that kind; or, where there are none to act on, the exit status.
 
     Raises:
         ConfigError: the recipe is missing or wrong.
     """
     default = _default(name, kind, argv)
+    if wanted := [number for number, word in enumerate(argv) if word in HELP]:
+        group = next((word for word in argv[wanted[0] + 1 :][:1] if not word.startswith("-") and not word.endswith(".py")), "")
+        print(help.text(name, kind, Everywhere, default, group))
+        return 0
+    both = [("own", Annotated[kind, tyro.conf.arg(name="")]), ("everywhere", Annotated[Everywhere, tyro.conf.arg(name="")])]
+    typed: Any = dataclasses.make_dataclass("Typed", both)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, default=default, args=argv, prog=f"jaxdiff {name}", config=(tyro.conf.AvoidSubcommands,))
+            found = tyro.cli(
+                typed,
+                default=None if default is None else typed(default, Everywhere()),
+                args=argv,
+                prog=f"jaxdiff {name}",
+                config=(tyro.conf.AvoidSubcommands,),
+            )
     except SystemExit as exit:
         if exit.code == 2:
-            print(f"jaxdiff {name}: {_one_line(complaint.getvalue())}", file=sys.stderr)
+            print(f"jaxdiff {name}: {_one_line(complaint.getvalue())}; see jaxdiff {name} --help", file=sys.stderr)
         return int(exit.code or 0)
+    return Words(found.own, found.everywhere)
 
 
 def _default(name: str, kind: Any, argv: list[str]) -> Any:
@@ -49,8 +66,8 @@ def _default(name: str, kind: Any, argv: list[str]) -> Any:
 def _recipe(name: str, path: pathlib.Path | None, argv: list[str]) -> Experiment:
     if path is not None:
         return load(path)
-    if {"-h", "--help"}.isdisjoint(argv):
-        raise ConfigError(f"{name} needs a recipe: jaxdiff {name} configs/digits.py")
+    if set(HELP).isdisjoint(argv):
+        raise UsageError(f"{name} needs a recipe: jaxdiff {name} configs/digits.py")
     return Experiment()
 
 

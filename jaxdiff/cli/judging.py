@@ -111,14 +111,15 @@ def _likelihood(args: Evaluate) -> int:
 
 def verify(args: Verify) -> int:
     """`jaxdiff verify`: the exit status."""
-    from jaxdiff import loading, oracles
+    from jaxdiff import loading, oracles, progress
 
     if args.num < 2:
         raise ConfigError(f"--num must be at least 2, got {args.num}")
     sampler = loading.sampler(args.sampler)
     denoiser = oracles.flow_map if args.consistency else oracles.denoiser
     try:
-        report = oracles.verify(sampler, args.order, denoiser=denoiser, num=args.num, seed=args.seed)
+        with progress.waiting(f"verifying {args.sampler}"):
+            report = oracles.verify(sampler, args.order, denoiser=denoiser, num=args.num, seed=args.seed)
     except Exception as error:  # the user's own code
         raise ConfigError(f"{args.sampler}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
     print(report)

@@ -15,9 +15,7 @@ from jaxdiff.errors import ConfigError
 
 @dataclass(frozen=True)
 class Plan:
-    """Compile a recipe's real step for TPU chips that are only described, and say whether it fits, what it takes and sends.
-
-    Nothing runs and no TPU is needed, only its compiler (pip install -e ".[tpu]"). Programs that were compiled are kept.
+    """Compile a recipe's step for TPUs that need not be there: does it fit, memory, FLOPs, collectives, a bound of its time.
 
     Example: jaxdiff plan configs/cifar10.py --topology v5e:2x4 --mesh.data 1 --mesh.fsdp -1
     """
@@ -25,28 +23,28 @@ class Plan:
     config: tyro.conf.Positional[pathlib.Path]
     """A recipe: a Python file that defines `config`."""
     topology: str
-    """Kind and shape of a slice: v5e:4x4, v6e:2x4, v5p:2x2x2, v4:2x2x4."""
+    """Of a slice: v5e:4x4, v6e:2x4, v5p:2x2x2, v4:2x2x4."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     slices: int = 1
-    """Slices of that shape, joined by the data centre's network."""
+    """Of that shape, joined by a data centre's network."""
     batch: int = 0
-    """Images over all devices, as data.batch_size (or of a sampler sampling.num), which it is if not given."""
+    """Images over all devices; the config's if not given."""
     what: Literal["train", "sample"] = "train"
     """A training step, or the run's sampler."""
     largest_batch: bool = False
     """Search the largest batch that fits."""
     sweep: bool = False
-    """Compare meshes, remat policies and batches in a table; dozens of compiles."""
+    """Compare meshes, remat policies and batches in a table."""
     remats: tuple[str, ...] = ()
-    """Of --sweep: values of model.remat; all if none."""
+    """Of --sweep: values of model.remat."""
     batches: tuple[int, ...] = ()
-    """Of --sweep: batches over all devices; the config's and its double if none."""
+    """Of --sweep: over all devices."""
     full: bool = False
-    """Compile to a finished executable, which takes many times longer and changes no figure."""
+    """Compile to the end: slower, changes no figure."""
     limit_s: float = 900.0
     """Seconds that a compile may take."""
     cache_dir: pathlib.Path | None = None
-    """Of compiled programs; $JAXDIFF_CACHE_DIR/plan or ~/.cache/jaxdiff/plan if not given."""
+    """Of compiled programs; ~/.cache/jaxdiff/plan."""
     json: bool = False
     """Print JSON."""
 

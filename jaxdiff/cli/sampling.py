@@ -31,12 +31,15 @@ class Sample:
     """As the run's config says if not given; so for steps, spacing, eta and guidance. Of a cascade these are its last stage's."""
     steps: int | None = None
     spacing: Spacing | None = None
+    """What is uniform along the levels."""
     eta: float | None = None
+    """Share of fresh noise in ddim."""
     guidance: float | None = None
     """1 is none, 0 the unconditional model."""
     classifier: str | None = None
     """A classifier's run, which guides the samples to their labels."""
     classifier_scale: float | None = None
+    """Of its gradient."""
     labels: str = ""
     """0..9, or 3, or 0,3,7, or none for the unconditional model; all in turn if not given."""
     num: int = 100
@@ -46,7 +49,9 @@ class Sample:
     """A .png grid, one label a column, or .npz with `image` uint8 and `label`; a .png in RUN/samples if not given."""
     seed: int = 0
     ema: str | None = None
+    """Name of the averaged params; the config's first if not given."""
     batch_size: int = 500
+    """Drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,9 @@ class Latents:
     flip: bool = False
     """Encode the mirrored images too, for data.flip."""
     data_dir: str | None = None
-    """tensorflow-datasets' directory; its own default if not given."""
+    """tensorflow-datasets' directory; its own if not given."""
     batch_size: int = 256
+    """Encoded at once."""
 
 
 def sample(args: Sample) -> int:

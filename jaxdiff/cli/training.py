@@ -20,13 +20,13 @@ class Processes:
     """One process of several that train one run. Those that SLURM or a TPU pod starts find each other."""
 
     coordinator: str | None = None
-    """HOST:PORT of process 0, the same for all; with --num-processes and --process-id, where nothing else says."""
+    """HOST:PORT of process 0, for all of several that nothing else joins."""
     num_processes: int | None = None
     """How many there are."""
     process_id: int | None = None
     """Which this is, from 0."""
     step_timeout: float | None = None
-    """Seconds after which a step that is not done ends the process; 0: never; unless given 45 where there are several."""
+    """Seconds that a step may take; 0: no limit; 45 of several processes if not given."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Train:
     """Where the run lives."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     data_dir: str | None = None
-    """tensorflow-datasets' directory; its own default if not given."""
+    """tensorflow-datasets' directory; its own if not given."""
     with_stages: bool = False
-    """Train first, in order, the recipes that this one starts from and whose runs are not finished."""
+    """Train first the recipes that this one starts from, as far as needed."""
     profile: str = ""
-    """FIRST:LAST, such as 10:20: a trace of these steps for TensorBoard, in workdir/profile."""
+    """FIRST:LAST, such as 10:20: trace these steps, in workdir/profile."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
@@ -64,7 +64,7 @@ class Ladder:
     workdir: pathlib.Path | None = None
     """For table, figure and grids; runs/CONFIG if not given. The runs are beside it."""
     data_dir: str | None = None
-    """tensorflow-datasets' directory; its own default if not given."""
+    """tensorflow-datasets' directory; its own if not given."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 

@@ -81,7 +81,7 @@ def _names(path: pathlib.Path) -> dict[str, Any]:
         raise ConfigError(f"no config file {path}" + (f"; did you mean {near[0]}?" if near else ""))
     try:
         return runpy.run_path(str(path))
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise ConfigError(f"{path}: {type(error).__name__}: {_explain_unknown_field(str(error))}") from error
 
 
