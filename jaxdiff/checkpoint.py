@@ -193,7 +193,9 @@ def _newest(
         for reason in reasons:
             log.warning("%s; going back to the checkpoint before it", reason)
         return step, items
-    raise CheckpointError(f"{reasons[0]}; no other checkpoint can be read either, nothing was changed; choose another --workdir")
+    raise CheckpointError(
+        f"{reasons[0]}; no other checkpoint can be read either, nothing was changed; train anew in another --workdir"
+    )
 
 
 def _read(workdir: pathlib.Path, step: int, like: Mapping[str, Any], together: bool = False) -> dict[str, Any]:

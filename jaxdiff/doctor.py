@@ -170,6 +170,9 @@ def _free(path: pathlib.Path) -> int:
 
 def _cramped(name: str, path: pathlib.Path) -> Iterator[str]:
     """What hinders writing to a directory."""
+    if path.exists() and not path.is_dir():
+        yield f"{path} ({name}) is no directory; name one"
+        return
     how: Any = {"here": "cd elsewhere", "data": "give --data-dir, or set TFDS_DATA_DIR", "caches": "set JAXDIFF_CACHE_DIR"}
     if not os.access(_there(path), os.W_OK):
         yield f"{path} ({name}) cannot be written; {how[name]}"

@@ -39,10 +39,11 @@ def read_config(workdir: pathlib.Path, objective: str | None = None) -> Experime
         raise ConfigError(f"{path} is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a config")
-    if "vae" not in values and "pixels" in values.get("autoencoder", {}):
+    model, before = ({} if not isinstance(found := values.get(name), dict) else found for name in ("model", "autoencoder"))
+    if "vae" not in values and "pixels" in before:
         values["vae"] = values.pop("autoencoder")  # as it was named before there were other autoencoders
-    if isinstance(remat := values.get("model", {}).get("remat"), bool):
-        values["model"]["remat"] = "everything" if remat else "none"  # as it was before there were policies
+    if isinstance(remat := model.get("remat"), bool):
+        model["remat"] = "everything" if remat else "none"  # as it was before there were policies
     config = from_dict(values, where=str(path))
     if objective not in (None, "diffusion" if config.objective in STUDENTS else config.objective):
         hint = " (--classifier takes the classifier)" if "classifier" in (objective, config.objective) else ""
@@ -260,7 +261,12 @@ def _check_same_latents(config: Experiment, workdir: pathlib.Path | None, teache
 
 def _record(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / RECORD
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        return {place: {name: str(each[name]) for name in ("run", "fingerprint")} for place, each in found.items()}
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        how = "bring it back, or remove it and sample without knowing that the sources are the same"
+        raise ConfigError(f"{path} no longer says what {workdir} was trained on: {how}") from error
 
 
 def _check(workdir: pathlib.Path, where: Mapping[str, pathlib.Path], places: tuple[str, ...] | None = None) -> None:

@@ -48,5 +48,13 @@ def writer(workdir: pathlib.Path, start: int) -> Iterator[tuple[Write, Callable[
 def _cut(path: pathlib.Path, start: int) -> None:
     if not path.exists():
         return
-    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    files.write(path, "".join(line for line in whole if json.loads(line)["step"] <= start))
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    files.write(path, "".join(line for line in lines if line.endswith("\n") and 0 <= _step(line) <= start))
+
+
+def _step(line: str) -> int:
+    """The step of a line of metrics; of one that is damaged -1."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return -1

@@ -66,10 +66,17 @@ def _said(error: Exception) -> str:
     """What to say of an error: a line, where a user can mend it; else its traceback, and that it is ours."""
     from jaxdiff import processes
 
-    mendable = isinstance(error, (UserError, OSError))
-    known = error if mendable else processes.lost(error) or everywhere.absent(error) or everywhere.exhausted(error)
+    known = error if isinstance(error, UserError) else _refused(error) if isinstance(error, OSError) else None
+    known = known or processes.lost(error) or everywhere.absent(error) or everywhere.exhausted(error)
     who = f"jaxdiff: {processes.who()}"
-    return f"{who}{known}" if known else f"{''.join(traceback.format_exception(error))}{who}{BUG}"
+    return who + " ".join(str(known).split()) if known else f"{''.join(traceback.format_exception(error))}{who}{BUG}"
+
+
+def _refused(error: OSError) -> str:
+    """What to say where the system refuses a file or a connection."""
+    if error.filename is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}; choose another path, or mend this one"
 
 
 def _keep_compiled() -> None:

@@ -42,7 +42,7 @@ def parsed(name: str, kind: Any, argv: list[str]) -> Words | int:
                 default=None if default is None else typed(default, Everywhere()),
                 args=argv,
                 prog=f"jaxdiff {name}",
-                config=(tyro.conf.AvoidSubcommands,),
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone),
             )
     except SystemExit as exit:
         if exit.code == 2:
@@ -67,16 +67,34 @@ def _recipe(name: str, path: pathlib.Path | None, argv: list[str]) -> Experiment
     if path is not None:
         return load(path)
     if set(HELP).isdisjoint(argv):
-        raise UsageError(f"{name} needs a recipe: jaxdiff {name} configs/digits.py")
+        raise UsageError(f"{name} needs a recipe, a file that ends in .py: jaxdiff {name} configs/digits.py")
     return Experiment()
 
 
 def _one_line(box: str) -> str:
     """The message inside the frame that tyro draws: without title, frame and pointers to the help."""
-    lines = [line.strip("│╭╰╮╯─ ") for line in box.splitlines()][1:]
-    text = " ".join(line for line in lines if line)
+    lines = [line.strip("│╭╰╮╯─|+ ") for line in box.splitlines()][1:]
+    text = " ".join(line for line in lines if re.search(r"\w", line))
     text = re.split(r"(Argument helptext|For full helptext)", text)[0].strip()
+    text = re.sub(r"'own\.(\w+)'", lambda found: found[1].upper(), text)
+    text = re.sub(r"no type matching .* Got errors: - <class '\w+'>: |\s*\(required\)", "", text)
+    text = re.sub(r"\. Expected one of \((.*?),?\)\.", lambda found: f"; write one of {_sorted(found[1])}", text)
     return re.sub(r"Perhaps you meant:\s*(--\S+).*", r"did you mean \1?", text)
+
+
+def _sorted(choices: str) -> str:
+    return ", ".join(sorted({each.strip(" '") for each in choices.split(",")} - {"None"}))
+
+
+def bounded_seed(seed: int) -> int:
+    """The seed itself.
+
+    Raises:
+        ConfigError: it is no number of 32 bits, which is all that JAX's keys are made of.
+    """
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"--seed must be at least 0 and below 2^32, got {seed}")
+    return seed
 
 
 def refuse(args: Any, names: Sequence[str], why: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import types
 import typing
@@ -35,7 +36,8 @@ def of(kind: Any, values: Any = None, prefix: str = "") -> Iterator[Flag]:
     hints, texts = typing.get_type_hints(kind, include_extras=True), _texts(kind)
     for field in dataclasses.fields(kind):
         hint, marks = _bare(hints[field.name])
-        value: Any = getattr(values, field.name, field.default)
+        made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value: Any = getattr(values, field.name, made)
         name = prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(hint):
             inline = any(getattr(mark, "name", None) == "" for mark in marks)
@@ -43,12 +45,13 @@ def of(kind: Any, values: Any = None, prefix: str = "") -> Iterator[Flag]:
         elif typing.get_origin(hint) is Mapping:
             yield from (Flag(f"--{name}.{key}", "X", (), str(each), texts.get(field.name, "")) for key, each in value.items())
         elif tyro.conf.Positional in marks:
-            yield Flag(field.name.upper(), "", (), "", texts.get(field.name, ""))
+            yield Flag(field.name.upper(), "", _choices(hint), "", texts.get(field.name, ""))
         else:
             default = f"on; off by --{prefix}no-{name.removeprefix(prefix)}" if value is True else _written(value)
             yield Flag(f"--{name}", _word(hint), _choices(hint), default, texts.get(field.name, ""))
 
 
+@functools.cache
 def groups(kind: Any) -> dict[str, str]:
     """Names of a config's groups of flags, with the first line of what each says of itself."""
     hints = typing.get_type_hints(kind)
@@ -61,6 +64,7 @@ def _first(kind: Any) -> str:
     return docstring_parser.parse_from_object(kind).short_description or ""
 
 
+@functools.cache
 def _texts(kind: Any) -> dict[str, str]:
     """What stands below each field."""
     return {each.arg_name: " ".join((each.description or "").split()) for each in docstring_parser.parse_from_object(kind).params}

@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from jaxdiff.cli.arguments import refuse
+from jaxdiff.cli.arguments import bounded_seed, refuse
 from jaxdiff.cli.sampling import parse_labels, resampled
 from jaxdiff.config import validated
 from jaxdiff.errors import ConfigError
@@ -115,11 +115,13 @@ def verify(args: Verify) -> int:
 
     if args.num < 2:
         raise ConfigError(f"--num must be at least 2, got {args.num}")
-    sampler = loading.sampler(args.sampler)
+    if args.order is not None and not 0 < args.order < 100:
+        raise ConfigError(f"--order must be above 0 and below 100, got {args.order}")
+    seed, sampler = bounded_seed(args.seed), loading.sampler(args.sampler)
     denoiser = oracles.flow_map if args.consistency else oracles.denoiser
     try:
         with progress.waiting(f"verifying {args.sampler}"):
-            report = oracles.verify(sampler, args.order, denoiser=denoiser, num=args.num, seed=args.seed)
+            report = oracles.verify(sampler, args.order, denoiser=denoiser, num=args.num, seed=seed)
     except Exception as error:  # the user's own code
         raise ConfigError(f"{args.sampler}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
     print(report)

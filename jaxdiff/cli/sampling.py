@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import pathlib
 import re
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tyro
 
-from jaxdiff.cli.arguments import refuse
+from jaxdiff.cli.arguments import bounded_seed, refuse
 from jaxdiff.config import Experiment, SamplerName, Spacing, validated
 from jaxdiff.errors import ConfigError
 
@@ -92,13 +94,15 @@ def sample(args: Sample) -> int:
     if args.labels == "none" and config.model.num_classes and not config.diffusion.label_dropout:
         raise ConfigError("--labels none: this run was trained with labels alone (diffusion.label_dropout 0)")
     labels = run.cycling(chosen, args.num)
-    name = f"prior_seed_{args.seed}.png" if from_prior else run.default_name(config, args.seed)
+    seed = bounded_seed(args.seed)
+    name = f"prior_seed_{seed}.png" if from_prior else run.default_name(config, seed)
     out = args.out or args.run / "samples" / name
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
+    check_writable(out)
     step, params = lineage.read_params(config, args.run, args.ema)
     context = None if args.context is None else vectors(args.context)
-    images = run.generation(config, args.batch_size, args.run)(params, labels, args.seed, context)
+    images = run.generation(config, args.batch_size, args.run)(params, labels, seed, context)
     if out.suffix == ".npz":
         pictures.save_npz(out, images, labels)
     else:
@@ -117,6 +121,22 @@ def latents(args: Latents) -> int:
     return 0
 
 
+def check_writable(out: pathlib.Path) -> None:
+    """Whether a file can be written there, before what takes long.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a directory")
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written ({error.strerror}); choose another place by --out") from error
+
+
 def resampled(config: Experiment, args: Any) -> Experiment:
     """The config with those fields of its sampling that flags of the same name set."""
     given = {name: value for name in SAMPLING if (value := getattr(args, name, None)) is not None}
@@ -133,7 +153,7 @@ def parse_labels(text: str, num_classes: int) -> list[int]:
         return [num_classes] if text or num_classes == 0 else list(range(num_classes))
     labels: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part.strip())
+        found = re.fullmatch(r"([0-9]+)(?:\.\.([0-9]+))?", part.strip())
         if not found:
             raise ConfigError(f"--labels {text}: write 0..9, 3, or 0,3,7")
         first, last = int(found[1]), int(found[2] or found[1])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from jaxdiff.cli.arguments import bounded_seed
 from jaxdiff.config import Experiment, load_ladder, validated
 from jaxdiff.errors import ConfigError
 
@@ -63,6 +65,8 @@ class Ladder:
     """A Python file that defines `ladder`."""
     workdir: pathlib.Path | None = None
     """For table, figure and grids; runs/CONFIG if not given. The runs are beside it."""
+    seed: int | None = None
+    """Of the samples; the file's if not given."""
     data_dir: str | None = None
     """tensorflow-datasets' directory; its own if not given."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
@@ -114,6 +118,7 @@ def ladder(args: Ladder) -> int:
     from jaxdiff import ladder as ladders
 
     config = load_ladder(args.config)
+    config = config if args.seed is None else dataclasses.replace(config, seed=bounded_seed(args.seed))
     workdir = args.workdir or pathlib.Path("runs") / args.config.stem
     trained = ladders.runs(config, workdir)
     if not list(ladders.rungs(config, trained)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import pathlib
 import re
 import runpy
@@ -19,6 +18,7 @@ from jaxdiff.config.fields import Experiment
 from jaxdiff.config.ladder import Ladder
 from jaxdiff.errors import ConfigError
 
+LARGEST = 3.4e38  # of float32
 POSITIVE = (
     *("steps", "log_every", "checkpoint_every", "keep", "dispatch", "data.batch_size", "optimizer.accumulate"),
     *("model.channels", "model.blocks", "model.head_channels"),
@@ -63,7 +63,10 @@ def load_ladder(path: pathlib.Path) -> Ladder:
     Raises:
         ConfigError: no such file, no `ladder` in it, or a key, type or value in it that is wrong.
     """
-    found = _names(path).get("ladder")
+    names = _names(path)
+    found = names.get("ladder")
+    if isinstance(names.get("config"), Experiment):
+        raise ConfigError(f"{path} is a recipe and no ladder of several; train it: jaxdiff train {path}")
     if not isinstance(found, Ladder):
         raise ConfigError(f"{path}: must define ladder = jaxdiff.config.Ladder(students=(...))")
     values = json.loads(json.dumps(dataclasses.asdict(found), default=str))
@@ -77,8 +80,10 @@ def load_ladder(path: pathlib.Path) -> Ladder:
 def _names(path: pathlib.Path) -> dict[str, Any]:
     """What a Python file defines."""
     if not pathlib.Path(path).is_file():
-        near = difflib.get_close_matches(str(path), map(str, pathlib.Path(path).parent.glob("*.py")), n=1)
-        raise ConfigError(f"no config file {path}" + (f"; did you mean {near[0]}?" if near else ""))
+        there = [str(each) for each in pathlib.Path(path).parent.glob("*.py") if each.is_file()]
+        near = difflib.get_close_matches(str(path), there, n=1)
+        hint = f"did you mean {near[0]}?" if near else "write the path of a recipe, such as configs/digits.py"
+        raise ConfigError(f"no config file {path}; {hint}")
     try:
         return runpy.run_path(str(path))
     except (Exception, SystemExit) as error:  # the user's own code
@@ -123,7 +128,7 @@ def from_dict(values: Mapping[str, Any], where: str = "config") -> Experiment:
     for name, value in _flat(values).items():
         if name not in known and name.split(".")[0] != "ema":
             raise ConfigError(f"{where}: unknown key {name}{_nearest(name, known)}")
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not abs(value) <= LARGEST:
             raise ConfigError(f"{where}: {name} must be a finite number, got {value}")
     config = _of_type(Experiment, values, where)
     for name, rule, good in _rules(config):
@@ -166,6 +171,7 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
         yield name, "between 0 and 1", 0 <= _value(c, name) <= 1
     for name in ("model.dropout", "optimizer.b1", "optimizer.b2"):
         yield name, "at least 0 and below 1", 0 <= _value(c, name) < 1
+    yield "seed", "below 2^32", c.seed < 2**32
     for name in ("optimizer.learning_rate", "vae.std"):
         yield name, "above 0", _value(c, name) > 0
     yield "model.multipliers", "at least one number, each at least 1", bool(c.model.multipliers) and min(c.model.multipliers) > 0
