@@ -1,0 +1,59 @@
+"""The pages run as they stand, what they point to is there, and their pictures are those that the script draws."""
+
+import doctest
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
+DRAWN = sorted(path.stem for path in (DOCS / "pictures").glob("*.png"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_runs(page):
+    """The blocks of a page are one session; those with prompts say what comes back."""
+    session = {}
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL), 1):
+        if not code.startswith(">>>"):
+            exec(code, session)
+            continue
+        test = doctest.DocTestParser().get_doctest(code, session, f"{page.name}, block {number}", str(page), 0)
+        printed = []
+        failed = doctest.DocTestRunner().run(test, out=printed.append, clear_globs=False).failed
+        session = test.globs
+        assert not failed, "".join(printed)
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.stem)
+def test_links_lead_somewhere(text):
+    places = re.findall(r"\]\((?!https?://)([^)#\s]+)[^)\s]*\)", text.read_text())
+    assert [place for place in places if not (text.parent / place).exists()] == []
+
+
+def test_pictures_are_shown_and_small():
+    shown = re.findall(r"\(pictures/(\w+)\.png\)", "".join(page.read_text() for page in PAGES))
+    assert sorted(shown) == DRAWN
+    assert max((DOCS / "pictures" / f"{name}.png").stat().st_size for name in DRAWN) < 60_000
+
+
+def test_the_script_draws_all_pictures_that_are_shown():
+    assert sorted(runpy.run_path(str(DOCS / "draw.py"))["PICTURES"]) == DRAWN
+
+
+def run(*command):
+    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["progressive", "cascade"]], ids="-".join)
+def test_pictures_are_drawn(names, tmp_path):
+    result = run(DOCS / "draw.py", *names, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(names)
