@@ -1,4 +1,4 @@
-"""The pages run as they stand, what they point to is there, and their pictures are those that the script draws."""
+"""The pages run as they stand, what they point to is there, their pictures are those that the script draws, and the site builds."""
 
 import doctest
 import pathlib
@@ -57,3 +57,12 @@ def test_pictures_are_drawn(names, tmp_path):
     result = run(DOCS / "draw.py", *names, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(names)
+
+
+@pytest.mark.slow
+def test_site_builds(tmp_path):
+    result = run(DOCS / "build.py", "--out", tmp_path / "site")
+    assert result.returncode == 0, result.stderr
+    assert {"index.html", "road.html", "jaxdiff.html"} <= {path.name for path in (tmp_path / "site").iterdir()}
+    hosts = re.findall(r'<(?:img|script|link)\b[^>]*(?:src|href)="(https?:[^"]*)"', (tmp_path / "site" / "road.html").read_text())
+    assert hosts == []
