@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,8 @@ from jaxdiff.errors import ConfigError
 _ABSENT = (
     r"initialize backend|Unknown backend|[Nn]o visible (GPU|TPU)"  # in JAX's errors where a device is wanted that is not there
 )
+
+_TOO_MUCH = r"RESOURCE_EXHAUSTED|exceeding 2 \*\* 64"  # in those where memory is full, or no memory could hold an array
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,9 @@ def _use(device: str, later: bool) -> None:
 
 def absent(error: BaseException) -> str | None:
     """What to say of JAX's error that a device is not there, such as one that JAX_PLATFORMS asks for; of any other None."""
-    if not isinstance(error, RuntimeError) or not re.search(_ABSENT, str(error)):
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = bool(frames) and frames[-1].filename.endswith("xla_bridge.py")  # where also assertions fail
+    if not inside and not (isinstance(error, RuntimeError) and re.search(_ABSENT, str(error))):
         return None
     import jax
 
@@ -89,7 +94,7 @@ def absent(error: BaseException) -> str | None:
 
 def exhausted(error: BaseException) -> str | None:
     """What to say of an error that memory is full; of any other None."""
-    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+    if not isinstance(error, MemoryError) and not re.search(_TOO_MUCH, str(error)):
         return None
     return (
         f"out of memory ({_first(error)}); ask for less at once: --batch-size, --num, of train --data.batch-size and --model.remat"

@@ -111,6 +111,8 @@ def _likelihood(args: Evaluate) -> int:
 
 def verify(args: Verify) -> int:
     """`jaxdiff verify`: the exit status."""
+    import jax
+
     from jaxdiff import loading, oracles, progress
 
     if args.num < 2:
@@ -118,6 +120,7 @@ def verify(args: Verify) -> int:
     if args.order is not None and not 0 < args.order < 100:
         raise ConfigError(f"--order must be above 0 and below 100, got {args.order}")
     seed, sampler = bounded_seed(args.seed), loading.sampler(args.sampler)
+    jax.devices()  # whose absence is not the sampler's fault
     denoiser = oracles.flow_map if args.consistency else oracles.denoiser
     try:
         with progress.waiting(f"verifying {args.sampler}"):
