@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff import samplers
@@ -78,16 +79,49 @@ def enlarged(stage: Stage, low: Array, key: Array) -> Array:
     Raises:
         ValueError: the stage's shape is not `factor` times that of `low`, or it has no augmentation.
     """
-    level = _augmentation(stage, low.shape[1:])
+    given, sampler_key = _given(stage, low, key)
+    return _sampled(stage, given, sampler_key, low.shape[0])
+
+
+def trajectory(stages: Sequence[Stage], key: Array, num: int, after: Sequence[int]) -> tuple[Array, Array]:
+    """The last stage's states on the way of `sample`, and its denoiser's clean images of them, each `[K, num, H, W, C]`.
+
+    Those `after` so many steps, of which the last must be all: state and clean image are then what `sample` gives. The
+    states of every step are kept for it.
+
+    Raises:
+        ValueError: as `sample`, or `after` ends before the sampler.
+    """
+    _check(stages)
+    *before, last = stages
+    num_steps = last.levels.sigma.size - 1
+    if not after or after[-1] != num_steps:
+        raise ValueError(f"cascade: after must end with the number of steps, {num_steps}, got {list(after)}")
+    given, stage_key = {}, jax.random.fold_in(key, len(before))
+    if before:
+        given, stage_key = _given(last, pyramid(before, key, num)[-1], stage_key)
+    denoise, (x, sampler_key) = last.denoiser(given), _start(last, stage_key, num)
+    states = samplers.trajectory(last.sampler, denoise, x, last.levels, sampler_key)[jnp.array(after)]
+    clean = jax.lax.map(lambda pair: denoise(*pair), (states[:-1], last.levels[jnp.array(after[:-1], int)]))
+    return states, jnp.concatenate([clean, states[-1:]])
+
+
+def _given(stage: Stage, low: Array, key: Array) -> tuple[Mapping[str, Array], Array]:
+    """What a super-resolution stage sees of the images of the stage before, and the key that is left for its sampler."""
     augmentation_key, sampler_key = jax.random.split(key)
-    return _sampled(stage, augmented(low, level, stage.factor, augmentation_key), sampler_key, low.shape[0])
+    return augmented(low, _augmentation(stage, low.shape[1:]), stage.factor, augmentation_key), sampler_key
 
 
 def _sampled(stage: Stage, given: Mapping[str, Array], key: Array, num: int) -> Array:
+    x, sampler_key = _start(stage, key, num)
+    return samplers.sample(stage.sampler, stage.denoiser(given), x, stage.levels, sampler_key)
+
+
+def _start(stage: Stage, key: Array, num: int) -> tuple[Array, Array]:
+    """Draws of a stage's first level, and the key that is left for its sampler."""
     start_key, sampler_key = jax.random.split(key)
     sigma = stage.levels.sigma[0]
-    x = sigma * jax.random.normal(start_key, (num, *stage.shape), sigma.dtype)
-    return samplers.sample(stage.sampler, stage.denoiser(given), x, stage.levels, sampler_key)
+    return sigma * jax.random.normal(start_key, (num, *stage.shape), sigma.dtype), sampler_key
 
 
 def _check(stages: Sequence[Stage]) -> None:

@@ -10,7 +10,9 @@ from jaxdiff.recipe.sampling import (
     labeller,
     levels,
     prior_generator,
+    shown,
     stages,
+    strips,
 )
 from jaxdiff.recipe.tables import PARAMETERIZATIONS, PIXELS, SAMPLERS, SCHEDULES, SPACINGS, WEIGHTS
 from jaxdiff.recipe.training import (
@@ -61,7 +63,9 @@ __all__ = [
     "optimizer",
     "prior_generator",
     "sampling_schedule",
+    "shown",
     "stages",
+    "strips",
     "state_shapes",
     "train_step",
     "unet",

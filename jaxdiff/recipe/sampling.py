@@ -57,6 +57,33 @@ def generator(config: Experiment, sources: Sources = NONE, trained: process.Leve
     return generate
 
 
+def strips(
+    config: Experiment, sources: Sources = NONE, trained: process.Level | None = None, most: int = 9
+) -> Callable[..., tuple[Array, Array]]:
+    """The pure function `(params, key, given, frozen) -> (x, x0)`, what `generator` sees on its way, each `[K, B, H, W, C]`.
+
+    x is brought to unit size, x0 what the denoiser makes of it; both end with `generator`'s images. They are at most so many,
+    after the numbers of steps of `shown`, and decoded where the config works in latents.
+    """
+
+    def walk(params: Any, key: Array, given: Mapping[str, Array], frozen: Mapping[str, Any] = NONE) -> tuple[Array, Array]:
+        path, after = stages(config, params, given, sources, frozen, trained), shown(config.sampling.steps, most)
+        x, x0 = cascade.trajectory(path, key, len(given["label"]), after)
+        level = path[-1].levels[jnp.array(after)]
+        x = x / jnp.hypot(level.alpha, level.sigma)[:, None, None, None, None]
+        if "autoencoder" not in sources:
+            return x, x0
+        decode = compression.codec(sources["autoencoder"]).decode
+        return tuple(jax.lax.map(lambda z: decode(frozen["autoencoder"], z), each) for each in (x, x0))
+
+    return walk
+
+
+def shown(steps: int, most: int) -> list[int]:
+    """At most so many numbers of steps that a sampler has done, in even distances, from none to all."""
+    return np.unique(np.linspace(0, steps, min(most, steps + 1)).round().astype(int)).tolist()
+
+
 def stages(
     config: Experiment,
     params: Any,
