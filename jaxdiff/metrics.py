@@ -45,6 +45,15 @@ def writer(workdir: pathlib.Path, start: int) -> Iterator[tuple[Write, Callable[
         board.close()
 
 
+def show(workdir: pathlib.Path, step: int, shown: Mapping[str, np.ndarray]) -> None:
+    """Adds pictures `[H, W, C]` by their names to a run's TensorBoard, at a step."""
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(pathlib.Path(workdir) / "tensorboard")) as board:
+        for name, pixels in shown.items():
+            board.add_image(name, pixels, step, dataformats="HWC")
+
+
 def _cut(path: pathlib.Path, start: int) -> None:
     if not path.exists():
         return

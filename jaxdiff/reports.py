@@ -30,7 +30,7 @@ def finish(
     step, params = lineage.read_params(config, workdir)
     labels, context = cycling(classes, config.evaluation.num or config.sampling.num), None
     if config.model.context_channels:
-        labels, context = _held_out(config, len(labels), data_dir)
+        labels, context = conditions(config, len(labels), data_dir)
     samples = generation(config, config.evaluation.batch_size, workdir)(params, labels, config.seed, context)
     shown = samples[: config.sampling.num]
     pictures.save_grid(out, shown, columns=min(len(classes), 10))
@@ -43,7 +43,7 @@ def finish(
     return "\n".join(lines)
 
 
-def _held_out(config: Experiment, num: int, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
+def conditions(config: Experiment, num: int, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Labels and context vectors of the first images of the test split, over and over."""
     from jaxdiff import data
 

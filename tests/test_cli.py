@@ -125,7 +125,7 @@ def test_wrong_values_in_a_config_file(capsys, recipe_file, body, message):
         (("plan",), "plan needs a recipe, a file that ends in .py: jaxdiff plan configs/digits.py"),
         (("train", "configs/digit.py"), "no config file configs/digit.py; did you mean configs/digits.py?"),
         (("trian",), "no command 'trian'; did you mean train?"),
-        (("--quiet",), "no command '--quiet'; write one of train, ladder, sample, evaluate, plan, verify, data"),
+        (("--quiet",), "no command '--quiet'; write one of train, ladder, sample, evaluate, report, plan, verify, data"),
         (("sample", "nowhere"), "no run in nowhere; train one: jaxdiff train CONFIG --workdir nowhere"),
         (("data", "svhn"), "'svhn' has no preparation here; write one of mnist, cifar10"),
         (("data", "mnist", "--raw-dir", "nowhere"), "no file nowhere/train-images-idx3-ubyte.gz"),

@@ -66,6 +66,8 @@ ALLOWED = {
     "lineage": {"checkpoint", "config", "errors", "files", "process", "processes", "recipe", "train", "weights"},
     "autoencoding": {"config", "data", "objectives", "pictures", "processes", "progress", "recipe", "train"},
     "bits": {"config", "data", "errors", "files", "likelihood", "process", "progress", "recipe", "samplers"},
+    "page": {"page", "checkpoint", "config", "data", "errors", "files", "ladder", "lineage", "metrics", "pictures"}
+    | {"jaxdiff", "recipe", "reports", "run"},
     "plan": {"config", "errors", "files", "lineage", "plan", "progress", "recipe"},
     "profiling": {"errors"},
     "doctor": {"files"},
@@ -82,6 +84,7 @@ ALLOWED = {
         "stages",
         "loading",
         "oracles",
+        "page",
         "config",
         "doctor",
         "errors",

@@ -1,4 +1,4 @@
-"""The command line: `jaxdiff train | ladder | sample | evaluate | plan | verify | data | latents | doctor | completion`.
+"""The command line: `jaxdiff train | ladder | sample | evaluate | report | plan | verify | data | latents | doctor | completion`.
 
 Each command is a function of typed arguments, of which tyro makes flags. What a user can mend ends in one line.
 """
@@ -17,6 +17,7 @@ from jaxdiff.cli.completion import Completion, completion
 from jaxdiff.cli.house import Data, Doctor, data, doctor
 from jaxdiff.cli.judging import Evaluate, Verify, evaluate, verify
 from jaxdiff.cli.planning import Plan, plan
+from jaxdiff.cli.reporting import Report, report
 from jaxdiff.cli.sampling import Latents, Sample, latents, sample
 from jaxdiff.cli.training import Ladder, Train, ladder, train
 from jaxdiff.cli.usage import USAGE
@@ -27,6 +28,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "ladder": (Ladder, ladder),
     "sample": (Sample, sample),
     "evaluate": (Evaluate, evaluate),
+    "report": (Report, report),
     "plan": (Plan, plan),
     "verify": (Verify, verify),
     "data": (Data, data),

@@ -9,6 +9,7 @@ runs
   ladder CONFIG     train students of a model, compare all at equal network calls
   sample RUN        draw images, as .png or .npz; --labels 0..9 --steps 50
   evaluate RUN      judge samples, or --likelihood: measure bits per dimension
+  report RUN        one HTML page: curves, samples, quality, nearest training images
   latents RUN       encode a data set once, by an autoencoder's run
 
 before and beside them
