@@ -343,6 +343,18 @@ def test_strips_of_latents_are_decoded():
     assert np.abs(x[0] - x[-1]).max() > 1e-2
 
 
+@pytest.mark.slow
+def test_noise_of_any_schedule_is_shown_in_unit_size():
+    """That of EDM begins at 80."""
+    diffusion, sampling = Diffusion(schedule="karras", prediction="edm", weight="edm"), Sampling(steps=1, guidance=1.0)
+    made = dataclasses.replace(CONFIG, diffusion=diffusion, sampling=sampling)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), recipe.state_shapes(made).params)
+    given = {"label": np.zeros(20, np.int32)}
+    x, _ = jax.jit(recipe.strips(made))(params, jax.random.key(0), given)
+    assert float(recipe.levels(made)[0].sigma) > 50
+    assert float(x[0].std()) == pytest.approx(1, abs=0.1)
+
+
 def test_settings_say_what_differs_and_what_is_set():
     records = [
         record.Record("one", None, CONFIG, "", 0, []),
