@@ -39,6 +39,7 @@ ALLOWED = {
     "data": {"config", "datasets", "errors", "progress"},
     "evaluate": {"data", "models", "train"},
     "loading": {"errors", "samplers"},
+    "trained": {"config", "denoiser", "errors", "lineage", "process", "recipe", "samplers"},
     "__main__": {"cli"},
     "recipe": {
         "recipe",
