@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxdiff import files, lineage, pictures, progress, reports, run, stages
-from jaxdiff.config import STUDENTS, Experiment, Ladder, load, on_list, sampling_steps, validated
+from jaxdiff.config import COST, STUDENTS, Experiment, Ladder, load, on_list, sampling_steps, validated
 from jaxdiff.errors import ConfigError
 
-COST = {"heun": 2}  # network calls of a step, where it is not one
 MARKERS = "sD^vP*X<>"
 
 
@@ -185,15 +184,17 @@ def _identity(row: Mapping[str, Any]) -> str:
 
 
 def _judge(ladder: Ladder, config: Experiment, data_dir: str | None) -> Callable[[Rung, pathlib.Path], dict[str, Any]]:
-    """A function that samples a place, draws the first samples, and measures all by one classifier, trained here."""
-    judge = reports.judge(config, ladder.epochs, data_dir)
+    """A function that samples a place, draws the first samples, and measures all by the classifier of their data set."""
+    judge = reports.judge(config, ladder.num, ladder.epochs, data_dir, names=("fid", "label_agreement"))
     labels = run.cycling(range(config.model.num_classes), ladder.num)
 
     def judged(place: Rung, drawn: pathlib.Path) -> dict[str, Any]:
         _, params = lineage.read_params(place.config, place.workdir)
         samples = run.generation(place.config, workdir=place.workdir)(params, labels, ladder.seed)
         pictures.save_grid(drawn, samples[: ladder.shown], columns=min(config.model.num_classes, 10))
-        report = dataclasses.asdict(judge(samples, labels))
-        return {name: report[name] for name in ("agreement", "frechet", "accuracy", "frechet_real", "num_real")}
+        found = judge.measure(samples, labels)
+        row = {"agreement": found.metrics["label_agreement"].value, "frechet": found.metrics["fid"].value}
+        row |= {"accuracy": found.held_out["label_agreement"].value, "frechet_real": found.held_out["fid"].value}
+        return row | {"num_real": judge.spec.num}
 
     return judged

@@ -57,14 +57,24 @@ def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = Non
     Raises:
         ConfigError: the run has no such EMA, or no such student yet.
     """
-    name = next(iter(config.ema)) if ema is None else ema
-    if name not in config.ema:
-        raise ConfigError(f"{workdir} has no ema {name!r}; write one of {', '.join(config.ema)}")
+    name = ema_name(config, workdir, ema)
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     sources = configs(config, workdir, ("autoencoder",))
     like = placed(recipe.state_shapes(config, sources).ema[name], single)
     step, ema = checkpoint.restore_ema(workdir, name, like, _end_of_round(config, workdir))
     return step, widened(ema)
+
+
+def ema_name(config: Experiment, workdir: pathlib.Path, ema: str | None) -> str:
+    """The name of the EMA of a run, the first unless given.
+
+    Raises:
+        ConfigError: the run has no such EMA.
+    """
+    name = next(iter(config.ema)) if ema is None else ema
+    if name not in config.ema:
+        raise ConfigError(f"{workdir} has no ema {name!r}; write one of {', '.join(config.ema)}")
+    return name
 
 
 def read_levels(config: Experiment, workdir: pathlib.Path) -> Level | None:

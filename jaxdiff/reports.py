@@ -5,19 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import files, lineage, pictures, progress, recipe
-from jaxdiff.config import Experiment
-from jaxdiff.run import cycling, generation
+from jaxdiff import evaluate, files, lineage, pictures, progress, recipe
+from jaxdiff.config import Experiment, network_calls
+from jaxdiff.run import cycling, default_name, generation
 
 TIMES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of its schedule, at which a classifier is measured
+
+
+class Drawn(NamedTuple):
+    """Samples `[N, H, W, C]` of a run at a step, and the labels `[N]` that they were asked to be."""
+
+    step: int
+    samples: np.ndarray
+    labels: np.ndarray
 
 
 def finish(
@@ -25,22 +32,50 @@ def finish(
 ) -> str:
     """Samples a trained run and, where the config asks for it, judges the samples; what to print.
 
-    Writes a grid to `out`, a .png, and the report beside it, with the same name and .json.
+    Writes a grid to `out`, a .png, and what was measured into the run's `evaluations`.
     """
-    step, params = lineage.read_params(config, workdir)
-    labels, context = cycling(classes, config.evaluation.num or config.sampling.num), None
-    if config.model.context_channels:
-        labels, context = conditions(config, len(labels), data_dir)
-    samples = generation(config, config.evaluation.batch_size, workdir)(params, labels, config.seed, context)
-    shown = samples[: config.sampling.num]
-    pictures.save_grid(out, shown, columns=min(len(classes), 10))
-    lines = [f"{len(shown)} samples of step {step}: {out}"]
-    if config.evaluation.num:
-        report = judge(config, config.evaluation.epochs, data_dir)(samples, labels)
-        record = {"step": step, "sampling": dataclasses.asdict(config.sampling), "report": dataclasses.asdict(report)}
-        files.write(out.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
-        lines.append(str(report))
+    c = config.evaluation
+    drawn = draw(config, workdir, classes, c.num or config.sampling.num, data_dir)
+    lines = [show(config, drawn, out, len(classes))]
+    if c.num:
+        judged = judge(config, c.num, c.epochs, data_dir)
+        path = workdir / evaluate.FOLDER / default_name(config, config.seed).replace(".png", ".json")
+        lines += [str(measure(config, drawn, judged, path).result), str(path)]
     return "\n".join(lines)
+
+
+def draw(
+    config: Experiment,
+    workdir: pathlib.Path,
+    classes: Sequence[int],
+    num: int,
+    data_dir: str | None = None,
+    ema: str | None = None,
+) -> Drawn:
+    """Samples of a run of these classes in turn; with context vectors those of held-out images."""
+    step, params = lineage.read_params(config, workdir, ema)
+    labels, context = cycling(classes, num), None
+    if config.model.context_channels:
+        labels, context = conditions(config, num, data_dir)
+    return Drawn(step, generation(config, config.evaluation.batch_size, workdir)(params, labels, config.seed, context), labels)
+
+
+def show(config: Experiment, drawn: Drawn, out: pathlib.Path, columns: int) -> str:
+    """Writes a grid of the first samples to `out`, a .png; what to print."""
+    shown = drawn.samples[: config.sampling.num]
+    pictures.save_grid(out, shown, columns=min(columns, 10))
+    return f"{len(shown)} samples of step {drawn.step}: {out}"
+
+
+def measure(
+    config: Experiment, drawn: Drawn, judged: evaluate.Judge, path: pathlib.Path, ema: str | None = None
+) -> evaluate.Record:
+    """Measures samples by a judge; writes what it finds to `path`, a .json."""
+    how, name = dataclasses.asdict(config.sampling), ema or next(iter(config.ema))
+    result = judged.measure(drawn.samples, drawn.labels)
+    record = evaluate.Record(drawn.step, how, network_calls(config), config.seed, name, result)
+    evaluate.write(path, record)
+    return record
 
 
 def conditions(config: Experiment, num: int, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +117,7 @@ def finish_autoencoder(config: Experiment, workdir: pathlib.Path, data_dir: str 
 
 def finish_classifier(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:
     """Measures a trained classifier on held-out images at several noise levels; what to print. Writes `accuracy.json`."""
-    from jaxdiff import data, evaluate
+    from jaxdiff import data
 
     step, params = lineage.read_params(config, workdir)
     test = data.of(config.data, config.data.held_out, data_dir)
@@ -100,11 +135,29 @@ def finish_classifier(config: Experiment, workdir: pathlib.Path, data_dir: str |
     return "\n".join([f"accuracy of step {step}: {out}", *lines])
 
 
-def judge(config: Experiment, epochs: int, data_dir: str | None = None) -> Callable[[np.ndarray, np.ndarray], Any]:
-    """A function `(samples, labels)` to an `evaluate.Report` against the config's data set, by a classifier trained on it now."""
-    from jaxdiff import data, evaluate
+def judge(
+    config: Experiment,
+    num: int,
+    epochs: int,
+    data_dir: str | None = None,
+    *,
+    weights: pathlib.Path | None = None,
+    names: Sequence[str] = (),
+) -> evaluate.Judge:
+    """What measures `num` samples against the config's data set: by the classifier of it, or InceptionV3 with a file's weights.
 
-    c = config.data
-    train, test = (data.of(c, split, data_dir) for split in (c.split, c.held_out))
-    trained = evaluate.train_judge(train, test, epochs)
-    return partial(evaluate.report, trained, evaluate.reference(trained, train, test))
+    The classifier is trained for so many epochs, on first use. What is named is measured, or all that applies.
+
+    Raises:
+        ConfigError: what is named is unknown or does not apply, or the file holds no weights.
+        DataError: the data set cannot be read.
+    """
+    source = evaluate.data_set(config.data, data_dir)
+    network = evaluate.classifier(source, epochs) if weights is None else evaluate.inception(weights)
+    return evaluate.judge(network, source, num, names or _measures(config, network), config.evaluation.batch_size)
+
+
+def _measures(config: Experiment, network: evaluate.Network) -> list[str]:
+    """All that apply."""
+    labelled = network.labels and config.model.num_classes > 0
+    return [name for name in evaluate.MEASURES if labelled or name != "label_agreement"]

@@ -1,50 +1,233 @@
+"""Evaluations: the judge and its cache, features over devices, specs that do not compare, files and tables."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import make_inception
 import numpy as np
 import pytest
 
-from jaxdiff import data, evaluate, pictures
+from jaxdiff import cli, config, data, evaluate, files, lineage, pictures, reports, run
+from jaxdiff.errors import ConfigError
+from jaxdiff.evaluate import judges, kept, references
+
+DIGITS = config.Data(name="digits", image_shape=(8, 8, 1))
 
 
-def test_frechet_distance_of_gaussians_is_the_closed_form():
-    """Dowson & Landau (1982): commuting covariances, so that the square root is known."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(200_000, 3))
-    x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T))).T  # mean 0 and covariance 1 exactly
-    a, b = x * [1.0, 2.0, 0.5] + [0, 0, 1], x * [3.0, 1.0, 0.5] + [1, 0, 0]
-    assert evaluate.frechet_distance(a, b) == pytest.approx(1 + 1 + (1 - 3) ** 2 + (2 - 1) ** 2, rel=1e-9)
-    assert evaluate.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXDIFF_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield files.cache()
 
 
-def test_frechet_distance_equals_scipys_square_root():
-    linalg = pytest.importorskip("scipy.linalg")
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(500, 8)) @ rng.normal(size=(8, 8)), rng.normal(size=(400, 8)) + 0.5
-    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
-    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a + cov_b - 2 * linalg.sqrtm(cov_a @ cov_b).real)
-    assert evaluate.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+@pytest.fixture(scope="module")
+def digits(tfds_dir):
+    return evaluate.data_set(DIGITS, tfds_dir)
 
 
-def test_report_compares_equal_numbers_of_samples_and_real_images(tfds_dir):
-    """Judged by the nearest mean of the training images, whose features are the pixels."""
-    train, test = (data.images("digits", split, (8, 8, 1), data_dir=tfds_dir) for split in ("train", "test"))
-    pixels, labels = train.fetch(np.arange(train.num_examples))
-    means = np.stack([data.normalized(pixels[labels == label]).mean(0) for label in range(10)])
+@pytest.fixture(scope="module")
+def nearest(digits):
+    """A network by hand: its features are the pixels, its logits the distances from the mean of each label's images."""
+    pixels, labels = digits.train.fetch(np.arange(digits.train.num_examples))
+    means = np.stack([data.normalized(pixels[labels == label]).mean(0).ravel() for label in range(10)])
 
-    def name(images):
-        distances = ((images[:, None] - means[None]) ** 2).sum((2, 3, 4))
-        return distances.argmin(1), images.reshape(len(images), -1)
+    def apply(means, images):
+        flat = images.reshape(len(images), -1)
+        return flat, -((flat[:, None] - means[None]) ** 2).sum(-1)
 
-    held_out, truth = test.fetch(np.arange(test.num_examples))
-    judge = evaluate.Judge(name, float(np.mean(name(data.normalized(held_out))[0] == truth)))
-    reference = evaluate.reference(judge, train, test)
-    real = evaluate.report(judge, reference, data.normalized(held_out), truth)
-    assert real.agreement == judge.accuracy > 0.85
-    assert real.frechet == real.frechet_real
-    assert (real.num, real.num_real) == (299, 299)
+    return evaluate.Network("nearest mean", "none", apply, jnp.asarray(means), labels=True)
+
+
+def test_held_out_images_are_measured_as_samples_are(digits, nearest):
+    """By the whole path: the held-out images, given as samples, get their own figures."""
+    judged = evaluate.judge(nearest, digits, 1000)
+    pixels, labels = digits.held_out.fetch(np.arange(digits.held_out.num_examples))
+    found = judged.measure(data.normalized(pixels), labels)
+    assert found.samples == found.spec.num == 299
+    for name, interval in found.metrics.items():
+        assert interval == pytest.approx(found.held_out[name], rel=1e-5, abs=1e-6)
+        assert interval.low <= interval.value <= interval.high
+    flat = data.normalized(pixels).reshape(299, -1)
+    train = data.normalized(digits.train.fetch(np.arange(1498))[0]).reshape(1498, -1)
+    assert found.metrics["fid"].value == pytest.approx(evaluate.frechet_distance(flat, train), rel=1e-6)
+    assert found.metrics["kid"].value == pytest.approx(evaluate.kernel_distance(flat, train), rel=1e-5)
+    some = train[np.arange(299) * 1498 // 299]
+    measured = (found.metrics["precision"].value, found.metrics["recall"].value)
+    assert measured == pytest.approx(evaluate.precision_recall(flat, some), abs=1e-6)
+
+
+def test_noise_is_told_from_digits(digits, nearest):
+    judged = evaluate.judge(nearest, digits, 1000)
     noise = np.random.default_rng(0).normal(size=(1000, 8, 8, 1)).astype(np.float32)
-    bad = evaluate.report(judge, reference, noise, np.arange(1000) % 10)
-    assert bad.agreement < 0.2
-    assert bad.frechet > 5 * bad.frechet_real
+    bad = judged.measure(noise, np.arange(1000) % 10)
+    assert bad.metrics["label_agreement"].value < 0.2
+    assert bad.metrics["fid"].low > 5 * bad.held_out["fid"].value
+    assert bad.metrics["kid"].low > bad.held_out["kid"].high
+    assert bad.metrics["precision"].high < 0.1 < bad.held_out["precision"].low
     assert "label agreement: " in str(bad)
+    assert "Frechet distance (FID): " in str(bad)
+
+
+def test_several_sets_of_samples_make_the_mean_and_narrow_the_interval(digits, nearest):
+    judged = evaluate.judge(nearest, digits, 1000, ["fid"])
+    images = data.normalized(digits.train.fetch(np.arange(1498))[0])
+    several, one = (judged.measure(images[:num], np.zeros(num)).metrics["fid"] for num in (897, 299))
+    flat = images.reshape(1498, -1)
+    assert several.value == pytest.approx(np.mean([evaluate.frechet_distance(flat[i : i + 299], flat) for i in (0, 299, 598)]))
+    assert several.high - several.low < 0.8 * (one.high - one.low)
+
+
+@pytest.mark.parametrize("num", [5, 16, 37])
+def test_features_do_not_depend_on_devices_or_batches(nearest, num):
+    images = np.random.default_rng(0).uniform(-1, 1, (num, 8, 8, 1)).astype(np.float32)
+    found = evaluate.extract(nearest, lambda rows: images[rows], num, batch_size=16)
+    features, logits = nearest.apply(nearest.variables, jnp.asarray(images))
+    np.testing.assert_allclose(found.features, features, rtol=1e-6)
+    np.testing.assert_allclose(found.probabilities, jax.nn.softmax(logits), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_inception_sees_images_as_torch_fidelity_does(tmp_path):
+    """Through the file, the resize and the logits without bias that its inception score takes (see make_inception.py)."""
+    with np.load(make_inception.RECORDED) as file:
+        recorded = {name: file[name] for name in file.files}
+    shapes = {name: tuple(json.loads(size)) for name, size in zip(recorded["names"], recorded["sizes"], strict=True)}
+    np.savez(tmp_path / "w.npz", **{name: make_inception.weight(name, shape) for name, shape in shapes.items() if shape})
+    network = evaluate.inception(tmp_path / "w.npz")
+    images = data.normalized(make_inception.picture("grey"))
+    found = evaluate.extract(network, lambda rows: images[rows], 1)
+    np.testing.assert_allclose(found.features, recorded["grey features"], rtol=1e-3, atol=1e-4 * recorded["grey features"].std())
+    np.testing.assert_allclose(found.probabilities, jax.nn.softmax(recorded["grey unbiased"]), rtol=2e-3, atol=1e-7)
+    np.savez(tmp_path / "other.npz", **{name: make_inception.weight("x" + name, shape) for name, shape in shapes.items() if shape})
+    assert evaluate.inception(tmp_path / "other.npz").name != network.name
+    with pytest.raises(ConfigError, match="--metrics label_agreement: inception knows no labels"):
+        evaluate.known(["label_agreement"], network)
+
+
+def test_features_are_computed_on_all_devices():
+    seen = []
+
+    def apply(variables, images):
+        jax.debug.inspect_array_sharding(images, callback=seen.append)
+        return images.reshape(len(images), -1), images.reshape(len(images), -1)
+
+    network = evaluate.Network("inspected", "none", apply, {}, labels=False)
+    evaluate.extract(network, lambda rows: np.zeros((len(rows), 2, 2, 1), np.float32), 20)
+    assert {len(sharding.device_set) for sharding in seen} == {8}
+    assert not any(sharding.is_fully_replicated for sharding in seen)
+
+
+def test_the_judge_is_trained_once_and_again_where_it_is_damaged(digits, cache, monkeypatch, caplog):
+    trained = []
+
+    def train(images, epochs):
+        trained.append(epochs)
+        return judge_of(images, epochs)
+
+    judge_of = judges.train_judge
+    monkeypatch.setattr(judges, "train_judge", train)
+    first = evaluate.classifier(digits, 1)
+    assert evaluate.classifier(digits, 1).name == first.name
+    assert trained == [1]
+    other = evaluate.classifier(digits, 2)
+    assert trained == [1, 2]
+    assert other.name != first.name
+    (path,) = (cache / "judges").glob("digits_*_1_epochs_*")
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole[:2000] + bytes(100) + whole[2100:]):
+        path.write_bytes(damaged)
+        caplog.clear()
+        assert evaluate.classifier(digits, 1).name == first.name  # the same seed and steps
+        assert "is damaged and made again" in caplog.text
+        assert path.read_bytes() == whole
+    assert trained == [1, 2, 1, 1, 1]
+    monkeypatch.setattr(judges, "VERSION", judges.VERSION + 1)
+    evaluate.classifier(digits, 1)
+    assert len(trained) == 6
+
+
+def test_features_of_real_images_are_kept_for_a_network_and_a_data_set(digits, nearest, tfds_dir, monkeypatch):
+    asked = []
+    extract = references.extract
+
+    def counted(network, fetch, num, *rest):
+        asked.append((network.name, num))
+        return extract(network, fetch, num, *rest)
+
+    monkeypatch.setattr(references, "extract", counted)
+    other = nearest._replace(name="another of these")
+    first, again = evaluate.reference(other, digits), evaluate.reference(other, digits)
+    assert asked == [("another of these", 1498), ("another of these", 299)]
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    part = evaluate.data_set(dataclasses.replace(DIGITS, split="train[:500]"), tfds_dir)
+    assert part.file != digits.file
+    evaluate.reference(other, part)
+    assert asked[2:] == [("another of these", 500), ("another of these", 299)]
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    found = kept.arrays(tmp_path / "file" / "x.npz", lambda: {"a": np.ones(2)})
+    np.testing.assert_array_equal(found["a"], [1, 1])
+    assert "cannot be kept" in caplog.text
+
+
+INTERVAL = evaluate.Interval(1.5, 1.0, 2.0)
+SPEC = evaluate.Spec("classifier, 30 epochs, 12345678", "none", "float32", 299, "digits train, 1498 images")
+
+
+def record(spec=SPEC, **sampling):
+    result = evaluate.Result(spec, {"fid": INTERVAL, "recall": INTERVAL}, {"fid": INTERVAL, "recall": INTERVAL}, 1000)
+    how = dataclasses.asdict(config.Sampling(**sampling))
+    return evaluate.Record(400, how, 100, 0, "ema", result)
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(evaluate.Spec)])
+def test_figures_of_two_specs_are_refused_by_the_field(field):
+    other = dataclasses.replace(SPEC, **{field: 7 if field == "num" else "other"})
+    rows = [("a", record()), ("b", record(other))]
+    with pytest.raises(ConfigError, match=rf"b .* and a .* do not compare: {field} is (7|'other') of the one") as error:
+        evaluate.table(rows)
+    assert "\n" not in str(error.value)
+    assert evaluate.table([rows[0], rows[0]])
+
+
+def test_a_table_holds_a_row_for_each_setting_and_one_of_real_images():
+    head, _, *rows, empty, note = evaluate.table([("a", record()), ("b", record(steps=4, guidance=1.0))]).splitlines()
+    assert head == "| run | sampling | network calls | FID | recall |"
+    assert rows[0] == "| a | ddim 50, guidance 2 | 100 | 1.50 (1.00, 2.00) | 1.500 (1.000, 2.000) |"
+    assert rows[1].startswith("| b | ddim 4 | 100 | ")
+    assert rows[2] == "| real held-out images | | | 1.50 (1.00, 2.00) | 1.500 (1.000, 2.000) |"
+    assert len(rows) == 3
+    assert empty == ""
+    assert "12345678" in note
+
+
+def test_records_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / evaluate.FOLDER / "x.json"
+    evaluate.write(path, record())
+    assert evaluate.read(path) == record()
+    assert evaluate.of_run(tmp_path) == [record()]
+    saved = json.loads(path.read_text())
+    assert saved["metrics"]["fid"] == {"value": 1.5, "low": 1.0, "high": 2.0}
+    assert saved["spec"] == dataclasses.asdict(SPEC)
+    path.write_text("{}")
+    with pytest.raises(ConfigError, match=r"x\.json holds no evaluation"):
+        evaluate.of_run(tmp_path)
+    with pytest.raises(ConfigError, match="has no evaluations; run: jaxdiff evaluate"):
+        evaluate.of_run(tmp_path / "nowhere")
+
+
+def test_network_calls_count_guidance_once_it_is_learned():
+    digits = config.Experiment()
+    for sampling, calls in ((config.Sampling(steps=10), 20), (config.Sampling(steps=10, guidance=1.0, sampler="heun"), 20)):
+        assert config.network_calls(dataclasses.replace(digits, sampling=sampling)) == calls
+    student = dataclasses.replace(digits, objective="guided", sampling=config.Sampling(steps=4, guidance=2.0))
+    assert config.network_calls(student) == 4
 
 
 def test_grid_places_every_image_and_enlarges_by_whole_factors(tmp_path):
@@ -55,3 +238,96 @@ def test_grid_places_every_image_and_enlarges_by_whole_factors(tmp_path):
     np.testing.assert_array_equal(centres.ravel(), np.round((np.linspace(-1, 1, 6) + 1) * 127.5))
     pictures.save_grid(tmp_path / "deep" / "grid.png", images, columns=3)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["grid.png"]
+
+
+TINY = config.Experiment(
+    data=dataclasses.replace(DIGITS, batch_size=8),
+    model=config.Model(channels=8, multipliers=(1,), blocks=1, head_channels=8),
+    steps=2,
+    checkpoint_every=2,
+    sampling=config.Sampling(steps=2, num=10),
+    evaluation=config.Evaluation(num=20, epochs=1),
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tfds_dir):
+    """A run, and a copy of it."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert run.train(config.validated(TINY), folder / "labelled", tfds_dir) is None
+    shutil.copytree(folder / "labelled", folder / "copied")
+    return folder
+
+
+def test_label_agreement_is_left_out_of_runs_without_labels(tfds_dir):
+    bare = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, num_classes=0))
+    judged = reports.judge(bare, 20, 1, tfds_dir)
+    found = judged.measure(np.zeros((20, 8, 8, 1), np.float32), np.zeros(20, np.int32))
+    assert found.metrics.keys() == evaluate.MEASURES.keys() - {"label_agreement"}
+
+
+def test_the_command_evaluates_runs_and_prints_what_is_stored(runs, tfds_dir, capsys):
+    flags = ["--num", "30", "--data-dir", tfds_dir]
+    both = [str(runs / "labelled"), str(runs / "copied")]
+    assert cli.main(["evaluate", *both, *flags, "--guidance", "1", "--ema", "ema", "--seed", "3"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in table if line.startswith("| ")][1:] == [
+        "| labelled",
+        "| copied",
+        "| real held-out images",
+    ]
+    name = "ddim_2_guidance_1_seed_3_ema_ema"
+    saved = json.loads((runs / "labelled" / "evaluations" / f"{name}.json").read_text())
+    assert (saved["step"], saved["calls"], saved["samples"], saved["spec"]["num"]) == (2, 2, 30, 30)
+    assert saved["metrics"].keys() == saved["held_out"].keys() == evaluate.MEASURES.keys()
+    assert (runs / "labelled" / "samples" / f"{name}.png").exists()
+    assert cli.main(["evaluate", *both, "--stored"]) == 0
+    assert capsys.readouterr().out.splitlines()[-6:] == table[-6:]
+    assert cli.main(["evaluate", both[0], *flags[2:], "--num", "40", "--metrics", "kid,fid"]) == 0
+    out = capsys.readouterr().out
+    assert "kernel distance (KID): " in out
+    assert "recall" not in out
+    assert cli.main(["evaluate", *both, "--stored"]) == 1
+    assert "do not compare: num is" in capsys.readouterr().err
+
+
+def test_a_run_ends_with_the_same_evaluation(runs, tfds_dir):
+    text = reports.finish(lineage.read_config(runs / "labelled"), runs / "labelled", runs / "x.png", range(10), tfds_dir)
+    assert "label agreement: " in text
+    assert "Frechet distance (FID): " in text
+    (path,) = (runs / "labelled" / "evaluations").glob("ddim_2_guidance_2_seed_0.json")
+    assert str(path) in text
+    assert evaluate.read(path).result.samples == 20
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--num", "9"], "--num must be at least 10, got 9"),
+        (["--metrics", "fidd"], "--metrics fidd: unknown; write some of fid, kid, precision,"),
+        (["--features", "inception"], "--features inception and --weights FILE.npz go together"),
+        (["--weights", "x.npz"], "--features inception and --weights FILE.npz go together"),
+        (["--stored", "--seed", "1"], "--seed does not go with --stored, which samples nothing"),
+        (["--likelihood", "--metrics", "fid"], "--metrics does not go with --likelihood"),
+        (["--ema", "fast"], "has no ema 'fast'; write one of ema"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(runs, tfds_dir, capsys, flags, said):
+    assert cli.main(["evaluate", str(runs / "labelled"), "--data-dir", tfds_dir, *flags]) == 1
+    err = capsys.readouterr().err.strip().splitlines()
+    assert said in err[-1]
+    assert len(err) == 1
+
+
+def test_runs_of_other_images_are_refused_before_they_are_sampled(runs, tfds_dir, tmp_path, capsys):
+    values = json.loads((runs / "labelled" / "config.json").read_text())
+    values["evaluation"]["epochs"] = 2
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps(values))
+    flags = ["--num", "30", "--data-dir", tfds_dir]
+    assert cli.main(["evaluate", str(runs / "labelled"), str(tmp_path / "other"), *flags]) == 1
+    assert "do not compare: features is 'classifier, 2 epochs, " in capsys.readouterr().err
+    assert cli.main(["evaluate", str(runs / "labelled"), str(runs / "labelled"), "--likelihood"]) == 1
+    assert "--likelihood: is of one run, got 2" in capsys.readouterr().err
+    assert cli.main(["evaluate"]) == 1
+    assert "evaluate needs a run" in capsys.readouterr().err

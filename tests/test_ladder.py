@@ -255,7 +255,7 @@ def test_ladders_and_recipes_are_told_apart(capsys, words, message):
         ("students=('configs/digits.py',)", "students: configs/digits.py trains diffusion, which distils nothing; name recipes of"),
         ("students=('configs/digits_guided.py', 'configs/mnist_guided.py')", "students: all must be of the same images, got [('di"),
         ("students=('configs/digits_guided.py',), calls=(0,)", "calls must be at least one number, each at least 1, got [0]"),
-        ("students=('configs/digits_guided.py',), num=1", "num must be at least 2, and at least shown, got 1"),
+        ("students=('configs/digits_guided.py',), num=1", "num must be at least 10, and at least shown, got 1"),
         ("students=('configs/digits_guided.py',), guidance=(0.5,)", "guidance must be at least one scale, each at least 1"),
         ("students=('configs/digits_guided.py',), epochs=0", "epochs must be at least 1, got 0"),
         ("students=('configs/digits_guided.py',), baselines=('euler',)", "baselines.0: Input should be 'ddim', 'dpmpp_2m'"),

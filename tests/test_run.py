@@ -293,11 +293,12 @@ def test_evaluation_reports_agreement_and_distance(tfds_dir, unbroken):
     command = [sys.executable, "-m", "jaxdiff", "evaluate", str(unbroken), *flags]
     result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert "label agreement: " in result.stdout, result.stderr
-    saved = json.loads((unbroken / "samples" / "ddim_2_guidance_2_seed_0.json").read_text())
+    saved = json.loads((unbroken / "evaluations" / "ddim_2_guidance_2_seed_0.json").read_text())
     assert saved["sampling"]["steps"] == 2
-    assert saved["report"]["accuracy"] >= 0.97
-    assert 0.1 < saved["report"]["agreement"] < 0.95
-    assert saved["report"]["frechet"] > 2 * saved["report"]["frechet_real"]
+    assert saved["calls"] == 4
+    assert saved["held_out"]["label_agreement"]["value"] >= 0.97
+    assert 0.1 < saved["metrics"]["label_agreement"]["value"] < 0.95
+    assert saved["metrics"]["fid"]["low"] > saved["held_out"]["fid"]["high"]
 
 
 @pytest.mark.slow
@@ -321,10 +322,11 @@ def test_the_first_command_makes_digits(tmp_path, tfds_dir):
     result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "samples.png").exists()
-    report = json.loads((tmp_path / "samples.json").read_text())["report"]
-    assert report["num"] == 1000
-    assert report["accuracy"] >= 0.97
-    assert report["agreement"] >= 0.95
+    (path,) = (tmp_path / "evaluations").iterdir()
+    report = json.loads(path.read_text())
+    assert report["samples"] == 1000
+    assert report["held_out"]["label_agreement"]["value"] >= 0.97
+    assert report["metrics"]["label_agreement"]["value"] >= 0.95
 
 
 @pytest.mark.slow

@@ -4,38 +4,61 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from jaxdiff.cli.arguments import bounded_seed, refuse
 from jaxdiff.cli.sampling import parse_labels, resampled
-from jaxdiff.config import validated
+from jaxdiff.config import Experiment, SamplerName, Spacing, validated
 from jaxdiff.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxdiff.evaluate import Judge
+
+
+MEASURING = ("sampler", "spacing", "eta", "guidance", "classifier", "classifier_scale", "epochs", "features", "weights")
+ASKED = ("metrics", "ema", "seed")  # flags that neither --likelihood nor --stored reads
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Judge a run's samples by a classifier trained on its data.
+    """Measure samples of runs against their data, or with --likelihood a run's bits per dimension.
 
-    Example: jaxdiff evaluate runs/digits --num 1000
+    Example: jaxdiff evaluate runs/digits runs/digits_guided --num 1000
     """
 
-    run: tyro.conf.Positional[pathlib.Path]
-    """The run's directory."""
+    runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
+    """Directories of runs; of several a table is printed."""
     num: int = 1000
+    """Samples. Where there are fewer held-out images, distances are means over sets of as many."""
+    sampler: SamplerName | None = None
+    """As each run's config says if not given; so for steps, spacing, eta, guidance and seed."""
     steps: int | None = None
-    """As the run's config says if not given; so for guidance. With --likelihood of the chain and the flow: 1000 and 256."""
+    """With --likelihood of the chain and the flow: 1000 and 256 if not given."""
+    spacing: Spacing | None = None
+    eta: float | None = None
     guidance: float | None = None
     """1 is none, 0 the unconditional model."""
     classifier: str | None = None
     """A classifier's run, which guides the samples to their labels."""
     classifier_scale: float | None = None
+    ema: str | None = None
+    seed: int | None = None
     labels: str = ""
     """0..9, or 3, or 0,3,7; all in turn if not given. With --likelihood none is the unconditional model."""
+    metrics: str = ""
+    """Some of fid, kid, precision, recall, inception_score, label_agreement; all that apply if not given."""
+    features: Literal["classifier", "inception"] = "classifier"
+    """By what images are seen: a classifier of their data set, trained on first use, or the network of published FIDs."""
+    weights: pathlib.Path | None = None
+    """Those of inception, a .npz file (see jaxdiff.models.inception)."""
     epochs: int | None = None
     """Of the classifier's training."""
+    stored: bool = False
+    """Sample nothing: print the table of all that earlier evaluations of the runs have left."""
     data_dir: str | None = None
     likelihood: bool = False
     """Measure bits per dimension instead, of a diffusion or vae run; the flags below are for this alone."""
@@ -67,28 +90,86 @@ class Verify:
 
 def evaluate(args: Evaluate) -> int:
     """`jaxdiff evaluate`: the exit status."""
-    from jaxdiff import lineage, reports, run
-
+    if not args.runs:
+        raise ConfigError("evaluate needs a run: jaxdiff evaluate runs/digits")
     if args.likelihood:
         return _likelihood(args)
     refuse(args, ("estimators", "split", "probes", "batch_size"), "is for --likelihood; give both, or neither")
-    if lineage.read_config(args.run).objective == "vae":
-        raise ConfigError(f"{args.run} is a vae run, whose samples have no labels to judge; add --likelihood")
-    config = resampled(lineage.read_config(args.run, "diffusion"), args)
-    changes = {"num": args.num} | ({} if args.epochs is None else {"epochs": args.epochs})
-    evaluation = dataclasses.replace(config.evaluation, **changes)
-    config = validated(dataclasses.replace(config, evaluation=evaluation), where="jaxdiff evaluate")
-    out = args.run / "samples" / run.default_name(config, config.seed)
-    print(reports.finish(config, args.run, out, parse_labels(args.labels, config.model.num_classes), args.data_dir))
+    if args.stored:
+        return _stored(args)
+    if args.num < 10:
+        raise ConfigError(f"--num must be at least 10, got {args.num}")
+    if (args.features == "inception") != (args.weights is not None):
+        raise ConfigError("--features inception and --weights FILE.npz go together; see jaxdiff.models.inception for the file")
+    return _samples(args)
+
+
+def _stored(args: Evaluate) -> int:
+    from jaxdiff import evaluate
+
+    refuse(args, (*MEASURING, *ASKED, "num", "steps", "labels"), "does not go with --stored, which samples nothing")
+    print(evaluate.table([(path.name, each) for path in args.runs for each in evaluate.of_run(path)]))
     return 0
+
+
+def _samples(args: Evaluate) -> int:
+    from jaxdiff import evaluate, reports, run
+
+    configs = {path: _sampling(path, args) for path in args.runs}
+    labels = {path: parse_labels(args.labels, config.model.num_classes) for path, config in configs.items()}
+    judges = _judges(configs, args)
+    evaluate.check_same({str(path): judged.spec for path, judged in judges.items()})  # before the samples are drawn
+    rows = []
+    for path, config in configs.items():
+        ema = f"_ema_{args.ema}" if args.ema else ""
+        name = run.default_name(config, config.seed).removesuffix(".png") + ema
+        drawn = reports.draw(config, path, labels[path], args.num, args.data_dir, args.ema)
+        print(reports.show(config, drawn, path / "samples" / f"{name}.png", len(labels[path])))
+        out = path / evaluate.FOLDER / (name + ("_inception" if args.weights else "") + ".json")
+        rows.append((path.name, reports.measure(config, drawn, judges[path], out, args.ema)))
+        print(f"what was measured: {out}" if len(configs) > 1 else f"{rows[0][1].result}\n{out}", flush=True)
+    if len(configs) > 1:
+        print(f"\n{evaluate.table(rows)}")
+    return 0
+
+
+def _sampling(path: pathlib.Path, args: Evaluate) -> Experiment:
+    """The run's config, sampled as the flags say."""
+    from jaxdiff import lineage
+
+    if lineage.read_config(path).objective == "vae":
+        raise ConfigError(f"{path} is a vae run, whose samples have no labels to judge; add --likelihood")
+    config = resampled(lineage.read_config(path, "diffusion"), args)
+    lineage.ema_name(config, path, args.ema)
+    changes: dict[str, Any] = {} if args.seed is None else {"seed": args.seed}
+    if args.epochs is not None:
+        changes["evaluation"] = dataclasses.replace(config.evaluation, epochs=args.epochs)
+    return validated(dataclasses.replace(config, **changes), where="jaxdiff evaluate")
+
+
+def _judges(configs: Mapping[pathlib.Path, Experiment], args: Evaluate) -> dict[pathlib.Path, Judge]:
+    """What measures each run's samples: one for all that were trained on the same images."""
+    from jaxdiff import reports
+
+    names = [name.strip() for name in args.metrics.split(",") if name.strip()]
+    made, found = {}, {}
+    for path, config in configs.items():
+        c, epochs, unlabelled = config.data, config.evaluation.epochs, not config.model.num_classes
+        same = (c.name, c.split, c.held_out, c.image_shape, c.fit, c.reduce, epochs, unlabelled)
+        if same not in made:
+            made[same] = reports.judge(config, args.num, epochs, args.data_dir, weights=args.weights, names=names)
+        found[path] = made[same]
+    return found
 
 
 def _likelihood(args: Evaluate) -> int:
     from jaxdiff import bits, lineage
 
-    config = lineage.read_config(args.run)
-    guided = ("guidance", "classifier", "classifier_scale", "epochs")
-    refuse(args, guided, "does not go with --likelihood, which is of the model without guidance")
+    refuse(args, (*MEASURING, *ASKED, "stored"), "does not go with --likelihood, which is of the model without guidance")
+    workdir, *others = args.runs
+    if others:
+        raise ConfigError(f"--likelihood: is of one run, got {len(args.runs)}")
+    config = lineage.read_config(workdir)
     for name, least in (("num", 2), ("batch_size", 1), ("probes", 0), ("steps", 2)):
         if (value := getattr(args, name)) is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
@@ -102,10 +183,10 @@ def _likelihood(args: Evaluate) -> int:
     if config.objective == "vae":
         refuse(args, ("steps", "probes", "labels"), "does not apply to the likelihood of a vae run")
     bits.estimators(config, names, effort)  # before the checkpoint is read
-    step, params = lineage.read_params(config, args.run)
+    step, params = lineage.read_params(config, workdir)
     how: Any = {"split": args.split, "num": args.num, "batch_size": args.batch_size, "data_dir": args.data_dir}
-    print(bits.report(config, args.run, step, params, names, effort, conditional=args.labels != "none", **how))
-    print(args.run / "likelihood.json")
+    print(bits.report(config, workdir, step, params, names, effort, conditional=args.labels != "none", **how))
+    print(workdir / "likelihood.json")
     return 0
 
 

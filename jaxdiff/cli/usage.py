@@ -8,7 +8,7 @@ runs
   train CONFIG      train a recipe such as configs/digits.py, or go on with its run
   ladder CONFIG     train students of a model, compare all at equal network calls
   sample RUN        draw images, as .png or .npz; --labels 0..9 --steps 50
-  evaluate RUN      judge samples, or --likelihood: measure bits per dimension
+  evaluate RUN ...  FID, KID, precision, recall of samples; --likelihood: bits
   report RUN        one HTML page: curves, samples, quality, nearest training images
   latents RUN       encode a data set once, by an autoencoder's run
 

@@ -4,10 +4,12 @@ Strings that choose code live here and on the command line alone; `recipe` turns
 """
 
 from jaxdiff.config.distillation import (
+    COST,
     DENOISERS,
     STUDENTS,
     Distillation,
     halvings,
+    network_calls,
     on_list,
     round_steps,
     rounds,
@@ -34,11 +36,13 @@ from jaxdiff.config.ladder import Ladder
 from jaxdiff.config.reading import FAMILIES, a_run_of, differences, from_dict, load, load_ladder, to_dict, validated
 
 __all__ = [
+    "COST",
     "DENOISERS",
     "FAMILIES",
     "STUDENTS",
     "Distillation",
     "halvings",
+    "network_calls",
     "on_list",
     "round_steps",
     "rounds",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 STUDENTS = ("guided", "progressive", "consistency")
+COST = {"heun": 2}  # network calls of a sampler's step, where it is not one
 DENOISERS = ("diffusion", *STUDENTS)  # objectives that train what samplers can walk with
 Spacing = Literal["time", "logsnr", "karras", "quadratic"]
 
@@ -87,6 +88,12 @@ def sampling_steps(c: Any) -> list[int]:
     if c.objective == "progressive":
         return [_stride(c) * d.steps // 2**halving for halving in range(1, rounds(c) + 1)]
     return [num for num in range(d.steps, 0, -1) if d.steps % num == 0]
+
+
+def network_calls(c: Any) -> int:
+    """How often the config's own network is called for a sample: guidance is a second call where a student has not learned it."""
+    twice = c.objective not in STUDENTS and c.sampling.guidance not in (0, 1)
+    return c.sampling.steps * COST.get(c.sampling.sampler, 1) * (2 if twice else 1)
 
 
 def _stride(c: Any) -> int:

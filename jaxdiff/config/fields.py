@@ -226,7 +226,7 @@ class Evaluation:
     """What is measured at the end of a run."""
 
     num: int = 0
-    """Samples to judge by a classifier trained on the real data; 0 is no evaluation."""
+    """Samples to judge by a classifier trained on the real data, at least 10; 0 is no evaluation."""
     epochs: int = 30
     """Of the classifier's training."""
     batch_size: int = 500

@@ -36,7 +36,7 @@ def rules(c: Ladder) -> Iterator[tuple[str, str, bool]]:
     """Name, rule, and whether it holds."""
     yield "students", "at least one recipe (.py)", bool(c.students) and all(name.endswith(".py") for name in c.students)
     yield "calls", "at least one number, each at least 1", bool(c.calls) and min(c.calls) > 0
-    yield "num", "at least 2, and at least shown", c.num >= max(2, c.shown)
+    yield "num", "at least 10, and at least shown", c.num >= max(10, c.shown)
     for name in ("reference_steps", "shown", "epochs"):
         yield name, "at least 1", getattr(c, name) >= 1
     yield "guidance", "at least one scale, each at least 1", bool(c.guidance) and min(c.guidance) >= 1

@@ -182,7 +182,7 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
     yield "ema", "named in letters, digits, _ and - alone", all(re.fullmatch(r"[\w-]+", name) for name in c.ema)
     sizes = {height // 2**level for level in range(len(c.model.multipliers))}
     yield "model.attention", f"sizes that the network has: {sorted(sizes)}", not on_pixels or set(c.model.attention) <= sizes
-    yield "evaluation.num", "0 or at least 2", c.evaluation.num != 1
+    yield "evaluation.num", "0 or at least 10", c.evaluation.num == 0 or c.evaluation.num >= 10
     yield "sampling.eta", "0 for a sampler that is not ddim", c.sampling.sampler == "ddim" or c.sampling.eta == 0
     named = bool(c.sampling.classifier)
     yield "sampling.classifier_scale", "1 unless sampling.classifier names a run", named or c.sampling.classifier_scale == 1

@@ -6,8 +6,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from jaxdiff import progress
 from jaxdiff.data import Images
 
 MOST = 100_000  # training images compared with, in even distances of a larger split
@@ -85,7 +85,7 @@ def nearest(queries: np.ndarray, source: Images, indices: np.ndarray, k: int) ->
     flat = queries.reshape(len(queries), -1).astype(np.float32)
     size, k = max(1, CHUNK // flat.shape[1]), min(k, len(indices))
     best, where = np.zeros((len(flat), 0), np.float32), np.zeros((len(flat), 0), np.int64)
-    for start in tqdm(range(0, len(indices), size), desc="nearest images", unit="part", delay=2, leave=False):
+    for start in progress.over(range(0, len(indices), size), "nearest images", "part"):
         part = indices[start : start + size]
         images = source.rows(part)["image"].reshape(len(part), -1)
         squared = np.sum(images**2, axis=1)[None] - 2 * flat @ images.T  # and |query|^2, which is the same for all

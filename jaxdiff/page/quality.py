@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,9 +10,8 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from jaxdiff import lineage
-from jaxdiff.config import Experiment
+from jaxdiff.config import Experiment, network_calls
 from jaxdiff.errors import UserError
-from jaxdiff.ladder import COST
 from jaxdiff.page.curves import COLOURS, Line, plot
 from jaxdiff.page.record import Record, contents
 
@@ -113,8 +113,8 @@ def figure(value: float, name: str) -> str:
 
 def calls(config: Experiment, sampling: Mapping[str, Any]) -> int:
     """Network calls for a sample: Heun's step has two, and guidance doubles them, but not those of a student."""
-    guided = sampling.get("guidance", 1) not in (0, 1) and config.objective == "diffusion"
-    return sampling["steps"] * COST.get(sampling["sampler"], 1) * (2 if guided else 1)
+    known = {name: sampling[name] for name in ("sampler", "steps", "guidance") if name in sampling}
+    return network_calls(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **known)))
 
 
 def described(sampling: Mapping[str, Any]) -> str:

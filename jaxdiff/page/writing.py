@@ -6,9 +6,8 @@ import pathlib
 from collections.abc import Sequence
 
 import jinja2
-from tqdm import tqdm
 
-from jaxdiff import files
+from jaxdiff import files, progress
 from jaxdiff.errors import ConfigError
 from jaxdiff.page import curves, environment, quality, settings
 from jaxdiff.page.images import whole_image
@@ -32,7 +31,7 @@ def write(workdirs: Sequence[pathlib.Path], out: pathlib.Path, num: int = 50, da
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
     measured, found = quality.groups(records), settings.groups(records)
-    with tqdm(total=TRIED * len(records), desc="report", unit="part", delay=2, leave=False) as bar:
+    with progress.bar(TRIED * len(records), "report", "part") as bar:
         parts = [part(record, measured, num, data_dir, bar.update) for record in records]
     page = _template().render(
         parts=parts,

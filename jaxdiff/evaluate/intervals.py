@@ -1,0 +1,55 @@
+"""Confidence intervals: where a measure would lie, on average over other sets of as many images of the same law."""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdiff.evaluate.statistics import Statistic
+
+LEFT_OUT = 0.2  # share of the images that each draw leaves out
+
+
+class Interval(NamedTuple):
+    """A measure, and an interval that holds its mean over sets of as many images with the stated confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap(
+    statistic: Statistic, sets: np.ndarray, *, confidence: float = 0.95, draws: int = 100, seed: int = 0, least: float = -np.inf
+) -> Interval:
+    """The mean of a statistic over sets, rows `[S, N]`, and its interval, by drawing four fifths of each again and again.
+
+    They are drawn without replacement, and the spread over the draws, times `sqrt((1 - LEFT_OUT) / LEFT_OUT)`, is the standard
+    error: the delete-d jackknife of Shao & Wu (1989). Drawn with replacement, images meet themselves: the Frechet distance is
+    then higher and spreads too far (2.6 times, of 300 images from a law in 64 dimensions that is the reference's), and a
+    neighbour at distance 0 is no neighbour. Here the error is about right where the distance is more than its bias, and up to
+    1.4 times too large where it is not; so is that of recall.
+
+    Args:
+        statistic: of rows.
+        sets: of no common rows.
+        confidence: the share of such intervals that hold the statistic's mean over sets of N.
+        draws: from each set.
+        seed: of the draws.
+        least: what the statistic cannot be below.
+    """
+    rng, num = np.random.default_rng(seed), sets.shape[1]
+    kept = num - max(1, round(num * LEFT_OUT))
+    found = [np.mean([statistic(rng.choice(rows, kept, replace=False)) for rows in sets]) for _ in range(draws)]
+    error = float(np.std(found, ddof=1) * np.sqrt(kept / (num - kept)))
+    value, reach = float(np.mean([statistic(rows) for rows in sets])), NormalDist().inv_cdf((1 + confidence) / 2) * error
+    return Interval(value, max(value - reach, least), value + reach)
+
+
+def share(hits: np.ndarray, *, confidence: float = 0.95) -> Interval:
+    """The share of hits, bool `[N]`, with the interval of Wilson (1927), which knows that none missed of N is not certainty."""
+    z, num, value = NormalDist().inv_cdf((1 + confidence) / 2), len(hits), float(np.mean(hits))
+    middle = (value + z**2 / (2 * num)) / (1 + z**2 / num)
+    reach = z / (1 + z**2 / num) * np.sqrt(value * (1 - value) / num + z**2 / (4 * num**2))
+    return Interval(value, max(float(middle - reach), 0.0), min(float(middle + reach), 1.0))

@@ -1,0 +1,125 @@
+"""Measures of a set of images, each with its interval, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdiff import progress
+from jaxdiff.data import normalized
+from jaxdiff.errors import ConfigError
+from jaxdiff.evaluate import statistics
+from jaxdiff.evaluate.features import Features, Network, extract
+from jaxdiff.evaluate.intervals import Interval, bootstrap, share
+from jaxdiff.evaluate.references import DataSet, Reference, reference, spread
+from jaxdiff.evaluate.results import Result, Spec
+from jaxdiff.pictures import to_uint8
+
+LEAST = 10  # images, of which intervals can be drawn
+
+
+class Seen(NamedTuple):
+    """A set of images, as a network sees them, the labels `[N]` that were wanted, and rows `[S, num]` of measured sets."""
+
+    features: Features
+    labels: np.ndarray
+    sets: np.ndarray
+
+
+def _fid(seen: Seen, real: Reference) -> Interval:
+    return bootstrap(statistics.frechet(seen.features.features, real.gaussian), seen.sets, least=0)
+
+
+def _kid(seen: Seen, real: Reference) -> Interval:
+    return bootstrap(statistics.kernel(seen.features.features, real.train, real.mean_kernel), seen.sets)
+
+
+def _precision(seen: Seen, real: Reference) -> Interval:
+    return share(statistics.covered(seen.features.features, _as_many(seen, real)))  # however many: each has its own answer
+
+
+def _recall(seen: Seen, real: Reference) -> Interval:
+    found = bootstrap(statistics.coverage(seen.features.features, _as_many(seen, real)), seen.sets, least=0)
+    return found._replace(high=min(found.high, 1.0))
+
+
+def _inception_score(seen: Seen, real: Reference) -> Interval:
+    return bootstrap(statistics.inception(seen.features.probabilities), seen.sets, least=1)
+
+
+def _label_agreement(seen: Seen, real: Reference) -> Interval:
+    return share(seen.features.probabilities.argmax(-1) == seen.labels)
+
+
+def _as_many(seen: Seen, real: Reference) -> np.ndarray:
+    """As many training images as there are in a set."""
+    return real.train[spread(len(real.train), seen.sets.shape[1])]
+
+
+MEASURES: dict[str, Callable[[Seen, Reference], Interval]] = {
+    "fid": _fid,
+    "kid": _kid,
+    "precision": _precision,
+    "recall": _recall,
+    "inception_score": _inception_score,
+    "label_agreement": _label_agreement,
+}
+
+
+class Judge(NamedTuple):
+    """By what samples are measured: its spec, and `measure(samples [N, H, W, C] in [-1, 1], labels [N]) -> Result`."""
+
+    spec: Spec
+    measure: Callable[[np.ndarray, np.ndarray], Result]
+
+
+def judge(network: Network, source: DataSet, num: int, names: Sequence[str] = (), batch_size: int = 500) -> Judge:
+    """The judge that measures what is named, or all that the network allows, of sets of up to `num` images.
+
+    Sets are smaller where there are fewer real images, since most measures are biased by the number, and held-out ones are to
+    compare: then it measures every full set of the samples, and takes the mean.
+
+    Raises:
+        ConfigError: a name is unknown or needs other logits, or there are too few images for intervals.
+    """
+    names = known(names, network)
+    num = min(num, source.train.num_examples, source.held_out.num_examples)
+    if num < LEAST:
+        raise ConfigError(f"evaluate: {num} images of a set are too few for intervals; give at least {LEAST}")
+    spec = Spec(network.name, network.resize, network.dtype, num, source.name)
+    real = reference(network, source, batch_size)
+    held = Seen(real.held_out, real.labels, spread(len(real.labels), num)[None])
+    held_out = measured(names, held, real, "held-out images")
+
+    def measure(samples: np.ndarray, labels: np.ndarray) -> Result:
+        images = normalized(to_uint8(samples))  # the real ones have 8 bits too
+        features = extract(network, lambda rows: images[rows], len(images), batch_size, "samples")
+        sets = np.arange(len(samples) // num * num).reshape(-1, num)
+        found = measured(names, Seen(features, labels, sets), real, "samples")
+        return Result(spec, found, held_out, len(samples))
+
+    return Judge(spec, measure)
+
+
+def known(names: Sequence[str], network: Network) -> list[str]:
+    """The names, or all that the network allows.
+
+    Raises:
+        ConfigError: one is unknown, or does not apply.
+    """
+    able = [name for name in MEASURES if network.labels or name != "label_agreement"]
+    for name in names:
+        if name not in MEASURES:
+            raise ConfigError(f"--metrics {name}: unknown; write some of {', '.join(able)}")
+        if name not in able:
+            raise ConfigError(
+                f"--metrics {name}: {network.name.split()[0]} knows no labels of the data; write --features classifier"
+            )
+    return list(names) or able
+
+
+def measured(names: Sequence[str], seen: Seen, real: Reference, what: str) -> dict[str, Interval]:
+    """The measures by name."""
+    return {name: MEASURES[name](seen, real) for name in progress.over(names, f"measuring {what}", "measure")}
