@@ -36,6 +36,8 @@ def bar(total: int | None, desc: str, unit: str, patience: float = PATIENCE, **h
             done.set()
             if not quiet:
                 ticking.join()
+                if shown.format_dict["elapsed"] >= patience:
+                    shown.last_print_t += shown.delay  # tqdm clears no line of which it thinks that it never was shown
 
 
 def over(items: Iterable[T], desc: str, unit: str, total: int | None = None) -> Iterator[T]:

@@ -236,7 +236,10 @@ def test_a_figure_has_a_line_a_method(tmp_path, monkeypatch):
             ("train", "configs/digits_ladder.py"),
             "configs/digits_ladder.py is a ladder of several recipes; climb it: jaxdiff ladder configs/digits_ladder.py",
         ),
-        (("ladder", "configs/digits.py"), "configs/digits.py: must define ladder = jaxdiff.config.Ladder(students=(...))"),
+        (
+            ("ladder", "configs/digits.py"),
+            "configs/digits.py is a recipe and no ladder of several; train it: jaxdiff train configs/digits.py",
+        ),
         (("ladder", "configs/digit_ladder.py"), "no config file configs/digit_ladder.py; did you mean configs/digits_ladder.py?"),
     ],
 )

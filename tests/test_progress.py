@@ -56,4 +56,6 @@ def test_the_clock_runs_while_nothing_is_done(monkeypatch, capsys):
 
     with progress.bar(1, "working", "piece", patience=0.1):
         time.sleep(0.5)
-    assert capsys.readouterr().err.count("working:   0%") >= 2
+    shown = capsys.readouterr().err
+    assert shown.count("working:   0%") >= 2
+    assert shown.split("\r")[-2].strip() == shown.split("\r")[-1] == ""  # and its line is clear at the end
