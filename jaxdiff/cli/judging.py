@@ -33,40 +33,40 @@ class Evaluate:
     runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
     """Directories of runs; of several a table is printed."""
     num: int = 1000
-    """Samples. Where there are fewer held-out images, distances are means over sets of as many."""
+    """Samples, in sets of as many as are held out."""
     sampler: SamplerName | None = None
     """As each run's config says if not given; so for steps, spacing, eta, guidance and seed."""
     steps: int | None = None
-    """With --likelihood of the chain and the flow: 1000 and 256 if not given."""
+    """With --likelihood 1000 (chain) and 256 (flow)."""
     spacing: Spacing | None = None
     eta: float | None = None
     guidance: float | None = None
     """1 is none, 0 the unconditional model."""
     classifier: str | None = None
-    """A classifier's run, which guides the samples to their labels."""
+    """A classifier's run, to guide the samples."""
     classifier_scale: float | None = None
     ema: str | None = None
     seed: int | None = None
     labels: str = ""
-    """0..9, or 3, or 0,3,7; all in turn if not given. With --likelihood none is the unconditional model."""
+    """0..9, 3, or 0,3,7; all in turn if not given."""
     metrics: str = ""
     """Some of fid, kid, precision, recall, inception_score, label_agreement; all that apply if not given."""
     features: Literal["classifier", "inception"] = "classifier"
-    """By what images are seen: a classifier of their data set, trained on first use, or the network of published FIDs."""
+    """A classifier of the data, trained on first use; or InceptionV3."""
     weights: pathlib.Path | None = None
-    """Those of inception, a .npz file (see jaxdiff.models.inception)."""
+    """Of inception: a .npz (see jaxdiff.models.inception)."""
     epochs: int | None = None
     """Of the classifier's training."""
     stored: bool = False
-    """Sample nothing: print the table of all that earlier evaluations of the runs have left."""
+    """Print the table of earlier evaluations instead."""
     data_dir: str | None = None
     likelihood: bool = False
-    """Measure bits per dimension instead, of a diffusion or vae run; the flags below are for this alone."""
+    """Bits per dimension; the flags below are for it."""
     estimators: str = ""
-    """Some of discrete, continuous, flow, flow_uniform, or of elbo, importance; all but flow_uniform if not given."""
+    """discrete,continuous,flow,flow_uniform, or elbo,importance; all but flow_uniform if not given."""
     split: str = "test"
     probes: int = 1
-    """Of the flow's divergence at each step; 0 computes it exactly."""
+    """Of the flow's divergence; 0 computes it exactly."""
     batch_size: int = 100
 
 
