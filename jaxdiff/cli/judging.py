@@ -141,7 +141,7 @@ def _sampling(path: pathlib.Path, args: Evaluate) -> Experiment:
         raise ConfigError(f"{path} is a vae run, whose samples have no labels to judge; add --likelihood")
     config = resampled(lineage.read_config(path, "diffusion"), args)
     lineage.ema_name(config, path, args.ema)
-    changes: dict[str, Any] = {} if args.seed is None else {"seed": args.seed}
+    changes: dict[str, Any] = {} if args.seed is None else {"seed": bounded_seed(args.seed)}
     if args.epochs is not None:
         changes["evaluation"] = dataclasses.replace(config.evaluation, epochs=args.epochs)
     return validated(dataclasses.replace(config, **changes), where="jaxdiff evaluate")
