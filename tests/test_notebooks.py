@@ -1,0 +1,171 @@
+"""The notebooks of colab/: each runs from top to bottom at reduced sizes, and stands in the repository as people should find it."""
+
+import ast
+import base64
+import importlib.util
+import io
+import pathlib
+import re
+
+import execute
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdiff import cli
+
+COLAB = pathlib.Path(__file__).parents[1] / "colab"
+NOTEBOOKS = sorted(COLAB.glob("[0-9]*.ipynb"))
+BADGE = (
+    "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    "(https://colab.research.google.com/github/jaxdiff/jaxdiff/blob/main/colab/{})"
+)
+PICTURE, WHOLE = 60_000, 500_000  # bytes
+LONGEST = 12  # lines of a function or class: what is longer belongs in the library
+LAST_INSTALLING = 2  # the cells up to this one find or install jaxdiff
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def parameters(notebook):
+    (cell,) = (cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", []))
+    return cell
+
+
+def python(source):
+    """The Python of a cell, without commands: `!`, `x = !`, and files written by `%%writefile` but for their first line."""
+    lines = source.splitlines()
+    lines = lines[1:] if source.startswith("%%writefile") else lines
+    return "\n".join(re.sub(r"(^\s*|= ?)[!%].*", r"\1None", line) for line in lines)
+
+
+def pictures(notebook):
+    found = [
+        output.data["image/png"] for cell in code(notebook) for output in cell.outputs if "image/png" in output.get("data", {})
+    ]
+    return [base64.b64decode(picture) for picture in found]
+
+
+def blank(picture):
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("L"))
+    return pixels.std() < 1
+
+
+@pytest.mark.slow
+@each
+def test_runs_from_top_to_bottom(path, tmp_path, tfds_dir):
+    offline = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    here = {
+        "JAX_PLATFORMS": "cpu",
+        "TFDS_DATA_DIR": tfds_dir,
+        "JAXDIFF_CACHE_DIR": str(tmp_path / "cache"),
+        "IPYTHONDIR": str(tmp_path),
+    }
+    ran = execute.executed(path, tmp_path, reduced=True, **offline, **here)
+    drawn = pictures(ran)
+    assert len(drawn) == len(pictures(read(path)))
+    assert not any(map(blank, drawn))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='needs the TPU compiler: pip install -e ".[tpu]"')
+@pytest.mark.parametrize("what", ["train", "sample"])
+def test_the_tpu_compiler_takes_what_the_first_notebook_runs(what, capsys):
+    """On Colab's chip, a v5e; only compiled."""
+    values = {}
+    exec(re.sub(r"= !.*", '= ["tpu"]', parameters(read(NOTEBOOKS[0])).source), values)
+    recipe, *flags = values["TRAIN"].split()
+    assert recipe == "configs/cifar10_v.py"
+    assert cli.main(["plan", str(COLAB.parent / recipe), *flags, "--topology", "v5e:1x1", "--what", what]) == 0
+    assert "fits" in capsys.readouterr().out
+
+
+@each
+def test_opens_with_badge_and_run_time(path):
+    opening = read(path).cells[0]
+    assert opening.cell_type == "markdown"
+    assert opening.source.startswith("# ")
+    assert BADGE.format(path.name) in opening.source
+    assert "CPU cores" in opening.source
+    assert "measured" in opening.source
+    assert "TPU" in opening.source
+    assert "@@" not in opening.source
+
+
+@each
+def test_sizes_are_set_in_one_cell_and_reduced_in_the_metadata(path):
+    notebook = read(path)
+    source = parameters(notebook).source
+    targets = [node.targets for node in ast.walk(ast.parse(python(source))) if isinstance(node, ast.Assign)]
+    names = {target.id for several in targets for target in several if isinstance(target, ast.Name)}
+    assert "default_backend()" in source
+    assert notebook.metadata.jaxdiff.reduced.keys() <= names
+
+
+@each
+def test_imports_jaxdiff_and_defines_nothing_that_belongs_there(path):
+    for cell in code(read(path)):
+        for node in ast.walk(ast.parse(python(cell.source))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                assert node.end_lineno - node.lineno < LONGEST, node.name
+
+
+@each
+def test_stored_outputs_are_whole(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    for cell in code(notebook)[LAST_INSTALLING:]:
+        assert all(output.output_type != "error" for output in cell.outputs)
+        if re.search(r"^\s*(!jaxdiff|print\(|figure, )", cell.source, re.MULTILINE) and "if NAME" not in cell.source:
+            assert cell.outputs, cell.source
+    assert pictures(notebook)
+
+
+@each
+def test_stored_outputs_are_small_and_tell_nothing_of_a_machine(path):
+    notebook = read(path)
+    assert path.stat().st_size < WHOLE
+    assert max(map(len, pictures(notebook))) < PICTURE
+    assert set(notebook.metadata) <= {"accelerator", "colab", "jaxdiff", "kernelspec", "language_info"}
+    assert notebook.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"}
+    for cell in code(notebook):
+        assert cell.execution_count is None
+        texts = [output.get("text", "") + str(output.get("data", {}).get("text/plain", "")) for output in cell.outputs]
+        assert not re.search(r"/(tmp|work|home|root|usr|opt)/|\x1b|\r", "".join(texts)), texts
+        assert not re.search(r"\b\d?\d%\|", "".join(texts).replace("100%|", "")), texts
+
+
+@each
+def test_no_command_waits_for_a_chip_that_the_notebook_holds(path):
+    """A TPU belongs to one process: where commands want it, the device is asked for in another process."""
+    notebook = read(path)
+    commands = [line for cell in code(notebook)[1:] for line in cell.source.splitlines() if re.match(r"\s*!.*jaxdiff ", line)]
+    if any("JAX_PLATFORMS=cpu" not in line for line in commands):
+        assert "!python -c" in parameters(notebook).source
+
+
+def test_a_cell_fails_with_its_command(tmp_path):
+    cells = [nbformat.v4.new_code_cell("", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell("!exit 3")]
+    path = tmp_path / "failing.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    with pytest.raises(Exception, match="exit status 3"):
+        execute.executed(path, tmp_path)
+
+
+def test_printed_keeps_the_last_state_of_lines():
+    bars = "training:   0%|   | 0/4 [00:00<?]\rtraining:  50%|#  | 2/4 [00:01<00:01]\rtraining: 100%|###| 4/4 [00:02<00:00]"
+    assert execute.printed(bars + "\r\nsaved\r\n") == "training: 100%|###| 4/4 [00:02<00:00]\nsaved\n"
+    assert execute.printed("sampling:  50%|#  | 1/2 [00:00<?]\r      \r\x1b[1mdone\x1b[0m\n") == "done\n"
+
+
+def test_every_notebook_is_here():
+    assert [path.name[:3] for path in NOTEBOOKS] == ["01_", "02_", "03_", "04_", "05_"]
