@@ -16,7 +16,9 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='needs the TPU compiler: pip install -e ".[tpu]"'),
 ]
-DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
+ROOT = pathlib.Path(__file__).parents[1]
+DIGITS = ROOT / "configs" / "digits.py"
+NOTEBOOK = ROOT / "colab" / "01_train_on_tpu.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +111,19 @@ def test_the_command(capsys, kept):
     assert found["fits"]
     assert cli.main((*words, "--batch", "63")) == 1
     assert capsys.readouterr().err == "jaxdiff: data.batch_size 63 is not divisible by 4 devices\n"
+
+
+@pytest.mark.parametrize("what", ["train", "sample"])
+def test_notebook_1_fits_on_colabs_chip(capsys, kept, monkeypatch, what):
+    """The step and the sampler of what its cell of settings trains where it finds a TPU."""
+    cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"]]
+    settings = next(cell for cell in cells if "TRAIN = " in cell)
+    names = {"found": ["tpu"]}
+    exec("\n".join(line for line in settings.splitlines() if " = !" not in line), names)  # what asks for the device
+    monkeypatch.chdir(ROOT)
+    words = (*names["TRAIN"].split(), "--sampling.num", str(names["NUM"]), "--cache-dir", str(kept), "--json")
+    assert cli.main(("plan", *words, "--topology", "v5e:1x1", "--what", what)) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"]
+    assert found["flops_per_image"] > 1e10  # the network is in it
+    assert found["peak_bytes"] < 15.75 * 2**30
