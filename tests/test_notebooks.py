@@ -2,7 +2,6 @@
 
 import ast
 import base64
-import importlib.util
 import io
 import pathlib
 import re
@@ -12,8 +11,6 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
-
-from jaxdiff import cli
 
 COLAB = pathlib.Path(__file__).parents[1] / "colab"
 NOTEBOOKS = sorted(COLAB.glob("[0-9]*.ipynb"))
@@ -74,19 +71,6 @@ def test_runs_from_top_to_bottom(path, tmp_path, tfds_dir):
     drawn = pictures(ran)
     assert len(drawn) == len(pictures(read(path)))
     assert not any(map(blank, drawn))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='needs the TPU compiler: pip install -e ".[tpu]"')
-@pytest.mark.parametrize("what", ["train", "sample"])
-def test_the_tpu_compiler_takes_what_the_first_notebook_runs(what, capsys):
-    """On Colab's chip, a v5e; only compiled."""
-    values = {}
-    exec(re.sub(r"= !.*", '= ["tpu"]', parameters(read(NOTEBOOKS[0])).source), values)
-    recipe, *flags = values["TRAIN"].split()
-    assert recipe == "configs/cifar10_v.py"
-    assert cli.main(["plan", str(COLAB.parent / recipe), *flags, "--topology", "v5e:1x1", "--what", what]) == 0
-    assert "fits" in capsys.readouterr().out
 
 
 @each
