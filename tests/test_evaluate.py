@@ -165,6 +165,15 @@ def test_features_of_real_images_are_kept_for_a_network_and_a_data_set(digits, n
     jax.tree.map(np.testing.assert_array_equal, first, again)
     part = evaluate.data_set(dataclasses.replace(DIGITS, split="train[:500]"), tfds_dir)
     assert part.file != digits.file
+    seen = data.of(DIGITS, "train", tfds_dir)
+    darker = seen._replace(fetch=lambda rows: (seen.fetch(rows)[0] // 2, seen.fetch(rows)[1]))
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "of", lambda *_: darker)
+        changed = evaluate.data_set(DIGITS)
+        patch.setattr(data, "of", lambda *_: seen)
+        same = evaluate.data_set(DIGITS)
+    assert changed.name == same.name
+    assert changed.file != same.file
     evaluate.reference(other, part)
     assert asked[2:] == [("another of these", 500), ("another of these", 299)]
 
