@@ -216,6 +216,16 @@ def test_a_table_holds_a_row_for_each_setting_and_one_of_real_images():
     assert "12345678" in note
 
 
+def test_a_table_shows_small_and_large_kernel_distances():
+    shown = []
+    for value in (0.001234, 134.7):
+        metrics = {"kid": evaluate.Interval(value, -value / 10, 2 * value)}
+        result = evaluate.Result(SPEC, metrics, metrics, 1000)
+        shown.append(evaluate.table([("a", dataclasses.replace(record(), result=result))]).splitlines()[2])
+    assert "| 0.00123 (-0.000123, 0.00247) |" in shown[0]
+    assert "| 135 (-13.5, 269) |" in shown[1]
+
+
 def test_records_are_read_as_they_were_written(tmp_path):
     path = tmp_path / evaluate.FOLDER / "x.json"
     evaluate.write(path, record())

@@ -29,7 +29,7 @@ def bootstrap(
     error: the delete-d jackknife of Shao & Wu (1989). Drawn with replacement, images meet themselves: the Frechet distance is
     then higher and spreads too far (2.6 times, of 300 images from a law in 64 dimensions that is the reference's), and a
     neighbour at distance 0 is no neighbour. Here the error is about right where the distance is more than its bias, and up to
-    1.4 times too large where it is not; so is that of recall.
+    1.4 times too large where it is not; so is that of recall. (Of ten sets of MNIST's held-out images, 1.3 times.)
 
     Args:
         statistic: of rows.

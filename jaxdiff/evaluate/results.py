@@ -24,7 +24,7 @@ TITLES = {  # in the order of a report
 HEADS = {
     "label_agreement": "label agreement, %",
     "fid": "FID",
-    "kid": "KID x 1000",
+    "kid": "KID",
     "precision": "precision",
     "recall": "recall",
     "inception_score": "inception score",
@@ -176,6 +176,6 @@ def _cells(metrics: Mapping[str, Interval], names: Sequence[str]) -> str:
 
 
 def _cell(name: str, found: Interval) -> str:
-    scale, digits = {"kid": (1000, 2), "label_agreement": (100, 1), "fid": (1, 2)}.get(name, (1, 3))
-    value, low, high = (f"{scale * each:.{digits}f}" for each in found)
+    scale, how = {"kid": (1, ".3g"), "label_agreement": (100, ".1f"), "fid": (1, ".2f")}.get(name, (1, ".3f"))
+    value, low, high = (format(scale * each, how) for each in found)  # of KID the scale is that of the features, cubed
     return f"{value} ({low}, {high})"
