@@ -63,6 +63,7 @@ def runs(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "ema", "sampling"),
     [("pixels", None, {}), ("pixels", "slow", {"guidance": 1.0, "steps": 3}), ("latent", None, {}), ("consistency", None, {})],
