@@ -14,6 +14,7 @@ from jaxdiff.config import COST, STUDENTS, Experiment, Ladder, load, on_list, sa
 from jaxdiff.errors import ConfigError
 
 MARKERS = "sD^vP*X<>"
+MEASURED = 2  # how places are measured: rows of another number do not compare, and are measured again
 
 
 class Rung(NamedTuple):
@@ -176,6 +177,7 @@ def _settings(ladder: Ladder, place: Rung) -> dict[str, Any]:
     """What a row depends on."""
     c, made = place.config, {name: getattr(ladder, name) for name in ("num", "shown", "epochs", "seed")}
     walked = {"schedule": c.diffusion.sampling_schedule or c.diffusion.schedule, **dataclasses.asdict(c.sampling)}
+    made["measured"] = MEASURED
     return {**walked, **made, "data": [c.data.name, c.data.split, c.data.held_out], "run": lineage.fingerprint(place.workdir)}
 
 

@@ -127,15 +127,18 @@ def test_a_ladder_that_is_climbed_does_nothing_again(climbed, tmp_path, capsys):
 
 
 def test_what_changed_is_measured_again_and_no_more(climbed, tfds_dir):
-    """A run that was trained on, and a grid that is missing."""
+    """A run that was trained on, a grid that is missing, and a row that was measured in another way."""
     folder, *_ = climbed
     made = dataclasses.replace(ladder.runs(config.load_ladder(folder / "ladder.py"), folder / "ladder")[-1].config, steps=4)
     run.train(made, folder / "consistency", tfds_dir)
     (folder / "ladder" / "guided_guidance_2_1.png").unlink()
     before, rows = times(folder / "ladder", "*_*.png"), json.loads((folder / "ladder" / "ladder.json").read_text())["rows"]
+    first = rows[0] | {"settings": rows[0]["settings"] | {"measured": 1}}
+    (folder / "ladder" / "ladder.json").write_text(json.dumps({"rows": [first, *rows[1:]]}))
     assert climb(folder, tfds_dir) == 0
     after, again = times(folder / "ladder", "*_*.png"), json.loads((folder / "ladder" / "ladder.json").read_text())["rows"]
     assert {name for name in after if after[name] != before.get(name)} == {
+        "teacher_ddim_guidance_2_2.png",
         "guided_guidance_2_1.png",
         "consistency_guidance_2_1.png",
     }
