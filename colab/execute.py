@@ -21,7 +21,7 @@ import nbclient
 import nbformat
 from PIL import Image
 
-COLOURS = 32
+PICTURE = 59_000
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STRICT = """\
 def strict(command, run=get_ipython().system):
@@ -98,7 +98,9 @@ def printed(text: str) -> str:
     """The text as a terminal shows it at the end, without colours and unfinished progress bars."""
     lines = []
     for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r\n", "\n").split("\n"):
-        shown = next((part for part in reversed(line.split("\r")) if part.strip()), "")
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
         unfinished = re.search(r"(\d+)%\|.*\d+/\d+", shown)
         shown = shown[unfinished.end() :].partition("]")[2] if unfinished and unfinished[1] != "100" else shown
         if shown.strip() or not line:
@@ -107,10 +109,13 @@ def printed(text: str) -> str:
 
 
 def smaller(picture: str) -> str:
-    """The PNG picture (in base64) with fewer colours, which take a third of the room."""
-    drawn = io.BytesIO()
-    found = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
-    found.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(drawn, format="PNG", optimize=True)
+    """The PNG picture (in base64) with as many colours, up to 64, as leave it below `PICTURE` bytes; with 16 if it never is."""
+    found, drawn = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"), io.BytesIO()
+    for colours in (64, 48, 32, 24, 16):
+        drawn = io.BytesIO()
+        found.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(drawn, format="PNG", optimize=True)
+        if drawn.tell() < PICTURE:
+            break
     return base64.b64encode(drawn.getvalue()).decode()
 
 

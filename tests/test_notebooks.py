@@ -148,7 +148,7 @@ def test_a_cell_fails_with_its_command(tmp_path):
 def test_printed_keeps_the_last_state_of_lines():
     bars = "training:   0%|   | 0/4 [00:00<?]\rtraining:  50%|#  | 2/4 [00:01<00:01]\rtraining: 100%|###| 4/4 [00:02<00:00]"
     assert execute.printed(bars + "\r\nsaved\r\n") == "training: 100%|###| 4/4 [00:02<00:00]\nsaved\n"
-    assert execute.printed("sampling:  50%|#  | 1/2 [00:00<?]\r      \r\x1b[1mdone\x1b[0m\n") == "done\n"
+    assert execute.printed("sampling: 100%|##| 2/2 [00:00]\r" + " " * 40 + "\r\x1b[1mdone\x1b[0m\n") == "done\n"
 
 
 def test_every_notebook_is_here():
