@@ -61,6 +61,7 @@ def blank(picture):
 @each
 def test_runs_from_top_to_bottom(path, tmp_path, tfds_dir):
     offline = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    offline |= dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1")  # where processes of one run meet
     here = {
         "JAX_PLATFORMS": "cpu",
         "TFDS_DATA_DIR": tfds_dir,
