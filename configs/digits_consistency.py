@@ -2,7 +2,7 @@
 
 Paper: Song et al. (2023), consistency distillation; levels doubled as Song & Dhariwal (2023) do.
 Cost: about two minutes of training on 2 CPU cores, after two for the teacher.
-Score: label agreement and Frechet distance of 1,000 samples in `samples.json`.
+Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
 Run: jaxdiff train configs/digits_consistency.py --workdir runs/digits_consistency --with-stages
 """
 

@@ -2,7 +2,7 @@
 
 Paper: Meng et al. (2023), stage one; the scale is an input of the student's network.
 Cost: about one minute of training on 2 CPU cores, after two for the teacher.
-Score: label agreement and Frechet distance of 1,000 samples in `samples.json`.
+Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
 Run: jaxdiff train configs/digits_guided.py --workdir runs/digits_guided --with-stages
 """
 

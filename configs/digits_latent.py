@@ -2,7 +2,7 @@
 
 Paper: Rombach et al. (2022); classifier-free guidance of Ho & Salimans (2022).
 Cost: about one minute of training on 2 CPU cores, after four for the classifier and the autoencoder.
-Score: label agreement and Frechet distance of 1,000 samples in `samples.json`.
+Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
 Run: jaxdiff train configs/digits_latent.py --workdir runs/digits_latent --with-stages
 """
 

@@ -2,7 +2,7 @@
 
 Paper: Luo et al. (2023): guided DDIM teacher, several levels ahead, the scale an input of the network.
 Cost: about two minutes of training on 2 CPU cores, after six for the classifier, the autoencoder and the teacher.
-Score: label agreement and Frechet distance of 1,000 samples in `samples.json`.
+Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
 Run: jaxdiff train configs/digits_latent_consistency.py --workdir runs/digits_latent_consistency --with-stages
 """
 

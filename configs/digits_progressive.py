@@ -2,7 +2,7 @@
 
 Paper: Salimans & Ho (2022), progressive distillation; Meng et al. (2023), stage two.
 Cost: about two minutes of training on 2 CPU cores, after three for the teacher and the guided student.
-Score: label agreement and Frechet distance of 1,000 samples in `samples.json`.
+Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
 Run: jaxdiff train configs/digits_progressive.py --workdir runs/digits_progressive --with-stages
 """
 

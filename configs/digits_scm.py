@@ -2,7 +2,7 @@
 
 Paper: Lu & Song (2024): the slope of the network along the flow by jax.jvp, normalised, brought in over some steps.
 Cost: about two minutes of training on 2 CPU cores, after two for the teacher.
-Score: label agreement and Frechet distance of 1,000 samples in `samples.json`.
+Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
 Run: jaxdiff train configs/digits_scm.py --workdir runs/digits_scm --with-stages
 """
 

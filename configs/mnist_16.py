@@ -2,7 +2,7 @@
 
 Paper: Ho et al. (2021), Cascaded Diffusion Models, with noise conditioning augmentation.
 Cost: about 0.5 s a step on 2 CPU cores, after the stages below it.
-Score: label agreement and Frechet distance of 1,000 samples of the whole cascade in `samples.json`.
+Score: label agreement and Frechet distance of 1,000 samples of the whole cascade in `evaluations/`.
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_16.py --workdir runs/mnist_16 --with-stages
 """
 

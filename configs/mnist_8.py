@@ -2,7 +2,7 @@
 
 Paper: Ho et al. (2021), Cascaded Diffusion Models.
 Cost: about 0.3 s a step on 2 CPU cores.
-Score: label agreement and Frechet distance of 1,000 samples in `samples.json`.
+Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_8.py --workdir runs/mnist_8
 """
 
