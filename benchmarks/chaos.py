@@ -19,7 +19,9 @@ import time
 import jax
 import numpy as np
 
-from jaxdiff import checkpoint, lineage, recipe
+from jaxdiff.app import build
+from jaxdiff.app.runs import lineage
+from jaxdiff.training import checkpoint
 
 TINY = (
     *("--data.batch-size", "16", "--model.channels", "16", "--model.multipliers", "1", "--model.attention"),
@@ -83,7 +85,7 @@ def strike(workdir, flags, in_save, chance, every):
 def final(workdir):
     config = lineage.read_config(workdir)
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    state = checkpoint.restore(workdir, lineage.placed(recipe.state_shapes(config), single))
+    state = checkpoint.restore(workdir, lineage.placed(build.state_shapes(config), single))
     return {"params": state.params, "ema": state.ema, "opt_state": state.opt_state, "step": state.step}
 
 

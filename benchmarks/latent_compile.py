@@ -26,8 +26,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from jaxdiff.plan import collectives, compiling, cost, hlo, memory
-from jaxdiff.plan.chips import described, topology
+from jaxdiff.app.plan import collectives, compiling, cost, hlo, memory
+from jaxdiff.app.plan.chips import described, topology
 
 PEER_MS, PEER_GB, SHARE = 51.7, 27.3, 0.7  # maxdiffusion's UNet call, and how much of its time ours may take
 PUBLISHED = {"UNet": 859_520_964, "autoencoder": 83_653_863}
@@ -127,8 +127,8 @@ def compile_training(batch: int, from_images: bool) -> None:
     import jax
     import optax
 
-    from jaxdiff.mesh import batch_sharding, jit_layout, make_mesh
-    from jaxdiff.train import initial_state, train_step
+    from jaxdiff.training import initial_state, train_step
+    from jaxdiff.training.mesh import batch_sharding, jit_layout, make_mesh
 
     found, mesh = networks(), make_mesh(1, 8, devices=described(topology("v5e:2x4")))
     optimizer, ema = optax.adamw(1e-4), {"ema": 0.9999}

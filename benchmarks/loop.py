@@ -22,18 +22,19 @@ from functools import partial
 import jax
 import numpy as np
 
-from jaxdiff import config as configs
-from jaxdiff import recipe, run
-from jaxdiff.config import Experiment
+from jaxdiff.app import build
+from jaxdiff.app import config as configs
+from jaxdiff.app.config import Experiment
+from jaxdiff.app.runs import train
 
 DIGITS = pathlib.Path(__file__).parent.parent / "configs" / "digits.py"
 
 
 def bare(config: Experiment, steps: int) -> float:
     """Seconds a step of the compiled step alone."""
-    layout = recipe.layout(config)
-    step = layout.compile(recipe.train_step(config))
-    state = layout.enter(jax.jit(partial(recipe.init, config), out_shardings=layout.sharding)(jax.random.key(0)))
+    layout = build.layout(config)
+    step = layout.compile(build.train_step(config))
+    state = layout.enter(jax.jit(partial(build.init, config), out_shardings=layout.sharding)(jax.random.key(0)))
     size = config.data.batch_size
     rows = {"image": np.zeros((size, *config.data.image_shape), np.float32), "label": np.zeros(size, np.int32)}
     batch, key = layout.shard({**rows, "index": np.arange(size, dtype=np.int32)}), jax.random.key(1)
@@ -50,7 +51,7 @@ def looped(config: Experiment, steps: int, data_dir: str | None) -> float:
     """Seconds a step of a real run, from its second log line to its third; the last has the checkpoint in it."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(folder) / "run"
-        run.train(replace(config, steps=4 * steps, log_every=steps, checkpoint_every=10**9), workdir, data_dir)
+        train.train(replace(config, steps=4 * steps, log_every=steps, checkpoint_every=10**9), workdir, data_dir)
         lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return 1 / lines[2]["steps_per_s"]
 

@@ -41,9 +41,9 @@ def jaxdiff(batch_size: int) -> Side:
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxdiff import config as configs
-    from jaxdiff import recipe
-    from jaxdiff.train import train_step
+    from jaxdiff.app import build
+    from jaxdiff.app import config as configs
+    from jaxdiff.training import train_step
 
     c = configs.load(CIFAR10)
     c = replace(
@@ -54,11 +54,11 @@ def jaxdiff(batch_size: int) -> Side:
         ema={},
         sampling=replace(c.sampling, steps=STEPS, guidance=1.0),
     )
-    layout = recipe.layout(c)
-    step = layout.compile(partial(train_step, recipe.objective(c), recipe.optimizer(c), c.ema))
-    generate = jax.jit(recipe.generator(c))
+    layout = build.layout(c)
+    step = layout.compile(partial(train_step, build.objective(c), build.optimizer(c), c.ema))
+    generate = jax.jit(build.generator(c))
     key = jax.random.key(0)
-    state = layout.enter(jax.jit(partial(recipe.init, c), out_shardings=layout.sharding)(key))
+    state = layout.enter(jax.jit(partial(build.init, c), out_shardings=layout.sharding)(key))
     image = np.random.default_rng(0).uniform(-1, 1, (batch_size, *c.data.image_shape)).astype(np.float32)
     index = np.arange(batch_size, dtype=np.int32)
     batch = layout.shard({"image": image, "label": index % 10, "index": index})

@@ -30,9 +30,10 @@ import jax
 import jax.numpy as jnp
 
 import jaxdiff as jd
-from jaxdiff import config as configs
-from jaxdiff import objectives, recipe
-from jaxdiff.config import Experiment
+from jaxdiff import objectives
+from jaxdiff.app import build
+from jaxdiff.app import config as configs
+from jaxdiff.app.config import Experiment
 from jaxdiff.models.unet import network
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -86,8 +87,8 @@ def seconds(works: dict[str, Work], rounds: int) -> dict[str, float]:
 
 def times(config: Experiment, batch_size: int, rounds: int) -> dict[str, float]:
     """Seconds of each sampler, of as many network calls, and of both ways to guide."""
-    key, apply, null = jax.random.key(0), network(recipe.unet(config)), config.model.num_classes
-    params = jax.jit(partial(recipe.init, config))(key).params
+    key, apply, null = jax.random.key(0), network(build.unet(config)), config.model.num_classes
+    params = jax.jit(partial(build.init, config))(key).params
     x = jax.random.normal(key, (batch_size, *config.data.image_shape))
     logsnr, label = jnp.zeros(batch_size), jnp.zeros(batch_size, jnp.int32)
     call = jax.jit(apply)
@@ -104,8 +105,8 @@ def times(config: Experiment, batch_size: int, rounds: int) -> dict[str, float]:
 def memory(config: Experiment, batch_size: int, steps: int) -> int:
     """Bytes of temporary memory that the compiled DDPM of so many steps takes."""
     sampling = replace(config.sampling, sampler="ddpm", steps=steps, guidance=1.0, clip=False)
-    generate = jax.jit(recipe.generator(replace(config, sampling=sampling)))
-    params = recipe.state_shapes(config).params
+    generate = jax.jit(build.generator(replace(config, sampling=sampling)))
+    params = build.state_shapes(config).params
     key, label = jax.random.key(0), jax.ShapeDtypeStruct((batch_size,), jnp.int32)
     return generate.lower(params, key, label).compile().memory_analysis().temp_size_in_bytes
 

@@ -7,7 +7,7 @@ Score: the paper's unconditional model has FID 3.17 with 1,000 steps of DDPM; no
 Run: jaxdiff data cifar10 && jaxdiff train configs/cifar10.py --workdir runs/cifar10
 """
 
-from jaxdiff.config import Data, Diffusion, Experiment, Model, Optimizer, Sampling
+from jaxdiff.app.config import Data, Diffusion, Experiment, Model, Optimizer, Sampling
 
 config = Experiment(
     data=Data(name="cifar10", image_shape=(32, 32, 3), flip=True, batch_size=128),

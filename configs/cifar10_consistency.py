@@ -7,7 +7,7 @@ Score: the paper's unconditional student has FID 3.55 in one step, 2.93 in two (
 Run: jaxdiff train configs/cifar10_consistency.py --workdir runs/cifar10_consistency --with-stages
 """
 
-from jaxdiff.config import Data, Diffusion, Distillation, Experiment, Model, Optimizer, Sampling, Sources
+from jaxdiff.app.config import Data, Diffusion, Distillation, Experiment, Model, Optimizer, Sampling, Sources
 
 config = Experiment(
     objective="consistency",

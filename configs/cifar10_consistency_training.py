@@ -7,7 +7,7 @@ Score: the paper's unconditional model has FID 2.83 in one step, 2.46 in two (th
 Run: jaxdiff data cifar10 && jaxdiff train configs/cifar10_consistency_training.py --workdir runs/cifar10_consistency_training
 """
 
-from jaxdiff.config import Data, Diffusion, Distillation, Experiment, Model, Optimizer, Sampling
+from jaxdiff.app.config import Data, Diffusion, Distillation, Experiment, Model, Optimizer, Sampling
 
 config = Experiment(
     objective="consistency",

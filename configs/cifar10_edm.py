@@ -6,7 +6,7 @@ Score: the paper's conditional model has FID 1.79 in 18 steps of Heun (the paper
 Run: jaxdiff data cifar10 && jaxdiff train configs/cifar10_edm.py --workdir runs/cifar10_edm
 """
 
-from jaxdiff.config import Data, Diffusion, Experiment, Model, Optimizer, Sampling
+from jaxdiff.app.config import Data, Diffusion, Experiment, Model, Optimizer, Sampling
 
 config = Experiment(
     data=Data(name="cifar10", image_shape=(32, 32, 3), flip=True, batch_size=512),

@@ -6,7 +6,7 @@ Score: its teacher's; the paper has no figure of stage one alone on CIFAR-10.
 Run: jaxdiff train configs/cifar10_guided.py --workdir runs/cifar10_guided --with-stages
 """
 
-from jaxdiff.config import Data, Diffusion, Distillation, Experiment, Model, Optimizer, Sampling, Sources
+from jaxdiff.app.config import Data, Diffusion, Distillation, Experiment, Model, Optimizer, Sampling, Sources
 
 config = Experiment(
     objective="guided",

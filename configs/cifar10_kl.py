@@ -6,7 +6,7 @@ Score: none measured yet; `reconstruction.json` holds the PSNR of held-out image
 Run: jaxdiff data cifar10 && jaxdiff train configs/cifar10_kl.py --workdir runs/cifar10_kl
 """
 
-from jaxdiff.config import Autoencoder, Data, Experiment, Model, Optimizer
+from jaxdiff.app.config import Autoencoder, Data, Experiment, Model, Optimizer
 
 config = Experiment(
     objective="autoencoder",

@@ -6,7 +6,7 @@ Score: none of ours measured yet; the papers' are FID by Inception's features, t
 Run: jaxdiff data cifar10 && jaxdiff ladder configs/cifar10_ladder.py
 """
 
-from jaxdiff.config import Ladder
+from jaxdiff.app.config import Ladder
 
 ladder = Ladder(
     students=(

@@ -6,7 +6,7 @@ Score: none measured yet.
 Run: jaxdiff data cifar10 && jaxdiff train configs/cifar10_latent.py --workdir runs/cifar10_latent --with-stages
 """
 
-from jaxdiff.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
+from jaxdiff.app.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
 
 config = Experiment(
     sources=Sources(autoencoder="configs/cifar10_kl.py"),

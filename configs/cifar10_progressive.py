@@ -7,7 +7,7 @@ Score: the paper's unconditional students have FID 2.57 in 8 steps, 3.00 in 4, 4
 Run: jaxdiff train configs/cifar10_progressive.py --workdir runs/cifar10_progressive --with-stages
 """
 
-from jaxdiff.config import Data, Diffusion, Distillation, Experiment, Model, Optimizer, Sampling, Sources
+from jaxdiff.app.config import Data, Diffusion, Distillation, Experiment, Model, Optimizer, Sampling, Sources
 
 config = Experiment(
     objective="progressive",

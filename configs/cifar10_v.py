@@ -6,7 +6,7 @@ Score: the paper's unconditional model with this prediction and weight has FID 2
 Run: jaxdiff data cifar10 && jaxdiff train configs/cifar10_v.py --workdir runs/cifar10_v
 """
 
-from jaxdiff.config import Data, Diffusion, Experiment, Model, Optimizer, Sampling
+from jaxdiff.app.config import Data, Diffusion, Experiment, Model, Optimizer, Sampling
 
 config = Experiment(
     data=Data(name="cifar10", image_shape=(32, 32, 3), flip=True, batch_size=128),

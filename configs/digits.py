@@ -6,7 +6,7 @@ Score: at least 95% of 1,000 samples named by their label (DDIM, 50 steps, guida
 Run: jaxdiff train configs/digits.py --workdir runs/digits
 """
 
-from jaxdiff.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling
+from jaxdiff.app.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling
 
 config = Experiment(
     data=Data(name="digits", image_shape=(8, 8, 1), batch_size=128),

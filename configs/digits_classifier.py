@@ -7,7 +7,7 @@ Score: at least 95% of held-out digits named right at logsnr 2; guiding the unco
 Run: jaxdiff train configs/digits_classifier.py --workdir runs/digits_classifier
 """
 
-from jaxdiff.config import Data, Diffusion, Experiment, Model, Optimizer
+from jaxdiff.app.config import Data, Diffusion, Experiment, Model, Optimizer
 
 config = Experiment(
     objective="classifier",

@@ -7,7 +7,7 @@ Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
 Run: jaxdiff train configs/digits_consistency_training.py --workdir runs/digits_consistency_training
 """
 
-from jaxdiff.config import Data, Diffusion, Distillation, Evaluation, Experiment, Model, Optimizer, Sampling
+from jaxdiff.app.config import Data, Diffusion, Distillation, Evaluation, Experiment, Model, Optimizer, Sampling
 
 config = Experiment(
     objective="consistency",

@@ -7,7 +7,7 @@ Score: `reconstruction.json`: PSNR of held-out digits.
 Run: jaxdiff train configs/digits_kl.py --workdir runs/digits_kl --with-stages
 """
 
-from jaxdiff.config import Autoencoder, Data, Experiment, Model, Optimizer, Sources
+from jaxdiff.app.config import Autoencoder, Data, Experiment, Model, Optimizer, Sources
 
 config = Experiment(
     objective="autoencoder",

@@ -6,7 +6,7 @@ Score: in `table.md`, and the README.
 Run: jaxdiff ladder configs/digits_ladder.py
 """
 
-from jaxdiff.config import Ladder
+from jaxdiff.app.config import Ladder
 
 ladder = Ladder(
     students=(

@@ -6,7 +6,7 @@ Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
 Run: jaxdiff train configs/digits_latent.py --workdir runs/digits_latent --with-stages
 """
 
-from jaxdiff.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
+from jaxdiff.app.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
 
 config = Experiment(
     sources=Sources(autoencoder="configs/digits_kl.py"),

@@ -6,7 +6,7 @@ Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
 Run: jaxdiff train configs/digits_latent_consistency.py --workdir runs/digits_latent_consistency --with-stages
 """
 
-from jaxdiff.config import Data, Diffusion, Distillation, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
+from jaxdiff.app.config import Data, Diffusion, Distillation, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
 
 config = Experiment(
     objective="consistency",

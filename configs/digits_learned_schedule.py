@@ -7,7 +7,7 @@ Score: 1.95 +- 0.02 bits per dimension of held-out digits by the continuous boun
 Run: jaxdiff train configs/digits_learned_schedule.py --workdir runs/digits_learned
 """
 
-from jaxdiff.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling
+from jaxdiff.app.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling
 
 config = Experiment(
     data=Data(name="digits", image_shape=(8, 8, 1), batch_size=128),

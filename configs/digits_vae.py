@@ -7,7 +7,7 @@ Score: 3.63 +- 0.03 bits per dimension of held-out digits by the ELBO, 3.56 by 6
 Run: jaxdiff train configs/digits_vae.py --workdir runs/digits_vae
 """
 
-from jaxdiff.config import Data, Experiment, Model, Optimizer, Vae
+from jaxdiff.app.config import Data, Experiment, Model, Optimizer, Vae
 
 config = Experiment(
     objective="vae",

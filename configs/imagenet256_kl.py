@@ -7,7 +7,7 @@ Run: pip install tensorflow && tfds build imagenet2012 --file_format array_recor
     (README, latent diffusion), then jaxdiff train configs/imagenet256_kl.py --workdir runs/imagenet256_kl
 """
 
-from jaxdiff.config import Autoencoder, Data, Experiment, Model, Optimizer, Sources
+from jaxdiff.app.config import Autoencoder, Data, Experiment, Model, Optimizer, Sources
 
 config = Experiment(
     objective="autoencoder",

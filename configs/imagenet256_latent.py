@@ -6,7 +6,7 @@ Score: none measured.
 Run: see configs/imagenet256_kl.py for the data, then jaxdiff train configs/imagenet256_latent.py --with-stages
 """
 
-from jaxdiff.config import Data, Diffusion, Evaluation, Experiment, Mesh, Model, Optimizer, Sampling, Sources
+from jaxdiff.app.config import Data, Diffusion, Evaluation, Experiment, Mesh, Model, Optimizer, Sampling, Sources
 
 config = Experiment(
     sources=Sources(autoencoder="configs/imagenet256_kl.py"),

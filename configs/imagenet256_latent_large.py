@@ -8,7 +8,7 @@ Run: see configs/imagenet256_kl.py for the data, then on every host
   jaxdiff train configs/imagenet256_latent_large.py --with-stages --workdir a/directory/that/all/hosts/share
 """
 
-from jaxdiff.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
+from jaxdiff.app.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
 
 config = Experiment(
     sources=Sources(autoencoder="configs/imagenet256_kl.py"),

@@ -9,7 +9,7 @@ Run: pip install tensorflow && tfds build imagenet2012 --file_format array_recor
   jaxdiff train configs/imagenet64.py --workdir a/directory/that/all/hosts/share
 """
 
-from jaxdiff.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling
+from jaxdiff.app.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling
 
 config = Experiment(
     data=Data(name="imagenet2012", image_shape=(64, 64, 3), held_out="validation", fit="crop", flip=True, batch_size=2048),

@@ -6,7 +6,7 @@ Score: none measured yet.
 Run: jaxdiff data mnist && jaxdiff train configs/mnist.py --workdir runs/mnist
 """
 
-from jaxdiff.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling
+from jaxdiff.app.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling
 
 config = Experiment(
     data=Data(name="mnist", image_shape=(32, 32, 1), batch_size=128),

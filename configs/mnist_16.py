@@ -6,7 +6,7 @@ Score: label agreement and Frechet distance of 1,000 samples of the whole cascad
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_16.py --workdir runs/mnist_16 --with-stages
 """
 
-from jaxdiff.config import Cascade, Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
+from jaxdiff.app.config import Cascade, Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
 
 config = Experiment(
     sources=Sources(base="configs/mnist_8.py"),

@@ -6,7 +6,7 @@ Score: 94.3% of 300 samples of the whole cascade named by their label (600, 400 
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_32.py --workdir runs/mnist_32 --with-stages
 """
 
-from jaxdiff.config import Cascade, Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
+from jaxdiff.app.config import Cascade, Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
 
 config = Experiment(
     sources=Sources(base="configs/mnist_16.py"),

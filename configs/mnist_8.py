@@ -6,7 +6,7 @@ Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_8.py --workdir runs/mnist_8
 """
 
-from jaxdiff.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling
+from jaxdiff.app.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling
 
 config = Experiment(
     data=Data(name="mnist", image_shape=(8, 8, 1), reduce=4, batch_size=128),

@@ -6,7 +6,7 @@ Score: in the table of configs/mnist_ladder.py.
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_consistency.py --workdir runs/mnist_consistency --with-stages
 """
 
-from jaxdiff.config import Data, Diffusion, Distillation, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
+from jaxdiff.app.config import Data, Diffusion, Distillation, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
 
 config = Experiment(
     objective="consistency",

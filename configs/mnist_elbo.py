@@ -7,7 +7,7 @@ Score: after 1,200 steps (`--steps 1200`, 15 minutes on 2 CPU cores), on 100 hel
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_elbo.py --workdir runs/mnist_elbo
 """
 
-from jaxdiff.config import Data, Diffusion, Experiment, Model, Optimizer, Sampling
+from jaxdiff.app.config import Data, Diffusion, Experiment, Model, Optimizer, Sampling
 
 config = Experiment(
     data=Data(name="mnist", image_shape=(28, 28, 1), batch_size=64),

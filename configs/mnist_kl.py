@@ -6,7 +6,7 @@ Score: PSNR of 29.9 dB, mean of 10,000 held-out images (in a run whose discrimin
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_kl.py --workdir runs/mnist_kl
 """
 
-from jaxdiff.config import Autoencoder, Data, Experiment, Model, Optimizer
+from jaxdiff.app.config import Autoencoder, Data, Experiment, Model, Optimizer
 
 config = Experiment(
     objective="autoencoder",

@@ -6,7 +6,7 @@ Score: in `table.md`.
 Run: jaxdiff data mnist && jaxdiff ladder configs/mnist_ladder.py
 """
 
-from jaxdiff.config import Ladder
+from jaxdiff.app.config import Ladder
 
 ladder = Ladder(
     students=(

@@ -7,7 +7,7 @@ Score: 99.9% of 1,000 samples (guidance 2) named by their label, by a classifier
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_latent.py --workdir runs/mnist_latent --with-stages
 """
 
-from jaxdiff.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
+from jaxdiff.app.config import Data, Diffusion, Evaluation, Experiment, Model, Optimizer, Sampling, Sources
 
 config = Experiment(
     sources=Sources(autoencoder="configs/mnist_kl.py"),

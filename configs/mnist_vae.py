@@ -6,7 +6,7 @@ Score: bits per dimension of the black-and-white images, `jaxdiff evaluate runs/
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_vae.py --workdir runs/mnist_vae
 """
 
-from jaxdiff.config import Data, Experiment, Model, Optimizer, Vae
+from jaxdiff.app.config import Data, Experiment, Model, Optimizer, Vae
 
 config = Experiment(
     objective="vae",

@@ -6,7 +6,7 @@ Score: PSNR of 28.0 dB and 86.7% of the codes used, over 10,000 held-out images 
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_vq.py --workdir runs/mnist_vq
 """
 
-from jaxdiff.config import Autoencoder, Data, Experiment, Model, Optimizer
+from jaxdiff.app.config import Autoencoder, Data, Experiment, Model, Optimizer
 
 config = Experiment(
     objective="autoencoder",

@@ -42,11 +42,10 @@ PAGES = {  # file: title and address, in the order of the menu
     "CONTRIBUTING.md": ("Contributing", "contributing.html"),
     "CHANGELOG.md": ("Changelog", "changelog.html"),
 }
-HOUSE = "checkpoint config data errors evaluate latents lineage mesh models recipe sharding train"  # beside the core
-REEXPORTED = (
-    "config|evaluate|likelihood|objectives|oracles|process|recipe|samplers"  # packages that show all that is in their files
-)
-MODULES = ("jaxdiff", *(f"jaxdiff.{name}" for name in HOUSE.split()), rf"!jaxdiff\.({REEXPORTED})\..*")
+OUTSIDE_CORE = "app.build app.config app.runs data evaluate io models training"
+# packages that show what is in their files
+REEXPORTED = r"app\.build|app\.config|data|evaluate|likelihood|objectives|oracles|process|samplers"
+MODULES = ("jaxdiff", *(f"jaxdiff.{name}" for name in OUTSIDE_CORE.split()), rf"!jaxdiff\.({REEXPORTED})\..*")
 NAME = re.compile(r"(?:(?:jd|jaxdiff)\.)?([A-Za-z_]\w*(?:\.\w+)*)(?:\(.*\))?")
 SAID_BY_PYTHON = re.compile(r'<div class="docstring"><p>(Alias for field number|Create new instance of) [^<]*</p>\s*</div>')
 FILES = {"json", "jsonl", "md", "png", "py"}  # endings of names that look like a module's

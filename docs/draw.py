@@ -23,7 +23,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import jaxdiff as jd
-from jaxdiff import cascade, guidance, likelihood, losses, objectives, oracles, pictures, targets, train
+from jaxdiff import cascade, guidance, likelihood, losses, objectives, oracles, targets, training
+from jaxdiff.io import pictures
 from jaxdiff.samplers import full_std
 
 INK, PALE, BLUE, ORANGE, GREEN, RED = "#22303c", "#9aa7b1", "#2166ac", "#e08214", "#1b7837", "#b2182b"
@@ -127,8 +128,8 @@ def dense(params, x):
 def trained(objective, params, data, steps, frozen=None, size=512, rate=2e-3):
     """The averaged params after training on draws of a mixture."""
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
-    state = train.initial_state(params, optimizer, {"ema": 0.99}, frozen)
-    step = train.train_step(objective, optimizer, {"ema": 0.99})
+    state = training.initial_state(params, optimizer, {"ema": 0.99}, frozen)
+    step = training.train_step(objective, optimizer, {"ema": 0.99})
 
     def body(state, number):
         key = jax.random.fold_in(KEY, number)

@@ -1,5 +1,5 @@
 """`python -m jaxdiff` is the command line."""
 
-from jaxdiff.cli import entry
+from jaxdiff.app.cli import entry
 
 entry()

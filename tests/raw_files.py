@@ -6,7 +6,7 @@ import tarfile
 
 import numpy as np
 
-from jaxdiff.datasets import raw
+from jaxdiff.data import raw
 
 
 def idx(array):

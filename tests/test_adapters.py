@@ -13,14 +13,15 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import jaxdiff as jd
-from jaxdiff import checkpoint, losses, mesh, objectives, train
-from jaxdiff.models import adapters
+from jaxdiff import losses, objectives, training
+from jaxdiff.models import lora
 from jaxdiff.models.unet import UNet, network
+from jaxdiff.training import checkpoint, mesh
 
 DIGITS = UNet(channels=32, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=32, num_classes=10)
 SMALL = UNet(channels=16, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=8, transformer=1, context_channels=4)
 PLAIN = UNet(channels=16, multipliers=(1,), blocks=1, attention=(), head_channels=8)
-CHOICES = {"kernels": adapters.kernels, "projections": adapters.projections}
+CHOICES = {"kernels": lora.kernels, "projections": lora.projections}
 
 # The kernels of DIGITS as matrices, by hand: the embedding's, attention's, the residual blocks' (condition and skip) ...
 DENSE = [(32, 128), (128, 128), *4 * [(64, 64), (64, 192)], *3 * [(128, 64)], *5 * [(128, 128)]]
@@ -54,7 +55,7 @@ def shapes(module):
 @functools.cache
 def trained(module, rank, choice="kernels"):
     """A base, and adapters of which no value is zero."""
-    made = jax.eval_shape(lambda: adapters.init(jax.random.key(0), shapes(module), rank, CHOICES[choice]))
+    made = jax.eval_shape(lambda: lora.init(jax.random.key(0), shapes(module), rank, CHOICES[choice]))
     return noisy(shapes(module)), noisy(made, 1, 0.3)
 
 
@@ -73,8 +74,8 @@ def difference(pair):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_start_is_the_base_bit_for_bit(choice):
     base = noisy(shapes(DIGITS))
-    made = jax.jit(lambda key: adapters.init(key, base, 4, CHOICES[choice]))(jax.random.key(0))
-    start = adapters.merged(base, made)
+    made = jax.jit(lambda key: lora.init(key, base, 4, CHOICES[choice]))(jax.random.key(0))
+    start = lora.merged(base, made)
     assert_equal(start, base)
     assert jax.tree.structure(start) == jax.tree.structure(base)
     assert all(not np.any(leaf) for path, leaf in flatten_dict(made).items() if path[-1] == "up")
@@ -90,7 +91,7 @@ def test_the_start_is_the_base_bit_for_bit(choice):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_adapters_of_the_digits_unet_are_where_they_are_smaller_and_count_r_times_in_plus_out(choice, rank):
     params = shapes(DIGITS)
-    made = jax.eval_shape(lambda: adapters.init(jax.random.key(0), params, rank, CHOICES[choice]))
+    made = jax.eval_shape(lambda: lora.init(jax.random.key(0), params, rank, CHOICES[choice]))
     wanted = [sum(pair) for pair in MATRICES[choice] if rank * sum(pair) < math.prod(pair)]
     assert size(made) == rank * sum(wanted)
     assert len(jax.tree.leaves(made)) == 2 * len(wanted)
@@ -107,20 +108,20 @@ def test_stable_diffusions_adapters_of_rank_64_have_the_size_of_the_published_fi
     sizes = {"attention": (64, 32, 16), "heads": 8, "transformer": 1, "context_channels": 768, "scale_shift": False}
     unet, x, context = UNet(320, (1, 2, 4, 4), 2, **sizes), jnp.zeros((1, 64, 64, 4)), jnp.zeros((1, 77, 768))
     params = jax.eval_shape(lambda key: unet.init(key, x, jnp.zeros(1), context=context)["params"], jax.random.key(0))
-    made = jax.eval_shape(lambda: adapters.init(jax.random.key(0), params, 64))
+    made = jax.eval_shape(lambda: lora.init(jax.random.key(0), params, 64))
     assert round(2 * size(made) / 1e6) == 135
 
 
 def test_a_choice_is_a_function_of_path_and_array():
-    made = adapters.init(jax.random.key(0), shapes(SMALL), 1, lambda path, leaf: "cross" in path and path[-2] in ("q", "bias"))
+    made = lora.init(jax.random.key(0), shapes(SMALL), 1, lambda path, leaf: "cross" in path and path[-2] in ("q", "bias"))
     assert {path[1:] for path in flatten_dict(made)} == {("block_0", "cross", "q", "kernel", name) for name in ("down", "up")}
     params = {"bias": jnp.ones(64), "embedding": jnp.ones((64, 64)), "temperature": jnp.ones(())}
-    everything = adapters.init(jax.random.key(0), params, 2, lambda *_: True)
+    everything = lora.init(jax.random.key(0), params, 2, lambda *_: True)
     assert set(everything) == {"embedding"}  # nothing else is a matrix
     empty = {"layer": {"kernel": jnp.ones((9, 9))}, "nothing": {}}
-    assert adapters.merged(empty, adapters.init(jax.random.key(0), empty, 2))["nothing"] == {}
-    assert adapters.merged(empty, {}) == empty
-    assert set(adapters.init(jax.random.key(0), {"a": {"kernel": jnp.ones((9, 9)), "embedding": jnp.ones((9, 9))}}, 2)["a"]) == {
+    assert lora.merged(empty, lora.init(jax.random.key(0), empty, 2))["nothing"] == {}
+    assert lora.merged(empty, {}) == empty
+    assert set(lora.init(jax.random.key(0), {"a": {"kernel": jnp.ones((9, 9)), "embedding": jnp.ones((9, 9))}}, 2)["a"]) == {
         "kernel"
     }
 
@@ -128,7 +129,7 @@ def test_a_choice_is_a_function_of_path_and_array():
 @pytest.mark.parametrize("scale", [1.0, -0.7])
 def test_merged_is_the_kernel_and_its_product_and_the_rest_untouched(scale):
     base, made = trained(SMALL, 2)
-    student, pairs = flatten_dict(adapters.merged(base, made, scale)), {path[:-1] for path in flatten_dict(made)}
+    student, pairs = flatten_dict(lora.merged(base, made, scale)), {path[:-1] for path in flatten_dict(made)}
     assert {len(path) for path in pairs} == {2, 3, 5}  # convolutions of the UNet, of its blocks, projections of its transformers
     for path, kernel in flatten_dict(base).items():
         if path not in pairs:
@@ -164,7 +165,7 @@ def beside(made, scale):
 @pytest.mark.parametrize("remat", ["none", "everything"])
 def test_a_unet_of_merged_params_is_the_unet_with_two_layers_more_beside_each(remat):
     base, made = trained(SMALL, 2)
-    student = adapters.merged(base, made, 0.6)
+    student = lora.merged(base, made, 0.6)
     plain = jax.jit(network(SMALL))(base, *given())
     with nn.intercept_methods(beside(made, 0.6)):
         by_hand = jax.jit(lambda *inputs: network(SMALL)(*inputs))(base, *given())
@@ -180,21 +181,21 @@ def test_scale_is_a_strength_from_base_to_student_that_compiles_once():
     @jax.jit
     def at(scale):
         traces.append(scale)
-        return adapters.merged(base, made, scale)
+        return lora.merged(base, made, scale)
 
     assert_equal(at(jnp.float32(0)), base)
-    assert_equal(at(0.0), adapters.merged(base, made, 0))
+    assert_equal(at(0.0), lora.merged(base, made, 0))
     half, student = at(jnp.float32(0.5)), at(jnp.float32(1))
     jax.tree.map(lambda h, a, b: np.testing.assert_allclose(h, (a + b) / 2, atol=1e-6), half, base, student)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), student, adapters.merged(base, made))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), student, lora.merged(base, made))
     assert len(traces) == 2  # an array, and once a number
 
 
 def test_adapters_fit_another_base_and_add_up():
     base, one = trained(SMALL, 2)
     other, few = noisy(base, 5), noisy(trained(SMALL, 1, "projections")[1], 6)
-    both = adapters.merged(adapters.merged(other, one, 0.8), few, 0.5)
-    swapped = adapters.merged(adapters.merged(other, few, 0.5), one, 0.8)
+    both = lora.merged(lora.merged(other, one, 0.8), few, 0.5)
+    swapped = lora.merged(lora.merged(other, few, 0.5), one, 0.8)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), both, swapped)
     kernel, first, second = (tree["transformer_2"]["block_0"]["self"]["q"]["kernel"] for tree in (other, one, few))
     by_hand = kernel + 0.8 * difference(first) + 0.5 * difference(second)
@@ -204,9 +205,9 @@ def test_adapters_fit_another_base_and_add_up():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_a_base_of_half_precision_keeps_it_and_its_adapters_do_not_have_it(dtype):
     base = {"layer": {"kernel": jnp.ones((64, 64), dtype), "bias": jnp.ones(64, dtype)}}
-    made = noisy(adapters.init(jax.random.key(0), base, 4), std=0.3)
+    made = noisy(lora.init(jax.random.key(0), base, 4), std=0.3)
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype(jnp.float32)}
-    student = adapters.merged(base, made)
+    student = lora.merged(base, made)
     assert {leaf.dtype for leaf in jax.tree.leaves(student)} == {jnp.dtype(dtype)}
     by_hand = jnp.asarray(1 + difference(made["layer"]["kernel"]), jnp.float32).astype(dtype)  # rounded once
     assert np.mean(np.asarray(student["layer"]["kernel"] == by_hand)) > 0.999
@@ -214,15 +215,15 @@ def test_a_base_of_half_precision_keeps_it_and_its_adapters_do_not_have_it(dtype
 
 def test_a_float64_base_is_merged_in_float64(float64):
     base = {"kernel": jnp.ones((64, 64), jnp.float64)}
-    made = adapters.init(jax.random.key(0), base, 4)
+    made = lora.init(jax.random.key(0), base, 4)
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype(jnp.float64)}
     made = noisy(made)
-    np.testing.assert_allclose(adapters.merged(base, made)["kernel"], 1 + difference(made["kernel"]), rtol=1e-14)
+    np.testing.assert_allclose(lora.merged(base, made)["kernel"], 1 + difference(made["kernel"]), rtol=1e-14)
 
 
 def test_products_are_asked_for_in_float32_which_a_tpu_does_not_do_by_itself():
     base, made = trained(PLAIN, 2)
-    text = str(jax.make_jaxpr(adapters.merged)(base, made))
+    text = str(jax.make_jaxpr(lora.merged)(base, made))
     assert text.count("Precision.HIGHEST, Precision.HIGHEST") == text.count("dot_general") == len(jax.tree.leaves(made)) // 2
 
 
@@ -246,17 +247,17 @@ def test_errors_are_one_line_that_says_what_and_where():
     ]
     for given_instead, message in cases:
         with pytest.raises(ValueError, match=message) as error:
-            adapters.merged(base, given_instead)
+            lora.merged(base, given_instead)
         assert "\n" not in str(error.value)
     for rank, message in ((0, "rank must be 1 or more, got 0"), (500, "of .* chosen kernels none is larger .* rank 500; lower")):
         with pytest.raises(ValueError, match=message):
-            adapters.init(jax.random.key(0), shapes(SMALL), rank)
+            lora.init(jax.random.key(0), shapes(SMALL), rank)
     with pytest.raises(ValueError, match="of 0 chosen kernels none is larger"):
-        adapters.init(jax.random.key(0), shapes(SMALL), 2, lambda path, leaf: False)
+        lora.init(jax.random.key(0), shapes(SMALL), 2, lambda path, leaf: False)
 
 
 def merge(frozen, each):
-    return adapters.merged(frozen["base"], each)
+    return lora.merged(frozen["base"], each)
 
 
 def image_batch(size, channels=1):
@@ -286,7 +287,7 @@ def distillation(module, target_ema):
 def test_the_adapted_objective_is_the_objective_of_merged_params_and_merged_emas():
     base, made = trained(PLAIN, 2)
     frozen, old = {"base": base}, noisy(made, 9)
-    state = train.TrainState(jnp.int32(0), made, {"slow": old}, (), frozen)
+    state = training.TrainState(jnp.int32(0), made, {"slow": old}, (), frozen)
     plain = dataclasses.replace(state, params=merge(frozen, made), ema={"slow": merge(frozen, old)})
     inner, batch, key = distillation(PLAIN, "slow"), image_batch(4), jax.random.key(2)
     wrapped = objectives.adapted(inner, merge)
@@ -308,14 +309,14 @@ def test_the_adapted_objective_is_the_objective_of_merged_params_and_merged_emas
 
 def test_a_pair_of_loss_and_terms_passes_through():
     pair = objectives.adapted(lambda params, state, batch, key: (params, {"key": key, "batch": batch}), lambda f, each: f + each)
-    state = train.TrainState(jnp.int32(0), 1, {}, (), 2)
+    state = training.TrainState(jnp.int32(0), 1, {}, (), 2)
     assert pair(1, state, "images", "key") == (3, {"key": "key", "batch": "images"})
 
 
 def stepped(layout, num, base, rank, module, target_ema="slow"):
     """Losses and the state after so many steps of SGD on adapters, in that layout."""
     objective, optimizer = objectives.adapted(distillation(module, target_ema), merge), optax.sgd(0.3)
-    step = layout.compile(functools.partial(train.train_step, objective, optimizer, {"slow": 0.9}))
+    step = layout.compile(functools.partial(training.train_step, objective, optimizer, {"slow": 0.9}))
     init = jax.jit(lambda key: adapted_state(key, base, rank, optimizer), out_shardings=layout.sharding)
     state, found = layout.enter(init(jax.random.key(0))), []
     before = jax.tree.map(np.asarray, state)
@@ -326,7 +327,7 @@ def stepped(layout, num, base, rank, module, target_ema="slow"):
 
 
 def adapted_state(key, base, rank, optimizer):
-    return train.initial_state(adapters.init(key, base, rank), optimizer, {"slow": 0.9}, {"base": base})
+    return training.initial_state(lora.init(key, base, rank), optimizer, {"slow": 0.9}, {"base": base})
 
 
 def test_training_changes_adapters_alone_on_one_device_and_sharded_over_two():
@@ -368,8 +369,8 @@ def test_a_difference_of_rank_three_is_learned_and_its_remainder_is_eckart_and_y
         return jnp.sum((apply(params["layer"]["kernel"]) - apply(state.frozen["target"])) ** 2)
 
     optimizer, frozen = optax.sgd(0.03), {"base": base, "target": target}
-    step = train.train_step(objectives.adapted(regression, merge), optimizer, {})
-    state = train.initial_state(adapters.init(jax.random.key(1), base, rank), optimizer, {}, frozen)
+    step = training.train_step(objectives.adapted(regression, merge), optimizer, {})
+    state = training.initial_state(lora.init(jax.random.key(1), base, rank), optimizer, {}, frozen)
     batch = {"image": jnp.eye(16)}
     state, metrics = jax.lax.scan(lambda state, _: step(state, batch, jax.random.key(0)), state, length=1500)
     best = sum(value**2 for value in SINGULAR[rank:])
@@ -385,13 +386,13 @@ def test_saved_adapters_are_a_small_file_and_come_back(tmp_path):
     base, made = trained(DIGITS, 4, "projections")
     optimizer, sizes = optax.sgd(0.1), {}
     for name, params in (("base", base), ("adapters", made)):
-        state = train.initial_state(params, optimizer, {"ema": 0.9}, {"base": base})
+        state = training.initial_state(params, optimizer, {"ema": 0.9}, {"base": base})
         with checkpoint.manager(tmp_path / name) as to:
             checkpoint.save(to, state, {"name": name})
         sizes[name] = sum(path.stat().st_size for path in (tmp_path / name).rglob("*") if path.is_file())
     assert sizes["adapters"] < sizes["base"] / 5
-    like = train.initial_state(jax.tree.map(jnp.zeros_like, made), optimizer, {"ema": 0.9}, {"base": base})
+    like = training.initial_state(jax.tree.map(jnp.zeros_like, made), optimizer, {"ema": 0.9}, {"base": base})
     restored = checkpoint.restore(tmp_path / "adapters", like)
     assert_equal(restored.params, made)
     _, average = checkpoint.restore_ema(tmp_path / "adapters", "ema", like.params)
-    assert_equal(adapters.merged(base, average), adapters.merged(base, made))
+    assert_equal(lora.merged(base, average), lora.merged(base, made))

@@ -7,8 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import autoencoding, bits, cli, config, errors, likelihood, recipe, run
+from jaxdiff import likelihood
+from jaxdiff.app import build, cli, config
+from jaxdiff.app.runs import likelihood as bits
+from jaxdiff.app.runs import reconstruction, train
 from jaxdiff.data import Images
+from jaxdiff.io import errors
 
 TINY = ("--data.batch-size", "16", "--model.channels", "8", "--model.attention", "--optimizer.warmup-steps", "2", "--steps", "4")
 
@@ -97,13 +101,13 @@ def test_measure_has_the_known_value_image_by_image():
 def test_pictures_of_a_vae_have_the_ends_of_their_lines():
     tiny = config.load("configs/digits_vae.py")
     tiny = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, channels=8))
-    params = recipe.init(tiny, jax.random.key(0)).params
+    params = build.init(tiny, jax.random.key(0)).params
     params["decoder"]["conv_out"]["kernel"] += 0.1
     a, b = np.random.default_rng(0).uniform(-1, 1, (2, 3, 8, 8, 1)).astype(np.float32)
-    lines = autoencoding.interpolations(tiny, params, a, b, 5).reshape(3, 5, 8, 8, 1)
-    np.testing.assert_allclose(lines[:, 0], autoencoding.reconstructions(tiny, params, a), atol=1e-5)
-    np.testing.assert_allclose(lines[:, -1], autoencoding.reconstructions(tiny, params, b), atol=1e-5)
-    samples = run.generation(tiny, 4)(params, np.zeros(6, np.int32), 0)
+    lines = reconstruction.interpolations(tiny, params, a, b, 5).reshape(3, 5, 8, 8, 1)
+    np.testing.assert_allclose(lines[:, 0], reconstruction.reconstructions(tiny, params, a), atol=1e-5)
+    np.testing.assert_allclose(lines[:, -1], reconstruction.reconstructions(tiny, params, b), atol=1e-5)
+    samples = train.generation(tiny, 4)(params, np.zeros(6, np.int32), 0)
     assert samples.shape == (6, 8, 8, 1)
     assert np.std(samples, axis=0).mean() > 0.1
 

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from jaxdiff import checkpoint, cli
+from jaxdiff.app import cli
+from jaxdiff.training import checkpoint
 
 TINY = (
     *("--data.batch-size", "8", "--model.channels", "16", "--model.multipliers", "1", "--model.attention", "--steps", "40"),

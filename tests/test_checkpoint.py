@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff import checkpoint, mesh, sharding, train
-from jaxdiff.errors import CheckpointError
+from jaxdiff import training
+from jaxdiff.io.errors import CheckpointError
+from jaxdiff.training import checkpoint, mesh, sharding
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 
@@ -16,7 +17,7 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 def make(key):
     kernel, bias = jax.random.normal(key, (64, 128)), jnp.arange(3.0)
     params = {"dense": {"kernel": kernel, "bias": bias}, "half": kernel.astype(jnp.bfloat16)}
-    return train.initial_state(params, OPTIMIZER, {"ema": 0.9})
+    return training.initial_state(params, OPTIMIZER, {"ema": 0.9})
 
 
 def shapes(sharding):
@@ -111,7 +112,7 @@ def test_a_damaged_checkpoint_is_said_kept_and_passed_over(tmp_path, damage, cap
     caplog.clear()
     restored = checkpoint.restore(tmp_path, shapes(layout(1, 1)))
     assert int(restored.step) == 1
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "jaxdiff.checkpoint"]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "jaxdiff.training.checkpoint"]
     assert "checkpoints/2" in line
     assert line.endswith("going back to the checkpoint before it")
     assert "\n" not in line

@@ -6,9 +6,10 @@ import re
 import pytest
 import tyro
 
-from jaxdiff import cli, config, errors
-from jaxdiff.cli import arguments, flags
-from jaxdiff.cli.sampling import parse_labels
+from jaxdiff.app import cli, config
+from jaxdiff.app.cli import arguments, flags
+from jaxdiff.app.cli.sampling import parse_labels
+from jaxdiff.io import errors
 
 
 def answer(capsys, *words):
@@ -23,7 +24,7 @@ def answer(capsys, *words):
 def recipe_file(tmp_path):
     def write(body):
         path = tmp_path / "recipe.py"
-        path.write_text(f"from jaxdiff.config import *\nconfig = {body}\n")
+        path.write_text(f"from jaxdiff.app.config import *\nconfig = {body}\n")
         return str(path)
 
     return write
@@ -109,7 +110,7 @@ def test_wrong_flags_of_train(capsys, tmp_path, tfds_dir, flags, message):
         ("Experiment(ema=0.99)", "ema: Input should be an object, got 0.99"),
         ("Experiment(steps=no)", "NameError: name 'no' is not defined"),
         ("Experiment(", "SyntaxError: "),
-        ("3", "must define config = jaxdiff.config.Experiment"),
+        ("3", "must define config = jaxdiff.app.config.Experiment"),
     ],
 )
 def test_wrong_values_in_a_config_file(capsys, recipe_file, body, message):

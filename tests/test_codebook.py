@@ -13,8 +13,11 @@ import optax
 import pytest
 from PIL import Image
 
-from jaxdiff import checkpoint, cli, config, data, lineage, mesh, objectives, recipe, train
+from jaxdiff import data, objectives, training
+from jaxdiff.app import build, cli, config
+from jaxdiff.app.runs import lineage
 from jaxdiff.objectives import codebook
+from jaxdiff.training import checkpoint, mesh
 
 RNG = np.random.default_rng(0)
 DECAY = 0.9
@@ -120,7 +123,7 @@ def autoencoder(commitment, revive_until=None, decode=None):
 
 
 def state_at(step):
-    return train.TrainState(jnp.int32(step), {}, {}, ())
+    return training.TrainState(jnp.int32(step), {}, {}, ())
 
 
 def test_the_decoders_gradient_passes_straight_to_the_encoder():
@@ -177,7 +180,7 @@ def unbroken(request, tmp_path_factory, tfds_dir):
     """Config, command and directory of a run from start to end."""
     workdir, wanted = tmp_path_factory.mktemp("runs"), KINDS[request.param]
     path = workdir / "recipe.py"
-    path.write_text(f"from jaxdiff.config import from_dict\nconfig = from_dict({config.to_dict(wanted)!r})\n")
+    path.write_text(f"from jaxdiff.app.config import from_dict\nconfig = from_dict({config.to_dict(wanted)!r})\n")
     command = ["train", str(path), "--data-dir", tfds_dir, "--workdir"]
     assert cli.main([*command, str(workdir / "run")]) == 0
     return wanted, command, workdir / "run"
@@ -185,7 +188,7 @@ def unbroken(request, tmp_path_factory, tfds_dir):
 
 def final_state(wanted, workdir):
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return checkpoint.restore(workdir, lineage.placed(recipe.state_shapes(wanted), single))
+    return checkpoint.restore(workdir, lineage.placed(build.state_shapes(wanted), single))
 
 
 def lines(workdir):
@@ -213,7 +216,7 @@ def test_a_run_resumed_from_its_middle_is_the_unbroken_one_bit_for_bit(unbroken,
 def test_a_run_keeps_both_players_and_says_what_it_found(unbroken):
     wanted, _, workdir = unbroken
     state = final_state(wanted, workdir)
-    start = jax.jit(partial(recipe.init, wanted))(jax.random.key(wanted.seed))
+    start = jax.jit(partial(build.init, wanted))(jax.random.key(wanted.seed))
     for params, before in ((state.params, start.params), (state.ema["fast"], start.params)):
         for name in ("encoder", "decoder", "discriminator", *(("codebook",) if wanted.autoencoder.codebook else ()), "latent"):
             moved = jax.tree.map(lambda a, b: (np.asarray(a) != np.asarray(b)).any(), params[name], before[name])
@@ -245,13 +248,13 @@ def test_a_run_keeps_both_players_and_says_what_it_found(unbroken):
 def test_losses_do_not_depend_on_the_mesh(unbroken, tfds_dir):
     """The run was one of eight devices, which shared its params two by two; here is one device."""
     wanted, _, workdir = unbroken
-    layout = mesh.jit_layout(mesh.make_mesh(1, 1, jax.devices()[:1]), recipe.state_shapes(wanted))
-    step = layout.compile(partial(train.train_step, recipe.objective(wanted), recipe.optimizer(wanted), wanted.ema))
-    state = jax.jit(partial(recipe.init, wanted), out_shardings=layout.sharding)(jax.random.key(wanted.seed))
+    layout = mesh.jit_layout(mesh.make_mesh(1, 1, jax.devices()[:1]), build.state_shapes(wanted))
+    step = layout.compile(partial(training.train_step, build.objective(wanted), build.optimizer(wanted), wanted.ema))
+    state = jax.jit(partial(build.init, wanted), out_shardings=layout.sharding)(jax.random.key(wanted.seed))
     rows = data.batches(data.of(wanted.data, wanted.data.split, tfds_dir), wanted.data.batch_size, seed=wanted.seed)
-    steps = train.loop(step, state, map(layout.shard, itertools.islice(rows, 6)), jax.random.key(wanted.seed + 1))
+    steps = training.loop(step, state, map(layout.shard, itertools.islice(rows, 6)), jax.random.key(wanted.seed + 1))
     for line, (_, metrics) in zip(lines(workdir), steps, strict=True):
         for name in ("generator", "discriminator", "penalty", "psnr"):
             np.testing.assert_allclose(line[name], float(metrics[name]), rtol=1e-4, atol=1e-6)
-    sharded = [leaf for leaf in jax.tree.leaves(recipe.layout(wanted).sharding.params) if not leaf.is_fully_replicated]
+    sharded = [leaf for leaf in jax.tree.leaves(build.layout(wanted).sharding.params) if not leaf.is_fully_replicated]
     assert sharded

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from jaxdiff import cli
+from jaxdiff.app import cli
 
 ASK = 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _jaxdiff; printf "%s\\n" "${COMPREPLY[@]}"'
 

@@ -10,8 +10,9 @@ import pytest
 import scipy.linalg
 
 import jaxdiff as jd
-from jaxdiff import losses, objectives, recipe, train
-from jaxdiff.config import Autoencoder, Data, Experiment, Model
+from jaxdiff import losses, objectives, training
+from jaxdiff.app import build
+from jaxdiff.app.config import Autoencoder, Data, Experiment, Model
 from jaxdiff.likelihood import Posterior
 from jaxdiff.models import autoencoder
 from jaxdiff.models.discriminator import PatchDiscriminator
@@ -21,13 +22,13 @@ DIMENSIONS, LATENTS = 6, 2
 
 
 def state_at(step):
-    return train.TrainState(jnp.int32(step), {}, {}, ())
+    return training.TrainState(jnp.int32(step), {}, {}, ())
 
 
 def repeated(objective, optimizer, params, batch, num_steps, frozen=None):
     """The state after steps on one batch, and the metrics of each step."""
-    step = train.train_step(objective, optimizer, {})
-    state = train.initial_state(params, optimizer, {}, frozen)
+    step = training.train_step(objective, optimizer, {})
+    state = training.initial_state(params, optimizer, {}, frozen)
     return jax.jit(lambda state: jax.lax.scan(lambda s, _: step(s, batch, jax.random.key(0)), state, None, num_steps))(state)
 
 
@@ -192,8 +193,8 @@ def test_the_hinge_of_one_score_for_all(score):
 
 def test_the_adversary_waits_for_its_start():
     params, batch = players()
-    step = jax.jit(train.train_step(against(start=3), optax.adam(1e-2), {}))
-    state = train.initial_state(params, optax.adam(1e-2), {})
+    step = jax.jit(training.train_step(against(start=3), optax.adam(1e-2), {}))
+    state = training.initial_state(params, optax.adam(1e-2), {})
     for number in range(5):
         before = state.params
         state, metrics = step(state, batch, jax.random.key(0))
@@ -234,13 +235,13 @@ TINY = Experiment(
 
 
 def test_measured_latents_have_mean_zero_and_variance_one():
-    codec, encode, decode = recipe.codec(TINY), jax.jit(recipe.codec(TINY).encode), jax.jit(recipe.codec(TINY).decode)
+    codec, encode, decode = build.codec(TINY), jax.jit(build.codec(TINY).encode), jax.jit(build.codec(TINY).decode)
     batches = [RNG.uniform(-1, 1, (num, 8, 8, 1)).astype(np.float32) for num in (40, 40)]
-    params = jax.jit(partial(recipe.init, TINY))(jax.random.key(0)).params
+    params = jax.jit(partial(build.init, TINY))(jax.random.key(0)).params
     ending = params["encoder"]["quant"]["bias"] + jnp.array([3.0, 0, -1, -2, -1, 1])  # means off 0, stds that count
     params["encoder"]["quant"] = {**params["encoder"]["quant"], "bias": ending}
     before = [encode(params, x0) for x0 in batches]
-    found = recipe.measured(codec, params, batches)
+    found = build.measured(codec, params, batches)
     mean, std = (np.concatenate(part) for part in zip(*(encode({**params, "latent": found}, x0) for x0 in batches), strict=True))
     np.testing.assert_allclose(mean.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose((mean**2 + std**2).mean((0, 1, 2)), 1, rtol=1e-5)
@@ -256,9 +257,9 @@ def test_losses_of_bfloat16_networks_are_float32(codes):
         model=Model(channels=8, multipliers=(1, 2), blocks=1, attention=(), head_channels=8, dtype="bfloat16"),
         autoencoder=Autoencoder(latent_channels=3, adversarial=0.5, codebook=codes),
     )
-    state = recipe.state_shapes(config)
+    state = build.state_shapes(config)
     batch = {"image": jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32), "index": jax.ShapeDtypeStruct((2,), jnp.int32)}
-    found = jax.eval_shape(recipe.objective(config), state.params, state, batch, jax.random.key(0))
+    found = jax.eval_shape(build.objective(config), state.params, state, batch, jax.random.key(0))
     assert {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(found)} == {((), jnp.dtype(jnp.float32))}
 
 

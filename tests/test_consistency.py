@@ -10,7 +10,7 @@ import pytest
 from cases import PARAMETERIZATIONS
 
 import jaxdiff as jd
-from jaxdiff import losses, objectives, oracles, targets, train
+from jaxdiff import losses, objectives, oracles, targets, training
 
 WIDTH, MEAN, STD, STEPS = 16, 0.3, 0.6, 1000  # values of an example, all of one law, so that a batch says more
 
@@ -97,13 +97,13 @@ def test_a_student_with_an_optimal_head_learns_the_flow(name):
     """From nothing, through train_step, to 1e-2 of the data's std at the worst of all levels."""
     build, size, rate = LEARNERS[name]
     optimizer = optax.sgd(optax.cosine_decay_schedule(rate, STEPS))
-    step = train.train_step(build(), optimizer, {})
+    step = training.train_step(build(), optimizer, {})
 
     def body(state, key):
         rows = {"image": oracles.draw(data(), key, size), "index": jnp.arange(size)}
         return step(state, rows, jax.random.key(1))[0], None
 
-    start = train.initial_state(jax.tree.map(jnp.asarray, NOTHING_YET), optimizer, {}, data())
+    start = training.initial_state(jax.tree.map(jnp.asarray, NOTHING_YET), optimizer, {}, data())
     state, _ = jax.jit(lambda start: jax.lax.scan(body, start, jax.random.split(jax.random.key(0), STEPS)))(start)
     before, after = (float(jnp.max(flow_errors(each.params))) for each in (start, state))
     assert before > 0.3

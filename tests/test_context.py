@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from jaxdiff import cli, config, data, lineage, recipe, reports, run
-from jaxdiff.config import Data, Diffusion, Experiment, Model, Optimizer, Sampling
-from jaxdiff.datasets.digits import png
-from jaxdiff.errors import ConfigError, DataError
+from jaxdiff import data
+from jaxdiff.app import build, cli, config
+from jaxdiff.app.config import Data, Diffusion, Experiment, Model, Optimizer, Sampling
+from jaxdiff.app.runs import finish, lineage, train
+from jaxdiff.data.digits import png
+from jaxdiff.io.errors import ConfigError, DataError
 
 CLASSES = ((40, (1.0, 0.0, 0.0)), (220, (0.0, 1.0, 0.0)))  # grey level of the images, and their context vectors
 TINY = Experiment(
@@ -57,7 +59,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "run"
-    assert run.train(config.validated(TINY), workdir, data_dir) is None
+    assert train.train(config.validated(TINY), workdir, data_dir) is None
     return workdir
 
 
@@ -74,7 +76,7 @@ def test_samples_follow_their_context(trained, tmp_path):
     made = lineage.read_config(trained)
     _, params = lineage.read_params(made, trained)
     vectors = np.float32([vector for _, vector in CLASSES])[np.arange(20) % 2]
-    images = run.generation(made)(params, np.zeros(20), 0, np.repeat(vectors[:, None], 2, axis=1))
+    images = train.generation(made)(params, np.zeros(20), 0, np.repeat(vectors[:, None], 2, axis=1))
     wanted = np.array([grey for grey, _ in CLASSES])[np.arange(20) % 2] / 127.5 - 1
     assert np.abs(images.mean(axis=(1, 2, 3)) - wanted).max() < 0.2
     np.save(tmp_path / "bright.npy", np.repeat(vectors[1:2], 2, axis=0))
@@ -86,7 +88,7 @@ def test_samples_follow_their_context(trained, tmp_path):
 def test_a_finished_run_draws_samples_of_held_out_context(trained, data_dir):
     made = lineage.read_config(trained)
     out = trained / "samples.png"
-    assert "4 samples of step 60" in reports.finish(made, trained, out, range(1), data_dir)
+    assert "4 samples of step 60" in finish.finish(made, trained, out, range(1), data_dir)
     assert out.stat().st_size > 0
 
 
@@ -95,7 +97,7 @@ def test_guidance_leaves_the_context_out_of_the_reference(trained):
     made = lineage.read_config(trained)
     made = dataclasses.replace(made, sampling=dataclasses.replace(made.sampling, guidance=0.0))
     _, params = lineage.read_params(made, trained)
-    generate = run.generation(made)
+    generate = train.generation(made)
     first, other = (generate(params, np.zeros(4), 0, np.full((2, 3), value, np.float32)) for value in (0.0, 5.0))
     np.testing.assert_array_equal(first, other)
 
@@ -103,9 +105,9 @@ def test_guidance_leaves_the_context_out_of_the_reference(trained):
 def test_context_that_does_not_fit_is_refused(trained, tmp_path, data_dir, capsys):
     for content, message in ((np.zeros((2, 4)), r"context: got \[2, 4\], this run takes vectors \[T, 3\]"), (None, "got none")):
         with pytest.raises(ConfigError, match=message):
-            run.generation(TINY)(None, np.zeros(3), 0, content)
+            train.generation(TINY)(None, np.zeros(3), 0, content)
     with pytest.raises(ConfigError, match=r"takes none: model\.context_channels is 0"):
-        run.generation(config.load(pathlib.Path("configs/digits.py")))(None, np.zeros(3), 0, np.zeros((2, 3)))
+        train.generation(config.load(pathlib.Path("configs/digits.py")))(None, np.zeros(3), 0, np.zeros((2, 3)))
     (tmp_path / "no.npy").write_text("text")
     assert cli.main(["sample", str(trained), "--context", str(tmp_path / "no.npy")]) == 1
     assert "no.npy: no .npy file of numbers" in capsys.readouterr().err
@@ -117,4 +119,4 @@ def test_context_that_does_not_fit_is_refused(trained, tmp_path, data_dir, capsy
 def test_a_context_wants_blocks_that_attend_to_it():
     with pytest.raises(ConfigError, match=r"model\.context_channels must be 0 without"):
         config.validated(dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, transformer=0)))
-    assert recipe.unet(TINY).context_channels == 3
+    assert build.unet(TINY).context_channels == 3

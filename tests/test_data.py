@@ -9,7 +9,8 @@ from raw_files import idx, write_cifar10, write_mnist
 from sklearn import datasets
 
 from jaxdiff import data
-from jaxdiff.datasets import raw
+from jaxdiff.data import raw
+from jaxdiff.io.errors import DataError
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
@@ -104,7 +105,7 @@ def test_images_are_padded_or_resized(tfds_dir):
 
 
 def test_large_sets_are_read_from_disk_to_the_same_values(digits, tfds_dir, monkeypatch):
-    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    monkeypatch.setattr(data.read, "IN_MEMORY", 0)
     lazy = data.images("digits", "train", (8, 8, 1), data_dir=tfds_dir)
     indices = np.array([3, 1400, 3])
     for a, b in zip(lazy.fetch(indices), digits.fetch(indices), strict=True):
@@ -124,7 +125,7 @@ def test_large_sets_are_read_from_disk_to_the_same_values(digits, tfds_dir, monk
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(arguments, message, tfds_dir):
-    with pytest.raises(data.DataError, match=message) as error:
+    with pytest.raises(DataError, match=message) as error:
         data.images(*arguments, data_dir=tfds_dir)
     assert "\n" not in str(error.value)
 
@@ -150,21 +151,21 @@ def test_cifar10_is_prepared_from_raw_files(tmp_path):
 
 
 def test_raw_files_that_are_missing_or_cut_short_are_named(tmp_path):
-    with pytest.raises(data.DataError, match=r"no file .*train-images-idx3-ubyte.gz; --raw-dir must hold"):
+    with pytest.raises(DataError, match=r"no file .*train-images-idx3-ubyte.gz; --raw-dir must hold"):
         raw.prepare("mnist", str(tmp_path / "a"), tmp_path)
     write_mnist(tmp_path, np.random.default_rng(0))
     labels = tmp_path / "train-labels-idx1-ubyte.gz"
     labels.write_bytes(gzip.compress(gzip.decompress(labels.read_bytes())[:-5]))
-    with pytest.raises(data.DataError, match=r"train-labels-idx1-ubyte.gz is cut short"):
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte.gz is cut short"):
         raw.prepare("mnist", str(tmp_path / "b"), tmp_path)
     images = tmp_path / "train-images-idx3-ubyte.gz"
     content = bytearray(images.read_bytes())
     content[len(content) // 2] ^= 0x40
     images.write_bytes(content)
-    with pytest.raises(data.DataError, match="mnist could not be prepared: ") as error:
+    with pytest.raises(DataError, match="mnist could not be prepared: ") as error:
         raw.prepare("mnist", str(tmp_path / "d"), tmp_path)
     assert "\n" not in str(error.value)
-    with pytest.raises(data.DataError, match="'svhn' has no preparation here; write one of mnist, cifar10"):
+    with pytest.raises(DataError, match="'svhn' has no preparation here; write one of mnist, cifar10"):
         raw.prepare("svhn", str(tmp_path / "c"))
 
 
@@ -173,7 +174,7 @@ def test_no_network_is_said_within_seconds(tmp_path, monkeypatch):
     closed = [url.replace("https://storage.googleapis.com", "http://127.0.0.1:9") for url in urls]
     monkeypatch.setitem(raw.RAW, "mnist", (closed, parse))
     start = time.monotonic()
-    with pytest.raises(data.DataError, match=r"127.0.0.1 cannot be reached; .* jaxdiff data mnist --raw-dir DIR"):
+    with pytest.raises(DataError, match=r"127.0.0.1 cannot be reached; .* jaxdiff data mnist --raw-dir DIR"):
         raw.prepare("mnist", str(tmp_path))
     assert time.monotonic() - start < 10
 

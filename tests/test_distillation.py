@@ -11,7 +11,7 @@ import pytest
 from cases import MEAN, SCHEDULES, STD, along, ddim_end
 
 import jaxdiff as jd
-from jaxdiff import losses, objectives, oracles, samplers, train
+from jaxdiff import losses, objectives, oracles, samplers, training
 
 each_schedule = pytest.mark.parametrize("schedule", ["cosine", "karras", "rectified_flow"])
 
@@ -127,13 +127,13 @@ def test_a_student_of_guidance_learns_every_scale():
         head, guided_teacher, few_levels, losses.x0_weight, condition=objectives.guidance_scales(LOW, HIGH)
     )
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 800))
-    step = train.train_step(objective, optimizer, {})
+    step = training.train_step(objective, optimizer, {})
 
     def body(state, key):
         rows = {"image": oracles.draw(oracles.gaussian(*PLAIN), key, 128), "index": jnp.arange(128)}
         return step(state, rows, jax.random.key(1))
 
-    start = train.initial_state({name: jnp.zeros((3, 2, 2)) for name in ("gain", "offset")}, optimizer, {}, (LABEL, PLAIN))
+    start = training.initial_state({name: jnp.zeros((3, 2, 2)) for name in ("gain", "offset")}, optimizer, {}, (LABEL, PLAIN))
     state, metrics = jax.jit(lambda start: jax.lax.scan(body, start, jax.random.split(jax.random.key(0), 800)))(start)
     assert metrics["loss"][-1] < 1e-6 * metrics["loss"][0]
     for scale in (LOW, 2.2, HIGH):

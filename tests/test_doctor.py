@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jaxdiff import cli, doctor
+from jaxdiff.app import cli, doctor
 
 
 def examined(tmp_path, **environment):

@@ -10,9 +10,13 @@ import make_inception
 import numpy as np
 import pytest
 
-from jaxdiff import cli, config, data, evaluate, files, lineage, pictures, reports, run
-from jaxdiff.errors import ConfigError
-from jaxdiff.evaluate import judges, kept, references
+from jaxdiff import data, evaluate
+from jaxdiff.app import cli, config
+from jaxdiff.app.runs import finish, lineage
+from jaxdiff.app.runs import train as run
+from jaxdiff.evaluate import feature_cache, reference_classifier, reference_statistics
+from jaxdiff.io import files, pictures
+from jaxdiff.io.errors import ConfigError
 
 DIGITS = config.Data(name="digits", image_shape=(8, 8, 1))
 
@@ -128,8 +132,8 @@ def test_the_judge_is_trained_once_and_again_where_it_is_damaged(digits, cache, 
         trained.append(epochs)
         return judge_of(images, epochs)
 
-    judge_of = judges.train_judge
-    monkeypatch.setattr(judges, "train_judge", train)
+    judge_of = reference_classifier.train_judge
+    monkeypatch.setattr(reference_classifier, "train_judge", train)
     first = evaluate.classifier(digits, 1)
     assert evaluate.classifier(digits, 1).name == first.name
     assert trained == [1]
@@ -145,20 +149,20 @@ def test_the_judge_is_trained_once_and_again_where_it_is_damaged(digits, cache, 
         assert "is damaged and made again" in caplog.text
         assert path.read_bytes() == whole
     assert trained == [1, 2, 1, 1, 1]
-    monkeypatch.setattr(judges, "VERSION", judges.VERSION + 1)
+    monkeypatch.setattr(reference_classifier, "VERSION", reference_classifier.VERSION + 1)
     evaluate.classifier(digits, 1)
     assert len(trained) == 6
 
 
 def test_features_of_real_images_are_kept_for_a_network_and_a_data_set(digits, nearest, tfds_dir, monkeypatch):
     asked = []
-    extract = references.extract
+    extract = reference_statistics.extract
 
     def counted(network, fetch, num, *rest):
         asked.append((network.name, num))
         return extract(network, fetch, num, *rest)
 
-    monkeypatch.setattr(references, "extract", counted)
+    monkeypatch.setattr(reference_statistics, "extract", counted)
     other = nearest._replace(name="another of these")
     first, again = evaluate.reference(other, digits), evaluate.reference(other, digits)
     assert asked == [("another of these", 1498), ("another of these", 299)]
@@ -180,7 +184,7 @@ def test_features_of_real_images_are_kept_for_a_network_and_a_data_set(digits, n
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    found = kept.arrays(tmp_path / "file" / "x.npz", lambda: {"a": np.ones(2)})
+    found = feature_cache.arrays(tmp_path / "file" / "x.npz", lambda: {"a": np.ones(2)})
     np.testing.assert_array_equal(found["a"], [1, 1])
     assert "cannot be kept" in caplog.text
 
@@ -280,7 +284,7 @@ def runs(tmp_path_factory, tfds_dir):
 
 def test_label_agreement_is_left_out_of_runs_without_labels(tfds_dir):
     bare = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, num_classes=0))
-    judged = reports.judge(bare, 20, 1, tfds_dir)
+    judged = finish.judge(bare, 20, 1, tfds_dir)
     found = judged.measure(np.zeros((20, 8, 8, 1), np.float32), np.zeros(20, np.int32))
     assert found.metrics.keys() == evaluate.MEASURES.keys() - {"label_agreement"}
 
@@ -311,7 +315,7 @@ def test_the_command_evaluates_runs_and_prints_what_is_stored(runs, tfds_dir, ca
 
 
 def test_a_run_ends_with_the_same_evaluation(runs, tfds_dir):
-    text = reports.finish(lineage.read_config(runs / "labelled"), runs / "labelled", runs / "x.png", range(10), tfds_dir)
+    text = finish.finish(lineage.read_config(runs / "labelled"), runs / "labelled", runs / "x.png", range(10), tfds_dir)
     assert "label agreement: " in text
     assert "Frechet distance (FID): " in text
     (path,) = (runs / "labelled" / "evaluations").glob("ddim_2_guidance_2_seed_0.json")

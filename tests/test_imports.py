@@ -8,117 +8,39 @@ import sys
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxdiff"
-DENOISERS = {"denoiser", "process"}
-ALLOWED = {
-    "process": {"process"},
-    "denoiser": {"process"},
-    "guidance": DENOISERS,
-    "samplers": {"samplers", *DENOISERS},
-    "losses": DENOISERS,
-    "targets": DENOISERS,
-    "oracles": {"oracles", "samplers", *DENOISERS},
-    "editing": {"samplers", *DENOISERS},
-    "likelihood": {"likelihood", "samplers", *DENOISERS},
-    "objectives": {"objectives", "likelihood", "losses", "targets", "guidance", *DENOISERS},
-    "cascade": {"objectives", "samplers", *DENOISERS},
-    "train": {"errors"},
-    "errors": set(),
-    "files": set(),
-    "progress": set(),
-    "mesh": {"sharding", "train"},
-    "sharding": set(),
-    "watch": set(),
-    "processes": {"errors", "train", "watch"},
-    "checkpoint": {"errors", "process", "processes", "progress", "train"},
-    "config": {"config", "errors"},
-    "metrics": {"files", "processes"},
-    "pictures": {"files"},
-    "models": {"models", "weights"},
-    "weights": {"errors"},
-    "datasets": {"datasets", "errors"},
-    "data": {"config", "datasets", "errors", "progress"},
-    "evaluate": {"evaluate", "config", "data", "errors", "files", "mesh", "models", "pictures", "progress", "train"},
-    "loading": {"errors", "samplers"},
-    "trained": {"config", "denoiser", "errors", "lineage", "process", "recipe", "samplers"},
-    "__main__": {"cli"},
-    "recipe": {
-        "recipe",
-        "cascade",
-        "config",
-        "errors",
-        "likelihood",
-        "losses",
-        "mesh",
-        "models",
-        "objectives",
-        "samplers",
-        "guidance",
-        "targets",
-        "train",
-    }
-    | DENOISERS,
-    "run": {"autoencoding", "latents", "lineage", "checkpoint", "config", "errors", "files", "data", "mesh", "metrics"}
-    | {"pictures", "processes", "profiling", "progress", "recipe", "rounds", "train"},
-    "ladder": {"config", "errors", "files", "lineage", "pictures", "progress", "reports", "run", "stages"},
-    "rounds": {"checkpoint", "config", "lineage", "mesh", "processes", "recipe", "train"},
-    "reports": {"autoencoding", "config", "data", "evaluate", "files", "lineage", "pictures", "progress", "recipe", "run"},
-    "latents": {"config", "data", "datasets", "errors", "lineage", "mesh", "progress", "recipe"},
-    "stages": {"checkpoint", "config", "errors", "lineage"},
-    "lineage": {"checkpoint", "config", "errors", "files", "process", "processes", "recipe", "train", "weights"},
-    "autoencoding": {"config", "data", "objectives", "pictures", "processes", "progress", "recipe", "train"},
-    "bits": {"config", "data", "errors", "files", "likelihood", "process", "progress", "recipe", "samplers"},
-    "page": {"page", "checkpoint", "config", "data", "errors", "files", "ladder", "lineage", "metrics", "pictures"}
-    | {"jaxdiff", "progress", "recipe", "reports", "run"},
-    "plan": {"config", "errors", "files", "lineage", "plan", "progress", "recipe"},
-    "profiling": {"errors"},
-    "doctor": {"files"},
-    "cli": {
-        "__version__",
-        "cli",
-        "plan",
-        "bits",
-        "checkpoint",
-        "files",
-        "ladder",
-        "latents",
-        "lineage",
-        "stages",
-        "loading",
-        "oracles",
-        "page",
-        "config",
-        "doctor",
-        "errors",
-        "evaluate",
-        "datasets",
-        "pictures",
-        "processes",
-        "profiling",
-        "progress",
-        "reports",
-        "run",
-        "train",
-    },
+CORE = "process denoiser guidance editing cascade samplers losses targets objectives likelihood oracles"
+MACHINERY = "data training evaluate interop"
+LOWER = f"{CORE} models io {MACHINERY}"
+ALLOWED = {  # rooms, and what they may import besides themselves
+    "samplers losses targets": "denoiser process",  # do not know each other
+    CORE: CORE,
+    "models": "io",
+    "io": "",
+    "training data": "io",  # the training step knows no loss
+    MACHINERY: LOWER,
+    "app.config": "io",
+    "app.build": f"{LOWER} app.config",
+    "app.runs": f"{LOWER} app.config app.build",
+    "app.report app.plan app.doctor": f"{LOWER} app.config app.build app.runs",
+    "app.cli __main__": f"{LOWER} app.config app.build app.runs app.report app.plan app.doctor app.cli __version__",
 }
-CORE = (
-    "process",
-    "denoiser",
-    "guidance",
-    "samplers",
-    "losses",
-    "targets",
-    "oracles",
-    "editing",
-    "likelihood",
-    "objectives",
-    "cascade",
-)
-LIBRARIES = {
-    **{name: {"jax", "numpy", "chex"} for name in CORE},
-    "likelihood": {"jax", "numpy", "diffrax"},
-    "models": {"jax", "flax"},
-    "train": {"jax", "numpy", "chex", "optax"},
+LIBRARIES = {  # what a room may import besides us and the standard library; of others anything
+    "likelihood": {"jax", "numpy", "chex", "diffrax"},
+    CORE: {"jax", "numpy", "chex"},
+    "models": {"jax", "numpy", "flax"},
 }
+WINGS = {"core": CORE, "networks": "models", "machinery": f"io {MACHINERY}", "application": "app"}
+
+
+def room(module):
+    """`samplers` of jaxdiff.samplers.loop, `app.runs` of jaxdiff.app.runs.train."""
+    parts = module.split(".")[1:]
+    return ".".join(parts[: 2 if parts[:1] == ["app"] else 1])
+
+
+def entry(table, name):
+    """The first row of a table that names a room."""
+    return next((row for names, row in table.items() if name in names.split()), None)
 
 
 def imported(path):
@@ -128,25 +50,37 @@ def imported(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" if node.module == "jaxdiff" else node.module for alias in node.names]
+            names = [
+                f"{node.module}.{alias.name}" if node.module in ("jaxdiff", "jaxdiff.app") else node.module for alias in node.names
+            ]
         else:
             continue
         for name in names:
-            first, *rest = name.split(".")
-            if first == "jaxdiff":
-                own.add(rest[0] if rest else "jaxdiff")
-            elif first not in sys.stdlib_module_names:
-                libraries.add(first)
+            if name.split(".")[0] == "jaxdiff":
+                own.add(name)
+            elif name.split(".")[0] not in sys.stdlib_module_names:
+                libraries.add(name.split(".")[0])
     return libraries, own
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_one_way(path):
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    here = room(".".join(["jaxdiff", *path.relative_to(PACKAGE).with_suffix("").parts]))
+    if here in ("__init__", "app.__init__"):
+        return
     libraries, own = imported(path)
-    if room != "__init__":
-        assert own <= ALLOWED[room]
-        assert libraries <= LIBRARIES.get(room, libraries)
+    assert {room(module) for module in own} <= {here, "", *entry(ALLOWED, here).split()}
+    assert libraries <= (entry(LIBRARIES, here) or libraries)
+
+
+@pytest.mark.parametrize("rooms", WINGS.values(), ids=WINGS)
+def test_no_two_modules_of_a_wing_share_a_name(rooms):
+    places = [place for name in rooms.split() for place in (PACKAGE / name, PACKAGE / f"{name}.py") if place.exists()]
+    paths = [path for place in places for path in ([place] if place.is_file() else place.rglob("*.py"))]
+    names = [path.stem for path in paths if path.stem != "__init__"] + [
+        path.parent.name for path in paths if path.stem == "__init__"
+    ]
+    assert [name for name in sorted(set(names)) if names.count(name) > 1] == []
 
 
 def python(code):

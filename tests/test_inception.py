@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from jaxdiff.errors import ConfigError
+from jaxdiff.io.errors import ConfigError
 from jaxdiff.models import inception
 
 RECORDED = np.load(make_inception.RECORDED)

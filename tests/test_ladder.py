@@ -8,10 +8,12 @@ import signal
 import pytest
 from PIL import Image
 
-from jaxdiff import checkpoint, cli, config, ladder, run, stages
+from jaxdiff.app import cli, config
+from jaxdiff.app.runs import ladder, stages, train
+from jaxdiff.training import checkpoint
 
 TEACHER = """
-from jaxdiff.config import *
+from jaxdiff.app.config import *
 
 config = Experiment(
     {kind}
@@ -33,7 +35,7 @@ KINDS = {
     ),
 }
 LADDER = """
-from jaxdiff.config import Ladder
+from jaxdiff.app.config import Ladder
 
 ladder = Ladder(
     students=("{0}/guided.py", "{0}/consistency.py"),
@@ -130,7 +132,7 @@ def test_what_changed_is_measured_again_and_no_more(climbed, tfds_dir):
     """A run that was trained on, a grid that is missing, and a row that was measured in another way."""
     folder, *_ = climbed
     made = dataclasses.replace(ladder.runs(config.load_ladder(folder / "ladder.py"), folder / "ladder")[-1].config, steps=4)
-    run.train(made, folder / "consistency", tfds_dir)
+    train.train(made, folder / "consistency", tfds_dir)
     (folder / "ladder" / "guided_guidance_2_1.png").unlink()
     before, rows = times(folder / "ladder", "*_*.png"), json.loads((folder / "ladder" / "ladder.json").read_text())["rows"]
     first = rows[0] | {"settings": rows[0]["settings"] | {"measured": 1}}
@@ -270,7 +272,7 @@ def test_ladders_and_recipes_are_told_apart(capsys, words, message):
 )
 def test_wrong_ladders(tmp_path, capsys, body, message):
     path = tmp_path / "wrong.py"
-    path.write_text(f"from jaxdiff.config import Ladder\n\nladder = Ladder({body})\n")
+    path.write_text(f"from jaxdiff.app.config import Ladder\n\nladder = Ladder({body})\n")
     assert cli.main(["ladder", str(path), "--workdir", str(tmp_path / "ladder")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line

@@ -15,11 +15,14 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
-from jaxdiff import checkpoint, data, latents, lineage, objectives, recipe, run
-from jaxdiff.config import Autoencoder, Data, Experiment, Model, Optimizer, Sources, to_dict
-from jaxdiff.datasets import latents as files
-from jaxdiff.errors import ConfigError, DataError, NonFiniteError
+from jaxdiff import data, objectives
+from jaxdiff.app import build
+from jaxdiff.app.config import Autoencoder, Data, Experiment, Model, Optimizer, Sources, to_dict
+from jaxdiff.app.runs import latent_cache, lineage, train
+from jaxdiff.data import latents as files
+from jaxdiff.io.errors import ConfigError, DataError, NonFiniteError
 from jaxdiff.likelihood import Posterior
+from jaxdiff.training import checkpoint
 
 DIGITS = Data(name="digits", image_shape=(8, 8, 1), batch_size=16)
 TINY = Model(channels=8, multipliers=(1, 2), blocks=1, head_channels=8)
@@ -31,7 +34,7 @@ CHUNK = 100
 def untrained(workdir, seed, size=0.2, **options):
     """An autoencoder's run of random params of that size, with latents of another mean and scale than 0 and 1."""
     made = Experiment(objective="autoencoder", data=DIGITS, model=TINY, autoencoder=Autoencoder(latent_channels=2, **options))
-    shapes, rng = recipe.state_shapes(made), np.random.default_rng(seed)
+    shapes, rng = build.state_shapes(made), np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: size * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes.params)
     params["latent"] = {"shift": np.array([0.5, -1.0], np.float32), "scale": np.array([2.0, 0.5], np.float32)}
     rest = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
@@ -56,7 +59,7 @@ def other(tmp_path_factory):
 def cached(autoencoder, tmp_path_factory, tfds_dir):
     """Of both splits, with mirrored images, in batches that do not divide them."""
     out = tmp_path_factory.mktemp("caches") / "flipped"
-    made = latents.cache(autoencoder, out, ("train", "test"), data_dir=tfds_dir, batch_size=100, flip=True)
+    made = latent_cache.cache(autoencoder, out, ("train", "test"), data_dir=tfds_dir, batch_size=100, flip=True)
     size = sum(path.stat().st_size for path in out.iterdir())
     assert made == (out, {"train": 1498, "train_mirrored": 1498, "test": 299, "test_mirrored": 299}, size)
     assert str(made).startswith("latents (train 1498, train_mirrored 1498, test 299, test_mirrored 299; ")
@@ -72,7 +75,7 @@ def named(directory, **changes):
 def encoder(autoencoder):
     config = lineage.read_config(autoencoder)
     params = lineage.read_params(config, autoencoder)[1]
-    return functools.partial(jax.jit(recipe.codec(config).encode), params)
+    return functools.partial(jax.jit(build.codec(config).encode), params)
 
 
 def directly(autoencoder, pixels):
@@ -90,7 +93,7 @@ def assert_same(rows, moments):
 @pytest.mark.parametrize("split", ["train", "test", "train[10%:20%]"])
 def test_the_cache_holds_the_moments_of_every_image_in_order(cached, autoencoder, tfds_dir, split):
     images = data.of(DIGITS, split, tfds_dir)
-    kept = latents.read(cached, split, flip=True)
+    kept = latent_cache.read(cached, split, flip=True)
     assert (kept.num_examples, kept.num_classes) == (images.num_examples, 10)
     everything = np.arange(images.num_examples)
     pixels, labels = images.fetch(everything)
@@ -103,16 +106,16 @@ def test_the_cache_holds_the_moments_of_every_image_in_order(cached, autoencoder
 
 def test_a_codebook_has_no_spread(tmp_path, tfds_dir):
     workdir = untrained(tmp_path / "vq", seed=0, codebook=8)
-    latents.cache(workdir, tmp_path / "out", ("test",), data_dir=tfds_dir)
-    rows = latents.read(tmp_path / "out", "test").rows(np.arange(299))
+    latent_cache.cache(workdir, tmp_path / "out", ("test",), data_dir=tfds_dir)
+    rows = latent_cache.read(tmp_path / "out", "test").rows(np.arange(299))
     assert_same(rows, directly(workdir, data.of(DIGITS, "test", tfds_dir).fetch(np.arange(299))[0]))
     assert not rows["std"].any()
 
 
 def test_large_caches_are_read_from_disk_to_the_same_values(cached, monkeypatch):
-    held = latents.read(cached, "train", flip=True)
+    held = latent_cache.read(cached, "train", flip=True)
     monkeypatch.setattr(data, "IN_MEMORY", 0)
-    stored = latents.read(cached, "train", flip=True)
+    stored = latent_cache.read(cached, "train", flip=True)
     assert stored.rows.__code__ is not held.rows.__code__
     indices = np.array([3, 2995, 3])
     for name, values in held.rows(indices).items():
@@ -122,7 +125,7 @@ def test_large_caches_are_read_from_disk_to_the_same_values(cached, monkeypatch)
 @pytest.mark.parametrize("flip", [False, True])
 def test_batches_are_those_of_the_images(cached, autoencoder, tfds_dir, flip):
     """The same examples, mirrored or not, in the same places, from any step and in the rows of any process."""
-    images, kept = data.of(DIGITS, "train", tfds_dir), latents.read(cached, "train", flip)
+    images, kept = data.of(DIGITS, "train", tfds_dir), latent_cache.read(cached, "train", flip)
     options = {"seed": 3, "flip": flip, "start": 92, "rows": np.arange(8, 16)}  # the epoch ends in the second batch
     streams = data.batches(images, 16, **options), data.batches(kept, 16, **options)
     for _ in range(3):
@@ -135,7 +138,7 @@ def test_batches_are_those_of_the_images(cached, autoencoder, tfds_dir, flip):
 
 def test_every_step_draws_latents_afresh(cached):
     """Of the same example in two epochs: other draws of the same moments, whose mean and spread they have."""
-    rows = latents.read(cached, "train").rows(np.arange(64))
+    rows = latent_cache.read(cached, "train").rows(np.arange(64))
     state = types.SimpleNamespace(frozen={})
     drawing = objectives.latent(lambda params, state, batch, key: batch["image"], lambda frozen, b: Posterior(b["mean"], b["std"]))
     draw = jax.jit(lambda key: drawing(None, state, rows | {"index": np.arange(64)}, key))
@@ -159,7 +162,7 @@ def test_training_from_the_cache_is_training_on_the_fly(cached, autoencoder, tmp
             log_every=1,
         )
         workdir = tmp_path / (pathlib.Path(directory).name or "images")
-        run.train(config, workdir, tfds_dir)
+        train.train(config, workdir, tfds_dir)
         losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         trained.append((losses, lineage.read_params(config, workdir)[1]))
     assert len(set(trained[0][0])) == 3
@@ -179,7 +182,7 @@ seventh, about = source[7], builder.info.metadata
 print(len(source), seventh["mean"].tolist(), seventh["label"], about["image_shape"], "tensorflow" in sys.modules)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    rows = latents.read(cached, "train").rows(np.array([7]))
+    rows = latent_cache.read(cached, "train").rows(np.array([7]))
     expected = f"1498 {rows['mean'][0].tolist()} {rows['label'][0]} [8, 8, 1] False"
     assert result.stdout.strip() == expected, result.stderr
 
@@ -188,9 +191,9 @@ def test_large_splits_do_not_pass_through_the_shuffler_of_tfds(autoencoder, tmp_
     """Which keeps all in memory, and beyond 1000 MB needs TensorFlow; several files a split hold their examples in order."""
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1)
     monkeypatch.setattr(files, "SHARD", 100 * 2 * 4 * 4 * 4 * 2)
-    latents.cache(autoencoder, tmp_path / "out", ("test",), data_dir=tfds_dir)
+    latent_cache.cache(autoencoder, tmp_path / "out", ("test",), data_dir=tfds_dir)
     assert tfds.builder_from_directory(str(tmp_path / "out")).info.splits["test"].shard_lengths == [100, 100, 99]
-    rows = latents.read(tmp_path / "out", "test").rows(np.arange(299))
+    rows = latent_cache.read(tmp_path / "out", "test").rows(np.arange(299))
     assert_same(rows, directly(autoencoder, data.of(DIGITS, "test", tfds_dir).fetch(np.arange(299))[0]))
 
 
@@ -264,15 +267,15 @@ here.files.write(pathlib.Path({str(tmp_path / "out")!r}), {{"train": killed()}},
     assert draft.name.startswith(".out.")
     assert any(draft.glob("*.array_record*"))
     with pytest.raises(ConfigError, match="is no cache of latents; write one: jaxdiff latents RUN --out "):
-        latents.read(tmp_path / "out", "train")
+        latent_cache.read(tmp_path / "out", "train")
     files.write(tmp_path / "out", {"train": some()}, 10, ORIGIN)
-    assert latents.read(tmp_path / "out", "train").num_examples == 15
+    assert latent_cache.read(tmp_path / "out", "train").num_examples == 15
 
 
 def test_a_cache_is_never_overwritten(cached, autoencoder, tfds_dir):
     before = {path.name: path.stat().st_mtime_ns for path in cached.iterdir()}
     with pytest.raises(ConfigError, match=r"exists already and stays as it is; remove it, or choose another --out$"):
-        latents.cache(autoencoder, cached, data_dir=tfds_dir)
+        latent_cache.cache(autoencoder, cached, data_dir=tfds_dir)
     with pytest.raises(ConfigError, match="exists already"):
         files.write(cached, {}, 10, files.opened(cached)[1])
     assert before == {path.name: path.stat().st_mtime_ns for path in cached.iterdir()}
@@ -288,24 +291,24 @@ def test_what_cannot_be_cached(autoencoder, tmp_path, tfds_dir):
     ):
         run_, splits = arguments
         with pytest.raises(error) as raised:
-            latents.cache(run_, tmp_path / "out", splits, data_dir=tfds_dir)
+            latent_cache.cache(run_, tmp_path / "out", splits, data_dir=tfds_dir)
         assert message in str(raised.value)
         assert "\n" not in str(raised.value)
     with pytest.raises(ConfigError, match="--batch-size must be at least 1, got 0"):
-        latents.cache(autoencoder, tmp_path / "out", data_dir=tfds_dir, batch_size=0)
+        latent_cache.cache(autoencoder, tmp_path / "out", data_dir=tfds_dir, batch_size=0)
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
 def test_a_cache_that_fits_is_taken(cached, autoencoder, tmp_path):
     """Also when the run has moved."""
     shutil.copytree(autoencoder, tmp_path / "moved")
-    assert latents.of(named(cached, flip=True), tmp_path / "moved").num_examples == 1498
+    assert latent_cache.of(named(cached, flip=True), tmp_path / "moved").num_examples == 1498
 
 
 def test_latents_of_another_autoencoder(cached, autoencoder, other, tmp_path, tfds_dir):
     prints = [lineage.fingerprint(workdir) for workdir in (autoencoder, other)]
     with pytest.raises(ConfigError) as raised:
-        latents.of(named(cached), other)
+        latent_cache.of(named(cached), other)
     assert str(raised.value) == (
         f"latents {cached} are of the autoencoder {autoencoder} as it was then ({prints[0]}), {other} is another ({prints[1]}); "
         f"write them anew: jaxdiff latents {other} --out DIR, and set data.latents to it"
@@ -314,7 +317,7 @@ def test_latents_of_another_autoencoder(cached, autoencoder, other, tmp_path, tf
         data=named(cached), model=dataclasses.replace(TINY, multipliers=(1,)), sources=Sources(autoencoder=str(other))
     )
     with pytest.raises(ConfigError, match="is another"):
-        run.train(config, tmp_path / "run", tfds_dir)
+        train.train(config, tmp_path / "run", tfds_dir)
     assert not (tmp_path / "run").exists()
 
 
@@ -336,7 +339,7 @@ def test_latents_of_another_autoencoder(cached, autoencoder, other, tmp_path, tf
 )
 def test_latents_of_other_images(plain, autoencoder, changes, message):
     with pytest.raises((ConfigError, DataError)) as raised:
-        latents.of(dataclasses.replace(named(plain, split="test"), **changes), autoencoder)
+        latent_cache.of(dataclasses.replace(named(plain, split="test"), **changes), autoencoder)
     assert message.format(plain) in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -344,7 +347,7 @@ def test_latents_of_other_images(plain, autoencoder, changes, message):
 @pytest.fixture(scope="module")
 def plain(autoencoder, tmp_path_factory, tfds_dir):
     """Of one split, without mirrored images."""
-    return latents.cache(autoencoder, tmp_path_factory.mktemp("caches") / "plain", ("test",), data_dir=tfds_dir).directory
+    return latent_cache.cache(autoencoder, tmp_path_factory.mktemp("caches") / "plain", ("test",), data_dir=tfds_dir).directory
 
 
 def test_directories_that_are_no_cache(plain, autoencoder, tmp_path, tfds_dir):
@@ -353,7 +356,7 @@ def test_directories_that_are_no_cache(plain, autoencoder, tmp_path, tfds_dir):
     (tmp_path / "cut" / "metadata.json").write_text('{"fingerprint": "0')
     for directory in (tmp_path / "nowhere", autoencoder, prepared, tmp_path / "cut"):
         with pytest.raises(ConfigError) as raised:
-            latents.check(named(directory), autoencoder)
+            latent_cache.check(named(directory), autoencoder)
         assert str(raised.value) == f"{directory} is no cache of latents; write one: jaxdiff latents RUN --out {directory}"
 
 
@@ -371,6 +374,6 @@ def test_damaged_files_are_found(plain, autoencoder, tmp_path, monkeypatch, in_m
     if damage == "gone":
         path.unlink()
     with pytest.raises(DataError) as raised:
-        latents.of(named(tmp_path / "copy", split="test"), autoencoder).rows(np.arange(299))
+        latent_cache.of(named(tmp_path / "copy", split="test"), autoencoder).rows(np.arange(299))
     assert str(raised.value).startswith(f"latents {tmp_path / 'copy'}")
     assert "\n" not in str(raised.value)

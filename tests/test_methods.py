@@ -12,7 +12,8 @@ import pytest
 from cases import AVERAGED, METHODS, POINT
 
 import jaxdiff as jd
-from jaxdiff import mesh, objectives, train
+from jaxdiff import objectives, training
+from jaxdiff.training import mesh
 
 each_method = pytest.mark.parametrize("method", METHODS)
 TAUGHT = {name for name, method in METHODS.items() if method.teacher}
@@ -50,7 +51,7 @@ def params(seed):
 def state(method, step=0):
     """Students, teachers and averages that all differ."""
     frozen = {"label": params(1), "plain": params(2), "encoder": np.float32(0.7)} if method in TAUGHT else {}
-    return train.TrainState(np.int32(step), params(0), {"ema": params(3)}, OPTIMIZER.init(params(0)), frozen)
+    return training.TrainState(np.int32(step), params(0), {"ema": params(3)}, OPTIMIZER.init(params(0)), frozen)
 
 
 def batch(size=16):
@@ -72,7 +73,7 @@ def scored(method):
     """`(params, frozen, ema, step, batch, key, ends) -> loss, gradients` of what is trained and of what is not."""
 
     def loss(params, frozen, ema, step, rows, key, ends):
-        return objective(method, ends)(params, train.TrainState(step, params, ema, (), frozen), rows, key)
+        return objective(method, ends)(params, training.TrainState(step, params, ema, (), frozen), rows, key)
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
 
@@ -86,7 +87,7 @@ def score(method, state, rows, key=None, ends=False):
 def test_steps_on_two_devices_are_those_of_one_and_compile_once(method):
     """Three steps of gradient descent through train_step, sharded, each against the gradient on one device."""
     layout = mesh.jit_layout(mesh.make_mesh(1, 2, jax.devices()[:2]), state(method))
-    step = layout.compile(partial(train.train_step, objective(method), OPTIMIZER, DECAYS))
+    step = layout.compile(partial(training.train_step, objective(method), OPTIMIZER, DECAYS))
     now = layout.enter(jax.device_put(state(method), layout.sharding))
     assert not now.params["in"].sharding.is_fully_replicated
     for number in range(3):
@@ -145,7 +146,9 @@ def test_loss_is_zero_at_its_optimum_alone(method):
     rows = batch(64) if kind.teacher else batch(64) | {"image": jnp.broadcast_to(jnp.array(POINT)[None], (64, 2))}
 
     def loss(p):
-        return built(p, train.TrainState(jnp.int32(2), p, {"ema": p}, (), {"encoder": jnp.float32(0.7)}), rows, jax.random.key(2))
+        return built(
+            p, training.TrainState(jnp.int32(2), p, {"ema": p}, (), {"encoder": jnp.float32(0.7)}), rows, jax.random.key(2)
+        )
 
     graded = jax.jit(jax.value_and_grad(loss))
     (best, slope), *others = (graded(jnp.array(p)) for p in ((0.0, 0.0), (0.3, 0.0), (0.0, 0.3)))

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import recipe
-from jaxdiff.config import Experiment, Model, load
+from jaxdiff.app import build
+from jaxdiff.app.config import Experiment, Model, load
 from jaxdiff.models import classifier
 from jaxdiff.models.layers import Attention, Norm, frequencies, resized
 from jaxdiff.models.unet import UNet, network
@@ -30,11 +30,11 @@ def size(shapes):
 
 
 def test_parameter_counts_of_the_published_networks():
-    cifar10 = size(recipe.state_shapes(load("configs/cifar10.py")).params)
+    cifar10 = size(build.state_shapes(load("configs/cifar10.py")).params)
     assert 35 < cifar10 < 39  # Ho et al. (2020): 35.7M without the scales, shifts and labels
     adm = Model(channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), num_classes=1000, residual_resampling=True)
     shapes = jax.eval_shape(
-        recipe.unet(Experiment(model=adm)).init,
+        build.unet(Experiment(model=adm)).init,
         jax.random.key(0),
         jnp.zeros((1, 64, 64, 3)),
         jnp.zeros((1,)),

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import lineage, objectives
-from jaxdiff.errors import ConfigError
+from jaxdiff import objectives
+from jaxdiff.app.runs import lineage
+from jaxdiff.io.errors import ConfigError
 from jaxdiff.models import perceptual
 from jaxdiff.models.classifier import NoisyClassifier
 

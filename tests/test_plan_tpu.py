@@ -8,9 +8,9 @@ from dataclasses import replace
 import jax
 import pytest
 
-from jaxdiff import cli, plan, recipe
-from jaxdiff.config import load
-from jaxdiff.errors import UserError
+from jaxdiff.app import build, cli, plan
+from jaxdiff.app.config import load
+from jaxdiff.io.errors import UserError
 
 pytestmark = [
     pytest.mark.slow,
@@ -49,7 +49,7 @@ def test_full_sharding_costs_no_flops_and_shuffles_nothing(planned):
     assert {each.axes for each in data.traffic} == {"data"}
     assert {each.axes for each in fsdp.traffic} == {"fsdp"}
     assert "all-gather" in {each.kind for each in fsdp.traffic}
-    shapes = recipe.state_shapes(data.job.config)
+    shapes = build.state_shapes(data.job.config)
     params = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     for found, share in ((data, 1), (fsdp, 4)):
         held = [found.memory[kind] for kind in ("params", "optimizer", "EMA")]

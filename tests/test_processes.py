@@ -14,7 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoint, cli, lineage, processes, recipe
+from jaxdiff.app import build, cli
+from jaxdiff.app.runs import lineage
+from jaxdiff.training import checkpoint, distributed
 
 TINY = (
     *("--data.batch-size", "16", "--model.channels", "16", "--model.multipliers", "1", "--model.attention", "--steps", "40"),
@@ -78,7 +80,7 @@ def losses(workdir, after=0):
 
 def final_state(workdir):
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return checkpoint.restore(workdir, lineage.placed(recipe.state_shapes(lineage.read_config(workdir)), single))
+    return checkpoint.restore(workdir, lineage.placed(build.state_shapes(lineage.read_config(workdir)), single))
 
 
 def assert_equal(a, b):
@@ -268,7 +270,7 @@ def test_in_which_environments_processes_find_each_other():
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
         ({"TPU_WORKER_HOSTNAMES": ""}, False),
     ):
-        assert processes.in_cluster(environment) == found, environment
+        assert distributed.in_cluster(environment) == found, environment
 
 
 @pytest.mark.parametrize(
@@ -305,8 +307,8 @@ with watch.deadline(0.2, "not in {:g} s"):
 
 
 def test_one_process_alone_agrees_with_itself():
-    assert processes.agreed({"a": [1]}) == {"a": [1]}
-    assert processes.first()
-    assert not processes.several()
-    assert processes.who() == ""
-    assert [processes.everywhere(well) for well in (True, False)] == [True, False]
+    assert distributed.agreed({"a": [1]}) == {"a": [1]}
+    assert distributed.first()
+    assert not distributed.several()
+    assert distributed.who() == ""
+    assert [distributed.everywhere(well) for well in (True, False)] == [True, False]

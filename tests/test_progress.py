@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jaxdiff import progress
+from jaxdiff.io import progress
 
 WORK = """
 import logging, sys, time

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff import config, oracles, recipe, samplers
-from jaxdiff.config import Diffusion, Experiment, Sampling
-from jaxdiff.errors import ConfigError
+from jaxdiff import oracles, samplers
+from jaxdiff.app import build, config
+from jaxdiff.app.config import Diffusion, Experiment, Sampling
+from jaxdiff.io.errors import ConfigError
 
 FACTORIES = ("ddpm", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc", "euler_maruyama")
 
 
 def test_every_name_has_its_function():
-    assert tuple(recipe.SAMPLERS) == get_args(config.SamplerName)
-    assert tuple(recipe.SPACINGS) == get_args(config.Spacing)
+    assert tuple(build.SAMPLERS) == get_args(config.SamplerName)
+    assert tuple(build.SPACINGS) == get_args(config.Spacing)
 
 
 @pytest.mark.parametrize("name", FACTORIES)
@@ -26,7 +27,7 @@ def test_a_sampler_is_the_one_of_its_name_whatever_eta(name):
     denoise, levels = oracles.denoiser(oracles.gaussian([0.5, -0.2], 0.3)), jd.grid(jd.cosine(), 4)
     one, other = (
         samplers.sample(sampler, denoise, jnp.ones((2, 2)), levels, jax.random.key(0))
-        for sampler in (recipe.SAMPLERS[name](0.0, levels), getattr(samplers, name)())
+        for sampler in (build.SAMPLERS[name](0.0, levels), getattr(samplers, name)())
     )
     np.testing.assert_array_equal(one, other)
 
@@ -35,7 +36,7 @@ def test_a_sampler_is_the_one_of_its_name_whatever_eta(name):
 def test_spacings_are_even_in_what_they_are_named_for(schedule):
     def levels(spacing):
         made = Experiment(diffusion=Diffusion(schedule=schedule), sampling=Sampling(steps=8, spacing=spacing))
-        found = recipe.levels(made)
+        found = build.levels(made)
         assert found.sigma.shape == (9,)
         assert float(found.sigma[-1]) == 0
         return found[:-1]
@@ -43,7 +44,7 @@ def test_spacings_are_even_in_what_they_are_named_for(schedule):
     np.testing.assert_allclose(np.diff(levels("logsnr").logsnr), np.diff(levels("logsnr").logsnr).mean(), rtol=1e-2)
     roots = (levels("karras").sigma / levels("karras").alpha) ** (1 / 7)
     np.testing.assert_allclose(np.diff(roots), np.diff(roots).mean(), rtol=1e-2)
-    plain = recipe.SCHEDULES[schedule]()
+    plain = build.SCHEDULES[schedule]()
     np.testing.assert_allclose(levels("time").logsnr, plain(jnp.arange(8, 0, -1) / 8).logsnr, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(levels("quadratic").logsnr, plain((jnp.arange(8, 0, -1) / 8) ** 2).logsnr, rtol=1e-3, atol=1e-3)
 
@@ -52,25 +53,25 @@ def test_a_classifier_guides_what_passes_through_its_levels():
     """Scaled inputs depend on logsnr alone, so its schedule may be of another family."""
     samples = config.load("configs/digits.py")
     guiding = config.load("configs/digits_classifier.py")
-    recipe.check_guiding(samples, guiding, "here")
+    build.check_guiding(samples, guiding, "here")
     karras = dataclasses.replace(samples, diffusion=Diffusion(schedule="karras", prediction="edm"))
-    recipe.check_guiding(karras, guiding, "here")
+    build.check_guiding(karras, guiding, "here")
     linear = dataclasses.replace(guiding, diffusion=Diffusion(schedule="linear"))
     with pytest.raises(ConfigError, match=r"the classifier here knows logsnr -10\.0 to 15\.0"):
-        recipe.check_guiding(samples, linear, "here")
+        build.check_guiding(samples, linear, "here")
 
 
 def test_a_learned_schedule_gives_the_levels_of_its_params():
     learned = config.load("configs/digits_learned_schedule.py")
-    module = recipe.learned_logsnr()
+    module = build.learned_logsnr()
     schedule = module.init(jax.random.key(0), jnp.zeros((1,)))["params"]
     schedule["l3"] = schedule["l3"].at[20].set(30.0)
-    found = recipe.levels(learned, {"network": {}, "schedule": schedule})[:-1].logsnr
+    found = build.levels(learned, {"network": {}, "schedule": schedule})[:-1].logsnr
     times = jnp.linspace(1, 1 / 50, 50)
     np.testing.assert_allclose(found, module.apply({"params": schedule}, times), rtol=1e-4, atol=1e-3)
-    assert np.max(np.abs(found - recipe.levels(learned)[:-1].logsnr)) > 3
+    assert np.max(np.abs(found - build.levels(learned)[:-1].logsnr)) > 3
     guiding = config.load("configs/digits_classifier.py")
-    recipe.check_guiding(learned, guiding, "here")
+    build.check_guiding(learned, guiding, "here")
     karras = dataclasses.replace(guiding, diffusion=Diffusion(schedule="karras"))
     with pytest.raises(ConfigError, match=r"the samples pass through -5\.0 to 13\.3"):
-        recipe.check_guiding(learned, karras, "here")
+        build.check_guiding(learned, karras, "here")

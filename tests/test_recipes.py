@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from raw_files import write_cifar10, write_mnist
 
-from jaxdiff import config, ladder
-from jaxdiff.datasets import raw
+from jaxdiff.app import config
+from jaxdiff.app.runs import ladder
+from jaxdiff.data import raw
 
 LADDERS = sorted(pathlib.Path("configs").glob("*_ladder.py"))
 RECIPES = sorted(set(pathlib.Path("configs").glob("*.py")) - set(LADDERS))

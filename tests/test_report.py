@@ -15,9 +15,14 @@ import pytest
 from PIL import Image
 
 import jaxdiff as jd
-from jaxdiff import cascade, checkpoint, cli, config, data, lineage, pictures, recipe, run
-from jaxdiff.config import Autoencoder, Data, Diffusion, Experiment, Model, Optimizer, Sampling, Sources
-from jaxdiff.page import curves, neighbours, quality, record, settings, strips
+from jaxdiff import cascade, data
+from jaxdiff.app import build, cli, config
+from jaxdiff.app.config import Autoencoder, Data, Diffusion, Experiment, Model, Optimizer, Sampling, Sources
+from jaxdiff.app.report import curves, neighbours, quality, run_record, settings, strips
+from jaxdiff.app.runs import lineage
+from jaxdiff.app.runs import train as run
+from jaxdiff.io import pictures
+from jaxdiff.training import checkpoint
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 TINY = Model(channels=8, multipliers=(1,), blocks=1, head_channels=8, num_classes=10)
@@ -150,7 +155,7 @@ def saved(folder, name, **changes):
     """A run that has a checkpoint, of random params, at its last step."""
     workdir = untrained(folder, name, **changes)
     made = lineage.read_config(workdir)
-    shapes, rng = recipe.state_shapes(made), np.random.default_rng(0)
+    shapes, rng = build.state_shapes(made), np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes.params)
     rest = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     state = dataclasses.replace(rest, step=np.full((), made.steps, np.int32), params=params, ema={"ema": params})
@@ -279,7 +284,7 @@ def test_near_images_that_are_as_usual_are_no_copies():
 @pytest.mark.slow
 def test_strips_end_with_the_samples(trained):
     """Those that `run.generation` gives; and in between DDIM's own steps."""
-    (found,) = record.read([trained])
+    (found,) = run_record.read([trained])
     ways = strips.drawn(found, num=3)
     _, params = lineage.read_params(CONFIG, trained)
     images = run.generation(CONFIG, workdir=trained)(params, np.arange(3), CONFIG.seed)
@@ -287,7 +292,7 @@ def test_strips_end_with_the_samples(trained):
     for each in (ways.noisy, ways.clean):
         assert each.shape == (4, 3, 8, 8, 1)
         np.testing.assert_allclose(each[-1], images, atol=1e-5)
-    levels = recipe.levels(CONFIG)
+    levels = build.levels(CONFIG)
     for number in range(3):
         t, s = levels[number], levels[number + 1]
         moved = jd.transfer(ways.noisy[number] * np.hypot(t.alpha, t.sigma), ways.clean[number], t, s)
@@ -322,7 +327,7 @@ def test_the_trajectory_of_a_cascade_ends_with_its_sample():
     [(1, 9, [0, 1]), (3, 9, [0, 1, 2, 3]), (50, 3, [0, 25, 50]), (8, 9, list(range(9))), (1000, 5, [0, 250, 500, 750, 1000])],
 )
 def test_strips_are_of_even_distances(steps, most, numbers):
-    assert recipe.shown(steps, most) == numbers
+    assert build.shown(steps, most) == numbers
 
 
 @pytest.mark.slow
@@ -332,11 +337,11 @@ def test_strips_of_latents_are_decoded():
     sampling = Sampling(steps=2, guidance=1.0, clip=False)
     made = dataclasses.replace(CONFIG, sources=Sources(autoencoder="codec"), sampling=sampling)
     sources, rng = {"autoencoder": codec}, np.random.default_rng(0)
-    shapes = [recipe.state_shapes(made, sources).params, recipe.state_shapes(codec).params]
+    shapes = [build.state_shapes(made, sources).params, build.state_shapes(codec).params]
     params, frozen = jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
     args = params, jax.random.key(0), {"label": np.arange(2, dtype=np.int32)}, {"autoencoder": frozen}
-    x, x0 = jax.jit(recipe.strips(made, sources))(*args)
-    images = jax.jit(recipe.generator(made, sources))(*args)
+    x, x0 = jax.jit(build.strips(made, sources))(*args)
+    images = jax.jit(build.generator(made, sources))(*args)
     assert x.shape == x0.shape == (3, 2, 8, 8, 1)
     np.testing.assert_allclose(x[-1], images, atol=1e-4)
     np.testing.assert_allclose(x0[-1], images, atol=1e-4)
@@ -348,17 +353,17 @@ def test_noise_of_any_schedule_is_shown_in_unit_size():
     """That of EDM begins at 80."""
     diffusion, sampling = Diffusion(schedule="karras", prediction="edm", weight="edm"), Sampling(steps=1, guidance=1.0)
     made = dataclasses.replace(CONFIG, diffusion=diffusion, sampling=sampling)
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), recipe.state_shapes(made).params)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), build.state_shapes(made).params)
     given = {"label": np.zeros(20, np.int32)}
-    x, _ = jax.jit(recipe.strips(made))(params, jax.random.key(0), given)
-    assert float(recipe.levels(made)[0].sigma) > 50
+    x, _ = jax.jit(build.strips(made))(params, jax.random.key(0), given)
+    assert float(build.levels(made)[0].sigma) > 50
     assert float(x[0].std()) == pytest.approx(1, abs=0.1)
 
 
 def test_settings_say_what_differs_and_what_is_set():
     records = [
-        record.Record("one", None, CONFIG, "", 0, []),
-        record.Record("two", None, dataclasses.replace(CONFIG, steps=7, diffusion=Diffusion(prediction="x0")), "", 0, []),
+        run_record.Record("one", None, CONFIG, "", 0, []),
+        run_record.Record("two", None, dataclasses.replace(CONFIG, steps=7, diffusion=Diffusion(prediction="x0")), "", 0, []),
     ]
     found = settings.groups(records)
     differ = {
@@ -397,7 +402,7 @@ def test_quality_is_grouped_by_how_it_was_measured(tmp_path):
     (workdir / "evaluations" / "d.json").write_text("{")
     old = {"agreement": 0.98, "accuracy": 0.97, "frechet": 7.0, "frechet_real": 3.0, "num_real": 300, "num": 1000}
     (workdir / "samples.json").write_text(json.dumps({"step": 2, "sampling": SAMPLING, "report": old}))
-    groups = quality.groups(record.read([workdir]))
+    groups = quality.groups(run_record.read([workdir]))
     found = [[(row.how, row.calls, *(each.value for each in row.measures.values())) for row in group.rows] for group in groups]
     assert found == [
         [("ddim, 10 steps, guidance 2", 20, 12.0, 0.9), ("heun, 10 steps, guidance 2", 40, 9.0, 0.9)],
@@ -428,7 +433,7 @@ def test_calls_are_those_of_the_network():
 def test_curves_are_logarithmic_where_values_are_far_apart(monkeypatch):
     monkeypatch.setattr(curves, "inline", lambda figure, name: figure)
     rows = [{"step": step, "loss": 10.0 ** (-step / 10), "rate": 5.0 + step, "gap": float("nan")} for step in range(21)]
-    plots = curves.metrics([record.Record("run", None, CONFIG, "", 0, rows)])
+    plots = curves.metrics([run_record.Record("run", None, CONFIG, "", 0, rows)])
     assert list(plots) == ["loss", "rate"]
     assert [figure.axes[0].get_yscale() for figure in plots.values()] == ["log", "linear"]
     x, y = plots["rate"].axes[0].get_lines()[0].get_data()
@@ -439,7 +444,7 @@ def test_long_curves_are_means_of_neighbours(monkeypatch):
     monkeypatch.setattr(curves, "inline", lambda figure, name: figure)
     monkeypatch.setattr(curves, "MOST", 5)
     rows = [{"step": step, "loss": float(step % 2)} for step in range(20)]
-    (figure,) = curves.metrics([record.Record("run", None, CONFIG, "", 0, rows)]).values()
+    (figure,) = curves.metrics([run_record.Record("run", None, CONFIG, "", 0, rows)]).values()
     x, y = figure.axes[0].get_lines()[0].get_data()
     assert x.tolist() == [1.5, 5.5, 9.5, 13.5, 17.5]
     assert y.tolist() == [0.5] * 5
@@ -455,7 +460,7 @@ def test_a_recipe_is_known_by_name_and_content(tmp_path):
         workdir = tmp_path / about[:3] / name if about else tmp_path / f"{changed.seed}" / name
         workdir.mkdir(parents=True)
         (workdir / "config.json").write_text(json.dumps(config.to_dict(changed)))
-        assert record.read([workdir])[0].about == about
+        assert run_record.read([workdir])[0].about == about
 
 
 @pytest.mark.slow

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import checkpoint, cli, config, lineage, run
+from jaxdiff.app import cli, config
+from jaxdiff.app.runs import lineage, train
+from jaxdiff.training import checkpoint
 
 TINY = (
     *("--data.batch-size", "16", "--model.channels", "16", "--model.multipliers", "1", "--model.attention"),
@@ -53,7 +55,7 @@ def wait_until(process, happened, seconds=180):
 def final_state(workdir):
     config = lineage.read_config(workdir)
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return checkpoint.restore(workdir, lineage.placed(run.recipe.state_shapes(config), single))
+    return checkpoint.restore(workdir, lineage.placed(train.recipe.state_shapes(config), single))
 
 
 def assert_same_run(a, b):
@@ -194,7 +196,7 @@ def guiding(tmp_path_factory):
 
     @jax.jit
     def random_state(key):
-        state = run.recipe.init(tiny, key)
+        state = train.recipe.init(tiny, key)
         return jax.tree.map(lambda leaf: leaf + jax.random.normal(key, leaf.shape).astype(leaf.dtype), state)
 
     with checkpoint.manager(workdir) as to:
@@ -226,7 +228,7 @@ def test_default_names_tell_how_samples_were_made():
         ({"guidance": 0.0, "classifier": "runs/c", "classifier_scale": 2.5}, "ddim_50_guidance_0_by_c_2.5_seed_3.png"),
     ):
         sampling = dataclasses.replace(recipe.sampling, **changes)
-        assert run.default_name(dataclasses.replace(recipe, sampling=sampling), 3) == name
+        assert train.default_name(dataclasses.replace(recipe, sampling=sampling), 3) == name
 
 
 def test_runs_that_cannot_guide_or_be_guided(answer, tmp_path, unbroken, guiding):

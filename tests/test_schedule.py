@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxdiff as jd
-from jaxdiff import objectives, oracles, train
+from jaxdiff import objectives, oracles, training
 from jaxdiff.models.schedule import MonotoneLogsnr, logsnr
 
 SHORT = MonotoneLogsnr(logsnr_min=-6.0, logsnr_max=8.0)
@@ -169,8 +169,8 @@ def learned():
 
     def trained(name):
         optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, 600))
-        step = train.train_step(exact(name, SHORT_LOGSNR), optimizer, {})
-        state = train.initial_state({"network": {}, "schedule": weights(SHORT)}, optimizer, {})
+        step = training.train_step(exact(name, SHORT_LOGSNR), optimizer, {})
+        state = training.initial_state({"network": {}, "schedule": weights(SHORT)}, optimizer, {})
         keys = jax.random.split(jax.random.key(11), 600)
         update = lambda state, key: (step(state, rows(name, key, 256), jax.random.key(12))[0], None)  # noqa: E731
         return jax.lax.scan(update, state, keys)[0].params

@@ -10,9 +10,11 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxdiff import mesh, recipe, sharding, train
-from jaxdiff.config import Data, Experiment, Mesh, Model
-from jaxdiff.objectives.keys import batch_key
+from jaxdiff import training
+from jaxdiff.app import build
+from jaxdiff.app.config import Data, Experiment, Mesh, Model
+from jaxdiff.objectives.rng import batch_key
+from jaxdiff.training import mesh, sharding
 
 WIDE = Experiment(
     data=Data(batch_size=16),
@@ -29,7 +31,7 @@ def specs(over, params):
 
 @pytest.fixture(scope="module")
 def shapes():
-    return recipe.state_shapes(WIDE)
+    return build.state_shapes(WIDE)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +97,10 @@ def test_the_table_adds_up(shapes):
 def test_gradients_are_summed_in_the_dtype_of_the_config(shapes, dtype):
     """By the program before XLA's own changes; the network computes in bfloat16."""
     config = dataclasses.replace(WIDE, mesh=Mesh(data=2, fsdp=2, gradients=dtype))
-    layout = recipe.layout(config, devices=FOUR)
+    layout = build.layout(config, devices=FOUR)
     rows = {"image": jnp.zeros((16, 8, 8, 1)), "label": jnp.zeros(16, jnp.int32), "index": jnp.arange(16, dtype=jnp.int32)}
     with jax.numpy_dtype_promotion("standard"):  # the gradient of jax's own attention promotes
-        text = layout.compile(recipe.train_step(config)).lower(shapes, rows, jax.random.key(0)).as_text()
+        text = layout.compile(build.train_step(config)).lower(shapes, rows, jax.random.key(0)).as_text()
     found = re.findall(r'"stablehlo\.(all_reduce|reduce_scatter)".*?\}\) : \(tensor<([^>]*)>', text, re.S)
     summed = {kind: {shape.split("x")[-1] for name, shape in found if name == kind and "x" in shape} for kind in dict(found)}
     assert summed == {"all_reduce": {dtype.replace("float", "f")}, "reduce_scatter": {dtype.replace("float", "f")}}
@@ -111,9 +113,9 @@ def test_devices_drop_different_units():
         mask = jax.random.bernoulli(batch_key(key, batch["index"]), shape=batch["image"].shape)
         return jnp.mean(jnp.where(mask, params["w"], 0))
 
-    state = train.initial_state({"w": jnp.ones((8, 1024))}, optax.sgd(1.0), {})
+    state = training.initial_state({"w": jnp.ones((8, 1024))}, optax.sgd(1.0), {})
     layout = mesh.jit_layout(mesh.make_mesh(2, 1, FOUR[:2]), jax.eval_shape(lambda: state))
-    step = layout.compile(lambda across: train.train_step(objective, optax.sgd(1.0), {}, across=across))
+    step = layout.compile(lambda across: training.train_step(objective, optax.sgd(1.0), {}, across=across))
     rows = {"image": np.zeros((2, 8, 1024), np.float32), "index": np.arange(2, dtype=np.int32)}
     after, _ = step(state, layout.shard(rows), jax.random.key(0))
     counts = np.unique(np.round((1 - np.asarray(after.params["w"])) * 2 * 8 * 1024).astype(int), return_counts=True)[1]
@@ -123,9 +125,9 @@ def test_devices_drop_different_units():
 def test_a_bfloat16_average_reaches_its_params():
     """Rounded to the nearest, it would stay where a step is smaller than half the distance of two numbers."""
     optimizer, decays = optax.sgd(0.0), {"ema": 0.999}
-    start = train.initial_state({"w": jnp.zeros(4096)}, optimizer, decays, ema_dtype=jnp.bfloat16)
+    start = training.initial_state({"w": jnp.zeros(4096)}, optimizer, decays, ema_dtype=jnp.bfloat16)
     state = dataclasses.replace(start, step=jnp.int32(10**6), params={"w": jnp.ones(4096)})  # its decay is no longer less
-    step = train.train_step(lambda params, state, batch, key: 0 * jnp.sum(params["w"]), optimizer, decays)
+    step = training.train_step(lambda params, state, batch, key: 0 * jnp.sum(params["w"]), optimizer, decays)
     rows = {"image": jnp.zeros(1)}
     after, _ = jax.lax.scan(lambda state, _: (step(state, rows, jax.random.key(0))[0], None), state, length=4000)
     expected = 1 - 0.999**4000

@@ -8,11 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoint, cli, config, lineage, recipe, run, stages
-from jaxdiff.errors import ConfigError
+from jaxdiff.app import build, cli, config
+from jaxdiff.app.runs import lineage, stages
+from jaxdiff.app.runs import train as run
+from jaxdiff.io.errors import ConfigError
+from jaxdiff.training import checkpoint
 
 KL = """
-from jaxdiff.config import *
+from jaxdiff.app.config import *
 
 config = Experiment(
     objective="autoencoder",
@@ -23,7 +26,7 @@ config = Experiment(
 )
 """
 LATENT = """
-from jaxdiff.config import *
+from jaxdiff.app.config import *
 
 config = Experiment(
     sources=Sources(autoencoder="{kl}"),
@@ -162,15 +165,15 @@ def test_samples_are_decoded_latents(folder, tmp_path):
     made = lineage.read_config(folder / "latent")
     sources, frozen = lineage.configs(made), lineage.params(made)
     _, params = lineage.read_params(made, folder / "latent")
-    images = jax.jit(recipe.generator(made, sources))(params, jax.random.key(0), np.arange(4), frozen)
-    codec = recipe.codec(sources["autoencoder"])
+    images = jax.jit(build.generator(made, sources))(params, jax.random.key(0), np.arange(4), frozen)
+    codec = build.codec(sources["autoencoder"])
 
     def undecoded(networks, params, z):
         return z
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(codec), "decode", undecoded)
-        z = jax.jit(recipe.generator(made, sources))(params, jax.random.key(0), np.arange(4), frozen)
+        z = jax.jit(build.generator(made, sources))(params, jax.random.key(0), np.arange(4), frozen)
     assert z.shape == (4, 4, 4, 2)
     np.testing.assert_allclose(images, codec.decode(frozen["autoencoder"], z), atol=1e-5)
 
@@ -206,10 +209,10 @@ def test_a_stage_of_a_cascade_sees_levels_of_its_training():
     diffusion = dataclasses.replace(large.diffusion, schedule="lognormal", sampling_schedule="karras", prediction="edm")
     large = dataclasses.replace(large, diffusion=diffusion)
     base = dataclasses.replace(base, cascade=config.Cascade(), sources=config.Sources())
-    first, last = recipe.stages(large, None, {"label": np.zeros(2)}, {"base": base}, {"base": None})
+    first, last = build.stages(large, None, {"label": np.zeros(2)}, {"base": base}, {"base": None})
     assert first.augmentation is None
-    np.testing.assert_allclose(last.augmentation.logsnr, recipe.SCHEDULES["lognormal"]()(large.cascade.augmentation).logsnr)
-    recipe.check_cascade(large, base, "here")
+    np.testing.assert_allclose(last.augmentation.logsnr, build.SCHEDULES["lognormal"]()(large.cascade.augmentation).logsnr)
+    build.check_cascade(large, base, "here")
     for change, message in (
         ({"sources": config.Sources(autoencoder="kl")}, "the base here has sources.autoencoder 'kl'"),
         (
@@ -218,4 +221,4 @@ def test_a_stage_of_a_cascade_sees_levels_of_its_training():
         ),
     ):
         with pytest.raises(ConfigError, match=message):
-            recipe.check_cascade(large, dataclasses.replace(base, **change), "here")
+            build.check_cascade(large, dataclasses.replace(base, **change), "here")

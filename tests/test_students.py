@@ -13,10 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import checkpoint, cli, lineage, process, recipe, rounds, run
-from jaxdiff.config import Autoencoder, Data, Diffusion, Experiment, Model, Optimizer, Sampling, from_dict, load, to_dict, validated
-from jaxdiff.errors import ConfigError
-from jaxdiff.train import TrainState
+from jaxdiff import process
+from jaxdiff.app import build, cli
+from jaxdiff.app.config import (
+    Autoencoder,
+    Data,
+    Diffusion,
+    Experiment,
+    Model,
+    Optimizer,
+    Sampling,
+    from_dict,
+    load,
+    to_dict,
+    validated,
+)
+from jaxdiff.app.runs import lineage, rounds
+from jaxdiff.app.runs import train as run
+from jaxdiff.io.errors import ConfigError
+from jaxdiff.training import TrainState, checkpoint
 
 TEACHER = Experiment(
     data=Data(name="digits", image_shape=(8, 8, 1), batch_size=8),
@@ -68,7 +83,7 @@ def changed(config, changes):
 
 def untrained(workdir, config, seed=0):
     """A run of random params, at its last step, with latents of another mean and scale than 0 and 1."""
-    shapes, rng = recipe.state_shapes(config, lineage.configs(config)), np.random.default_rng(seed)
+    shapes, rng = build.state_shapes(config, lineage.configs(config)), np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes.params)
     if "latent" in params:
         params["latent"] = {"shift": np.array([0.5, -1.0], np.float32), "scale": np.array([2.0, 0.5], np.float32)}
@@ -143,14 +158,14 @@ def losses(workdir):
 
 def begun(config, workdir):
     """Layout and state with which training begins or goes on."""
-    sources, frozen = lineage.configs(config, workdir), lineage.params(config, workdir, recipe.FROZEN)
-    layout = recipe.layout(config, frozen, sources)
+    sources, frozen = lineage.configs(config, workdir), lineage.params(config, workdir, build.FROZEN)
+    layout = build.layout(config, frozen, sources)
     return layout, rounds.start(config, workdir, layout, frozen, sources)
 
 
 def average(config, workdir, step):
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return checkpoint.restore_ema(workdir, "ema", lineage.placed(recipe.state_shapes(config).params, single), step)[1]
+    return checkpoint.restore_ema(workdir, "ema", lineage.placed(build.state_shapes(config).params, single), step)[1]
 
 
 def assert_equal(one, other):
@@ -167,8 +182,8 @@ def relabelled(workdir, target, **changes):
 
 def scored(folder, config):
     """`(step, scale) -> loss` of random params, another average and the teacher, at fixed noise; compiled once."""
-    sources, frozen = lineage.configs(config), lineage.params(config, places=recipe.FROZEN)
-    shapes, rng = recipe.state_shapes(config, sources), np.random.default_rng(1)
+    sources, frozen = lineage.configs(config), lineage.params(config, places=build.FROZEN)
+    shapes, rng = build.state_shapes(config, sources), np.random.default_rng(1)
     state = jax.tree.map(lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
     state = dataclasses.replace(state, frozen=frozen)
     rows = {
@@ -177,7 +192,7 @@ def scored(folder, config):
         "index": np.arange(8),
     }
     compiled = jax.jit(
-        lambda params, frozen, step: recipe.objective(config, sources)(
+        lambda params, frozen, step: build.objective(config, sources)(
             params, dataclasses.replace(state, step=step, frozen=frozen), rows, jax.random.key(0)
         )
     )
@@ -197,11 +212,11 @@ def test_a_guided_student_starts_as_its_teacher(folder, tmp_path):
     assert_equal(state.ema["ema"], state.params)
     x, level = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32), process.cosine()(np.float32(0.5))
     label = np.arange(4)
-    expected = recipe.conditional(lineage.read_config(folder / "teacher"), teacher, label)(x, level)
+    expected = build.conditional(lineage.read_config(folder / "teacher"), teacher, label)(x, level)
     assert np.abs(expected).max() > 0.1
     for scale in (1.0, 4.0):
         given = {"label": label, "guidance": np.full(4, scale, np.float32)}
-        np.testing.assert_array_equal(recipe.conditional(config, state.params, given)(x, level), expected)
+        np.testing.assert_array_equal(build.conditional(config, state.params, given)(x, level), expected)
 
 
 def test_a_teacher_is_guided_by_the_scale(folder):
@@ -294,8 +309,8 @@ def test_a_round_begins_from_the_first_average_that_the_config_names(folder):
     config = dataclasses.replace(made(folder, "progressive"), ema={"z": 0.9, "a": 0.5})
     params = {"kernel": jnp.zeros((2,))}
     averages = {"a": {"kernel": jnp.full((2,), 1.0)}, "z": {"kernel": jnp.full((2,), 2.0)}}
-    state = TrainState(jnp.int32(3), params, averages, recipe.optimizer(config).init(params), {"teacher": params})
-    turned = jax.jit(partial(recipe.turned, config))(state)
+    state = TrainState(jnp.int32(3), params, averages, build.optimizer(config).init(params), {"teacher": params})
+    turned = jax.jit(partial(build.turned, config))(state)
     for tree in (turned.params, turned.frozen["teacher"], *turned.ema.values()):
         np.testing.assert_array_equal(tree["kernel"], 2.0)
 
@@ -320,7 +335,7 @@ def test_rounds_halve_the_levels(folder):
     config = made(folder, "progressive")
     for every_level, expected in ((False, [4, 4, 4, 2, 2, 2, 1, 1, 1]), (True, [8, 8, 8, 4, 4, 4, 2, 2, 2])):
         each = changed(config, {"distillation.every_level": every_level})
-        assert [recipe.student_levels(each, step).sigma.size - 1 for step in range(1, 10)] == expected
+        assert [build.student_levels(each, step).sigma.size - 1 for step in range(1, 10)] == expected
 
 
 def test_a_round_is_taught_by_steps_of_its_own_length(folder, trained):
@@ -392,7 +407,7 @@ def test_every_way_to_consistency_trains(folder, tmp_path, tfds_dir, drawn, curr
         with pytest.raises(Exception, match="holds no levels"):
             checkpoint.read_levels(workdir)
         return
-    (step, found), levels = checkpoint.read_levels(workdir), recipe.student_levels(config)
+    (step, found), levels = checkpoint.read_levels(workdir), build.student_levels(config)
     assert step == 2
     np.testing.assert_array_equal(np.float32(found["alpha"]), levels.alpha)
     np.testing.assert_array_equal(np.float32(found["sigma"]), levels.sigma)
@@ -467,13 +482,13 @@ def test_samples_walk_along_the_levels_of_the_checkpoint(trained, tmp_path):
     moved = run.generation(config, workdir=workdir)(params, labels, 0)
     assert (before != moved).any()
     given = lineage.read_levels(config, workdir)
-    np.testing.assert_array_equal(recipe.levels(config, None, given).alpha, given[::2].alpha)
+    np.testing.assert_array_equal(build.levels(config, None, given).alpha, given[::2].alpha)
 
 
 def test_a_doubling_list_is_coarse_early_and_whole_late():
     """N = 4, 8 and 16 in thirds of the 400 steps (Song & Dhariwal 2023, section 3.4)."""
     config = load("configs/digits_consistency.py")
-    found = {step: recipe.student_levels(config, step) for step in (10, 200, 390, None)}
+    found = {step: build.student_levels(config, step) for step in (10, 200, 390, None)}
     assert [len(levels.alpha) for levels in found.values()] == [5, 9, 17, 17]
     for levels in found.values():
         np.testing.assert_array_equal(levels.sigma, found[None].sigma[:: 16 // (len(levels.sigma) - 1)])
@@ -549,9 +564,9 @@ def test_adapters_start_as_their_teacher(folder, tmp_path):
     sources = lineage.configs(config)
     _, state = begun(config, tmp_path)
     key, labels = jax.random.key(0), np.arange(4)
-    adapted = jax.jit(recipe.generator(config, sources))(state.params, key, labels, state.frozen)
+    adapted = jax.jit(build.generator(config, sources))(state.params, key, labels, state.frozen)
     whole = changed(config, {"distillation.lora_rank": 0})
-    np.testing.assert_array_equal(jax.jit(recipe.generator(whole))(state.frozen["teacher"], key, labels), adapted)
+    np.testing.assert_array_equal(jax.jit(build.generator(whole))(state.frozen["teacher"], key, labels), adapted)
 
 
 def test_a_student_in_latents(folder, trained, tmp_path, drawn):

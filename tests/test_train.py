@@ -11,10 +11,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff import mesh, recipe, train
-from jaxdiff.config import Data, Experiment, Model, Optimizer
-from jaxdiff.config import Mesh as MeshConfig
-from jaxdiff.errors import NonFiniteError
+from jaxdiff import training
+from jaxdiff.app import build
+from jaxdiff.app.config import Data, Experiment, Model, Optimizer
+from jaxdiff.app.config import Mesh as MeshConfig
+from jaxdiff.io.errors import NonFiniteError
+from jaxdiff.training import mesh
 
 PLAIN = Experiment(
     data=Data(batch_size=16),
@@ -33,15 +35,15 @@ def batches(num, size=16):
 
 def run(layout, config=PLAIN, num=6, optimizer=None):
     """Losses and the final plain state."""
-    optimizer = recipe.optimizer(config) if optimizer is None else optimizer
+    optimizer = build.optimizer(config) if optimizer is None else optimizer
     parts = config.optimizer.accumulate
-    step = layout.compile(partial(train.train_step, recipe.objective(config), optimizer, config.ema, parts))
+    step = layout.compile(partial(training.train_step, build.objective(config), optimizer, config.ema, parts))
 
     def init(key):
-        return train.initial_state(recipe.init(config, key).params, optimizer, config.ema)
+        return training.initial_state(build.init(config, key).params, optimizer, config.ema)
 
     state = jax.jit(init, out_shardings=layout.sharding)(jax.random.key(0))
-    steps = train.loop(step, layout.enter(state), map(layout.shard, batches(num)), jax.random.key(1))
+    steps = training.loop(step, layout.enter(state), map(layout.shard, batches(num)), jax.random.key(1))
     losses = []
     for after, metrics in steps:
         losses.append(float(metrics["loss"]))
@@ -50,7 +52,7 @@ def run(layout, config=PLAIN, num=6, optimizer=None):
 
 
 def jit_over(devices, fsdp=1, tensor=1, config=PLAIN):
-    return mesh.jit_layout(mesh.make_mesh(-1, fsdp, jax.devices()[:devices], tensor), recipe.state_shapes(config))
+    return mesh.jit_layout(mesh.make_mesh(-1, fsdp, jax.devices()[:devices], tensor), build.state_shapes(config))
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +79,8 @@ def test_losses_do_not_depend_on_the_mesh(alone, devices, fsdp, tensor):
 def test_steps_together_are_those_one_by_one(alone):
     """Three and three, over two devices."""
     layout = jit_over(2, fsdp=2)
-    step = layout.compile(recipe.train_step(PLAIN), 3)
-    state = jax.jit(partial(recipe.init, PLAIN), out_shardings=layout.sharding)(jax.random.key(0))
+    step = layout.compile(build.train_step(PLAIN), 3)
+    state = jax.jit(partial(build.init, PLAIN), out_shardings=layout.sharding)(jax.random.key(0))
     parts, losses = list(batches(6)), []
     for start in (0, 3):
         rows = {name: np.stack([part[name] for part in parts[start : start + 3]]) for name in parts[0]}
@@ -91,7 +93,7 @@ def test_steps_together_are_those_one_by_one(alone):
 def test_pmap_twin_equals_jit():
     """With SGD, which hides no factor in the gradient as Adam does."""
     sgd, plain = optax.sgd(0.1), PLAIN
-    shapes = dataclasses.replace(recipe.state_shapes(plain), opt_state=jax.eval_shape(sgd.init, recipe.state_shapes(plain).params))
+    shapes = dataclasses.replace(build.state_shapes(plain), opt_state=jax.eval_shape(sgd.init, build.state_shapes(plain).params))
     pmapped = run(mesh.pmap_layout(shapes), plain, optimizer=sgd)
     jitted = run(mesh.jit_layout(mesh.make_mesh(1, 1, jax.devices()[:1]), shapes), plain, optimizer=sgd)
     np.testing.assert_allclose(pmapped[0], jitted[0], rtol=2e-5)
@@ -111,8 +113,8 @@ def quadratic(params, state, batch, key):
 
 def test_ema_follows_its_recursion():
     optimizer, decays = optax.sgd(0.1), {"ema": 0.5}
-    state = train.initial_state({"w": jnp.float32(0.0)}, optimizer, decays)
-    step = jax.jit(train.train_step(quadratic, optimizer, decays))
+    state = training.initial_state({"w": jnp.float32(0.0)}, optimizer, decays)
+    step = jax.jit(training.train_step(quadratic, optimizer, decays))
     w = ema = 0.0
     for k in range(20):
         state, metrics = step(state, {"image": jnp.ones((4,))}, jax.random.key(0))
@@ -140,7 +142,7 @@ def test_optimizer_of_a_config():
         steps=100,
         optimizer=Optimizer(learning_rate=1.0, warmup_steps=10, schedule="cosine", clip_norm=1.0, weight_decay=0.0),
     )
-    optimizer = recipe.optimizer(config)
+    optimizer = build.optimizer(config)
     params = {"w": jnp.zeros((2,))}
     state = optimizer.init(params)
     sizes = []
@@ -156,23 +158,23 @@ def test_optimizer_of_a_config():
 def test_first_number_that_is_none_is_named():
     metrics = {step: {"loss": jnp.float32(value)} for step, value in ((7, 1.0), (8, jnp.inf), (9, jnp.nan))}
     with pytest.raises(NonFiniteError, match="loss is inf at step 8"):
-        train.mean_metrics(metrics)
-    assert train.mean_metrics({1: {"loss": jnp.float32(1)}, 2: {"loss": jnp.float32(3)}}) == {"loss": 2.0}
-    assert train.mean_metrics({2: {"loss": jnp.array([1.0, 3.0])}, 4: {"loss": jnp.array([5.0, 7.0])}}) == {"loss": 4.0}
+        training.mean_metrics(metrics)
+    assert training.mean_metrics({1: {"loss": jnp.float32(1)}, 2: {"loss": jnp.float32(3)}}) == {"loss": 2.0}
+    assert training.mean_metrics({2: {"loss": jnp.array([1.0, 3.0])}, 4: {"loss": jnp.array([5.0, 7.0])}}) == {"loss": 4.0}
     with pytest.raises(NonFiniteError, match="loss is nan at step 7;"):
-        train.mean_metrics({8: {"loss": jnp.array([1.0, 2.0, jnp.nan, 3.0])}})
+        training.mean_metrics({8: {"loss": jnp.array([1.0, 2.0, jnp.nan, 3.0])}})
 
 
 def test_meshes_that_do_not_fit_are_said():
     with pytest.raises(ValueError, match="data 3 x fsdp 1 x tensor 1 does not make up 8 devices"):
         mesh.make_mesh(3, 1)
     with pytest.raises(ValueError, match=r"data.batch_size 12 is not divisible by 8 devices"):
-        recipe.layout(dataclasses.replace(PLAIN, data=Data(batch_size=12), mesh=MeshConfig()))
+        build.layout(dataclasses.replace(PLAIN, data=Data(batch_size=12), mesh=MeshConfig()))
 
 
 def test_stop_signals_are_remembered_once_and_restored():
     before = signal.getsignal(signal.SIGTERM)
-    with train.stop_signals() as stopped:
+    with training.stop_signals() as stopped:
         assert stopped() is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert stopped() == "SIGTERM"

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff import checkpoint, config, lineage, recipe, run, trained
-from jaxdiff.config import Autoencoder, Data, Distillation, Experiment, Model, Sampling, Sources
-from jaxdiff.errors import ConfigError
+from jaxdiff.app import build, config
+from jaxdiff.app.config import Autoencoder, Data, Distillation, Experiment, Model, Sampling, Sources
+from jaxdiff.app.runs import lineage, train, trained
+from jaxdiff.io.errors import ConfigError
+from jaxdiff.training import checkpoint
 
 PIXELS = Experiment(
     data=Data(name="digits", image_shape=(8, 8, 1), batch_size=8),
@@ -40,7 +42,7 @@ RUNS = {"kl": AUTOENCODER, "pixels": PIXELS, "latent": LATENT, "consistency": CO
 def untrained(workdir, made, seed):
     """A run of random params, in its EMAs other ones, at its last step."""
     sources = lineage.configs(made, workdir)
-    shapes, rng = recipe.state_shapes(made, sources), np.random.default_rng(seed)
+    shapes, rng = build.state_shapes(made, sources), np.random.default_rng(seed)
     draws = [jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes.params) for _ in range(3)]
     for params in draws if made.objective == "autoencoder" else ():
         params["latent"] = {"shift": np.array([0.5, -1.0], np.float32), "scale": np.array([2.0, 0.5], np.float32)}
@@ -48,9 +50,9 @@ def untrained(workdir, made, seed):
     state = dataclasses.replace(
         rest, step=np.full((), made.steps, np.int32), params=draws[0], ema={"ema": draws[1], "slow": draws[2]}
     )
-    levels = recipe.student_levels(made) if config.on_list(made) else None
+    levels = build.student_levels(made) if config.on_list(made) else None
     with checkpoint.manager(workdir) as to:
-        checkpoint.save(to, state, config.to_dict(made), levels)
+        checkpoint.save(to, state, config.to_dict(made), levels and vars(levels))
     (workdir / "config.json").write_text(json.dumps(config.to_dict(made)))
 
 
@@ -71,7 +73,7 @@ def runs(tmp_path_factory):
 def test_a_trained_run_draws_what_jaxdiff_sample_draws(runs, name, ema, sampling):
     made, labels = lineage.read_config(runs / name), np.arange(4)
     made = dataclasses.replace(made, sampling=dataclasses.replace(made.sampling, **sampling))
-    drawn = run.generation(made, workdir=runs / name)(lineage.read_params(made, runs / name, ema)[1], labels, 5)
+    drawn = train.generation(made, workdir=runs / name)(lineage.read_params(made, runs / name, ema)[1], labels, 5)
     found = trained.opened(runs / name, ema, **sampling)
     assert found.step == made.steps
 
@@ -87,7 +89,7 @@ def test_a_trained_run_draws_what_jaxdiff_sample_draws(runs, name, ema, sampling
 
 def test_images_are_encoded_to_latents_of_the_run_and_decoded_by_its_autoencoder(runs):
     made, x0 = lineage.read_config(runs / "kl"), np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 1)).astype(np.float32)
-    params, networks, found = lineage.read_params(made, runs / "kl")[1], recipe.codec(made), trained.opened(runs / "latent")
+    params, networks, found = lineage.read_params(made, runs / "kl")[1], build.codec(made), trained.opened(runs / "latent")
     z = networks.encode(params, x0).mean
     assert found.shape == z.shape[1:] == (4, 4, 2)
     np.testing.assert_allclose(found.encode(x0), z, atol=1e-5)

@@ -10,7 +10,7 @@ import optax
 import pytest
 import scipy.stats
 
-from jaxdiff import likelihood, objectives, train
+from jaxdiff import likelihood, objectives, training
 from jaxdiff.likelihood import densities
 from jaxdiff.models import autoencoder
 from jaxdiff.models.layers import ResidualBlock
@@ -75,9 +75,9 @@ def poor_model():
 @partial(jax.jit, static_argnums=2)
 def trained(params, x0, num_steps):
     optimizer = optax.adam(optax.cosine_decay_schedule(0.03, num_steps))
-    step = train.train_step(objectives.vae(encode, decode), optimizer, {"ema": 0.99})
+    step = training.train_step(objectives.vae(encode, decode), optimizer, {"ema": 0.99})
     batch = {"image": x0, "index": jnp.arange(len(x0))}
-    state = train.initial_state(params, optimizer, {"ema": 0.99})
+    state = training.initial_state(params, optimizer, {"ema": 0.99})
     return jax.lax.scan(lambda state, _: (step(state, batch, jax.random.key(0))[0], None), state, None, num_steps)[0].ema["ema"]
 
 

@@ -8,11 +8,12 @@ import sys
 
 import pytest
 
-from jaxdiff import checkpoint, cli, config
-from jaxdiff.recipe import init
+from jaxdiff.app import cli, config
+from jaxdiff.app.build import init
+from jaxdiff.training import checkpoint
 
 RECIPE = """
-from jaxdiff.config import *
+from jaxdiff.app.config import *
 config = Experiment(model=Model(channels=8, multipliers=(1,), blocks=1, head_channels=8), steps=2)
 """
 FILES = {
@@ -20,7 +21,7 @@ FILES = {
     "empty.py": "",
     "exits.py": "import sys; sys.exit()",
     "notes.txt": "no run, no recipe, no array\n",
-    "other.py": "from jaxdiff.config import *\nconfig = Experiment(objective='classifier', model=Model(num_classes=0))",
+    "other.py": "from jaxdiff.app.config import *\nconfig = Experiment(objective='classifier', model=Model(num_classes=0))",
 }
 
 GUIDED = "train {}/tiny.py --objective guided --sampling.guidance 1 --data.name digits"
@@ -32,7 +33,7 @@ WRONG = {
     "no group of that name": ("train {}/tiny.py --help modle", 2, "write one of run, data, model"),
     "train: a folder as recipe": ("train {}/folder.py", 1, "no config file {}/folder.py; "),
     "train: a binary file": ("train {}/binary.py", 1, "binary.py: SyntaxError"),
-    "train: a file without a config": ("train {}/empty.py", 1, "must define config = jaxdiff.config.Experiment(...)"),
+    "train: a file without a config": ("train {}/empty.py", 1, "must define config = jaxdiff.app.config.Experiment(...)"),
     "train: a file that exits": ("train {}/exits.py", 1, "exits.py: SystemExit"),
     "train: a wrong field": ("train {}/other.py", 1, "must be at least 1 for a classifier, got 0"),
     "train: a misspelt flag": ("train {}/tiny.py --model.chanels 3", 2, "did you mean --model.channels?; see jaxdiff train --help"),

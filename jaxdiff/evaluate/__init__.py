@@ -2,9 +2,9 @@
 
 from jaxdiff.evaluate.features import Features, Network, extract, inception
 from jaxdiff.evaluate.intervals import Interval, bootstrap, share
-from jaxdiff.evaluate.judges import accuracy, classifier, train_judge
 from jaxdiff.evaluate.measures import MEASURES, Judge, judge, known
-from jaxdiff.evaluate.references import DataSet, Reference, data_set, reference
+from jaxdiff.evaluate.reference_classifier import accuracy, classifier, train_judge
+from jaxdiff.evaluate.reference_statistics import DataSet, Reference, data_set, reference
 from jaxdiff.evaluate.results import FOLDER, Record, Result, Spec, check_same, of_run, read, table, write
 from jaxdiff.evaluate.statistics import frechet_distance, inception_score, kernel_distance, precision_recall
 

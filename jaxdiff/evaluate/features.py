@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jax import Array
 
-from jaxdiff import progress
-from jaxdiff.evaluate.kept import digest
-from jaxdiff.mesh import batch_sharding, make_mesh, replicated
+from jaxdiff.evaluate.feature_cache import digest
+from jaxdiff.io import progress
+from jaxdiff.training.mesh import batch_sharding, make_mesh, replicated
 
 
 class Network(NamedTuple):

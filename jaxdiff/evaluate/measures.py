@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdiff import progress
 from jaxdiff.data import normalized
-from jaxdiff.errors import ConfigError
 from jaxdiff.evaluate import statistics
 from jaxdiff.evaluate.features import Features, Network, extract
 from jaxdiff.evaluate.intervals import Interval, bootstrap, share
-from jaxdiff.evaluate.references import DataSet, Reference, reference, spread
+from jaxdiff.evaluate.reference_statistics import DataSet, Reference, reference, spread
 from jaxdiff.evaluate.results import Result, Spec
-from jaxdiff.pictures import to_uint8
+from jaxdiff.io import progress
+from jaxdiff.io.errors import ConfigError
+from jaxdiff.io.pictures import to_uint8
 
 LEAST = 10  # images, of which intervals can be drawn
 

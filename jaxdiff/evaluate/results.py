@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxdiff import files
-from jaxdiff.errors import ConfigError
 from jaxdiff.evaluate.intervals import Interval
+from jaxdiff.io import files
+from jaxdiff.io.errors import ConfigError
 
 FOLDER = "evaluations"  # of a run
 TITLES = {  # in the order of a report

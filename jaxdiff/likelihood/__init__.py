@@ -1,6 +1,12 @@
 """Maximum likelihood: log-densities and their bounds, with error bars, in nats and bits per dimension."""
 
-from jaxdiff.likelihood.autoencoding import (
+from jaxdiff.likelihood.bounds import continuous_bound, discrete_bound, step_terms
+from jaxdiff.likelihood.checks import check_data
+from jaxdiff.likelihood.densities import bernoulli, discretized_gaussian, discretized_logistic, gaussian
+from jaxdiff.likelihood.dequantization import Dequantization, dequantized_bound, diffused, uniform, variational
+from jaxdiff.likelihood.estimate import Estimate, bits_per_dim, in_bits_per_dim, mean
+from jaxdiff.likelihood.flow import Divergence, adaptive_flow_log_density, exact, flow_log_density, hutchinson, noise_prior
+from jaxdiff.likelihood.vae import (
     Pixels,
     Posterior,
     binary_pixels,
@@ -12,12 +18,6 @@ from jaxdiff.likelihood.autoencoding import (
     logistic_pixels,
     reparameterized,
 )
-from jaxdiff.likelihood.bounds import continuous_bound, discrete_bound, step_terms
-from jaxdiff.likelihood.checks import check_data
-from jaxdiff.likelihood.densities import bernoulli, discretized_gaussian, discretized_logistic, gaussian
-from jaxdiff.likelihood.dequantization import Dequantization, dequantized_bound, diffused, uniform, variational
-from jaxdiff.likelihood.estimate import Estimate, bits_per_dim, in_bits_per_dim, mean
-from jaxdiff.likelihood.flow import Divergence, adaptive_flow_log_density, exact, flow_log_density, hutchinson, noise_prior
 
 __all__ = [
     "Dequantization",

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxdiff import weights
+from jaxdiff.io import weights
 
 SIZE = 299  # pixels along each side
 STATE = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}  # in the state dict

@@ -8,7 +8,6 @@ alone are drawn for the array at hand: the same on every mesh, others under pmap
 
 from jaxdiff.objectives import codebook
 from jaxdiff.objectives.adapted import adapted
-from jaxdiff.objectives.autoencoding import vae
 from jaxdiff.objectives.classification import class_log_probs, classifier, label_log_prob
 from jaxdiff.objectives.compression import (
     Adversary,
@@ -24,9 +23,9 @@ from jaxdiff.objectives.conditions import Condition, contexts, drop, drop_label,
 from jaxdiff.objectives.consistency import PairWeight, consistency, continuous_consistency, inverse_gap, of_noisier
 from jaxdiff.objectives.denoising import conditional, diffusion
 from jaxdiff.objectives.distillation import Student, Teacher, guided, progressive
-from jaxdiff.objectives.kinds import ClassifierNetwork, ConditionalNetwork, Objective, Params
+from jaxdiff.objectives.elbo import vae
 from jaxdiff.objectives.latent import latent
-from jaxdiff.objectives.pairs import (
+from jaxdiff.objectives.level_pairs import (
     Curriculum,
     Measure,
     Pairs,
@@ -38,6 +37,7 @@ from jaxdiff.objectives.pairs import (
     steps_of,
 )
 from jaxdiff.objectives.super_resolution import augmented, downsampled, low_resolution, upsampled
+from jaxdiff.objectives.types import ClassifierNetwork, ConditionalNetwork, Objective, Params
 from jaxdiff.objectives.variational import variational_diffusion
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax import Array
 
-from jaxdiff.objectives.kinds import Objective, Params
+from jaxdiff.objectives.types import Objective, Params
 
 
 def adapted(objective: Objective, merge: Callable[[Any, Params], Params]) -> Objective:
@@ -19,7 +19,7 @@ def adapted(objective: Objective, merge: Callable[[Any, Params], Params]) -> Obj
 
     Args:
         objective: of the merged params.
-        merge: `(frozen, adapters) -> params`, such as `lambda frozen, each: models.adapters.merged(frozen["teacher"], each)`.
+        merge: `(frozen, adapters) -> params`, such as `lambda frozen, each: models.lora.merged(frozen["teacher"], each)`.
     """
 
     def on_adapters(adapters: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Any:

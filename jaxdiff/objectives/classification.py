@@ -11,8 +11,8 @@ from jax import Array
 
 from jaxdiff import losses
 from jaxdiff.guidance import LogProb
-from jaxdiff.objectives.keys import batch_key, keys_of, spread_levels
-from jaxdiff.objectives.kinds import ClassifierNetwork, Objective, Params
+from jaxdiff.objectives.rng import batch_key, keys_of, spread_levels
+from jaxdiff.objectives.types import ClassifierNetwork, Objective, Params
 from jaxdiff.process import Level, Schedule, diffuse
 
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.likelihood.autoencoding import Posterior, channel_kl, reparameterized
+from jaxdiff.likelihood.vae import Posterior, channel_kl, reparameterized
 from jaxdiff.objectives import codebook
-from jaxdiff.objectives.keys import batch_key, keys_of
-from jaxdiff.objectives.kinds import Objective, Params
+from jaxdiff.objectives.rng import batch_key, keys_of
+from jaxdiff.objectives.types import Objective, Params
 
 Terms = dict[str, Array]
 Bottleneck = Callable[[Params, Any, Mapping[str, Array], Array], tuple[Array, Array, Terms]]

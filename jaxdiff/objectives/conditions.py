@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.objectives.keys import keys_of
+from jaxdiff.objectives.rng import keys_of
 
 GUIDANCE = 2**32 - 2  # folded into the key, as super_resolution.AUGMENTATION is
 Condition = Callable[[Mapping[str, Array], Array], Any]  # (batch, key) -> what the network is given

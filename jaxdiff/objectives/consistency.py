@@ -15,9 +15,9 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.losses import Distance, Weight
 from jaxdiff.objectives.conditions import Condition
 from jaxdiff.objectives.distillation import Student, Teacher
-from jaxdiff.objectives.keys import batch_key, keys_of, spread_levels
-from jaxdiff.objectives.kinds import Objective, Params
-from jaxdiff.objectives.pairs import Pairs
+from jaxdiff.objectives.level_pairs import Pairs
+from jaxdiff.objectives.rng import batch_key, keys_of, spread_levels
+from jaxdiff.objectives.types import Objective, Params
 from jaxdiff.process import Level, Schedule
 from jaxdiff.targets import Solver
 

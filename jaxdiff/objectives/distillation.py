@@ -13,8 +13,8 @@ from jaxdiff import losses, targets
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.losses import Distance, Weight
 from jaxdiff.objectives.conditions import Condition
-from jaxdiff.objectives.keys import batch_key, keys_of, spread_levels
-from jaxdiff.objectives.kinds import Objective, Params
+from jaxdiff.objectives.rng import batch_key, keys_of, spread_levels
+from jaxdiff.objectives.types import Objective, Params
 from jaxdiff.process import Level, Schedule
 
 Student = Callable[[Params, Any, Array | None], Denoiser]  # (params, given, dropout key or None) -> denoiser

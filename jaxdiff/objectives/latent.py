@@ -8,9 +8,9 @@ from typing import Any
 import jax
 from jax import Array
 
-from jaxdiff.likelihood.autoencoding import Posterior, reparameterized
-from jaxdiff.objectives.keys import keys_of
-from jaxdiff.objectives.kinds import Objective, Params
+from jaxdiff.likelihood.vae import Posterior, reparameterized
+from jaxdiff.objectives.rng import keys_of
+from jaxdiff.objectives.types import Objective, Params
 
 LATENT = 0x6C61  # folded into the key for latents' draws; the objective gets the key itself, as without an autoencoder
 

@@ -14,7 +14,7 @@ from jax import Array
 
 from jaxdiff.losses import noise_like
 from jaxdiff.objectives.conditions import Condition
-from jaxdiff.objectives.keys import keys_of
+from jaxdiff.objectives.rng import keys_of
 from jaxdiff.process import Level, Schedule, diffuse
 
 AUGMENTATION = 2**32 - 1  # folded into the key: no example's index, which `joint` folds into the same key

@@ -13,8 +13,8 @@ from jaxdiff import losses, targets
 from jaxdiff.denoiser import Parameterization
 from jaxdiff.objectives.conditions import Condition
 from jaxdiff.objectives.denoising import conditional
-from jaxdiff.objectives.keys import batch_key, keys_of
-from jaxdiff.objectives.kinds import ConditionalNetwork, Objective, Params
+from jaxdiff.objectives.rng import batch_key, keys_of
+from jaxdiff.objectives.types import ConditionalNetwork, Objective, Params
 from jaxdiff.process import from_logsnr
 
 Logsnr = Callable[[Params, Array], Array]  # (params, times) -> logsnr of the times' shape, decreasing between fixed ends

@@ -1,0 +1,1 @@
+"""The application: everything that knows an Experiment."""

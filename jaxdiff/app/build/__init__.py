@@ -1,0 +1,73 @@
+"""The functions that a config stands for: network, objective, optimizer, state, layout, sampler."""
+
+from jaxdiff.app.build.autoencoder import Codec, check_latents, codec, measured, nearest_codes
+from jaxdiff.app.build.networks import Vae, conditional, learned_logsnr, noisy_classifier, unet, vae
+from jaxdiff.app.build.sampling import (
+    check_cascade,
+    check_guiding,
+    generator,
+    labeller,
+    levels,
+    prior_generator,
+    shown,
+    stages,
+    strips,
+)
+from jaxdiff.app.build.students import check_teacher, sampling_schedule, student_levels
+from jaxdiff.app.build.tables import PARAMETERIZATIONS, PIXELS, SAMPLERS, SCHEDULES, SPACINGS, WEIGHTS
+from jaxdiff.app.build.train_step import (
+    FROZEN,
+    Sources,
+    begun,
+    below,
+    init,
+    layout,
+    objective,
+    optimizer,
+    state_shapes,
+    train_step,
+    turned,
+)
+
+__all__ = [
+    "PARAMETERIZATIONS",
+    "PIXELS",
+    "SAMPLERS",
+    "SCHEDULES",
+    "SPACINGS",
+    "Codec",
+    "FROZEN",
+    "Sources",
+    "Vae",
+    "WEIGHTS",
+    "begun",
+    "below",
+    "check_teacher",
+    "student_levels",
+    "turned",
+    "check_cascade",
+    "check_guiding",
+    "check_latents",
+    "codec",
+    "conditional",
+    "generator",
+    "init",
+    "measured",
+    "nearest_codes",
+    "labeller",
+    "layout",
+    "learned_logsnr",
+    "levels",
+    "noisy_classifier",
+    "objective",
+    "optimizer",
+    "prior_generator",
+    "sampling_schedule",
+    "shown",
+    "stages",
+    "strips",
+    "state_shapes",
+    "train_step",
+    "unet",
+    "vae",
+]

@@ -1,0 +1,110 @@
+"""The command line: `jaxdiff train | ladder | sample | evaluate | report | plan | verify | data | latents | doctor | completion`.
+
+Each command is a function of typed arguments, of which tyro makes flags. What a user can mend ends in one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxdiff.app.cli import arguments, global_flags
+from jaxdiff.app.cli.completion_command import Completion, completion
+from jaxdiff.app.cli.house import Data, Doctor, data, doctor
+from jaxdiff.app.cli.judging import Evaluate, Verify, evaluate, verify
+from jaxdiff.app.cli.plan_command import Plan, plan
+from jaxdiff.app.cli.report_command import Report, report
+from jaxdiff.app.cli.sampling import Latents, Sample, latents, sample
+from jaxdiff.app.cli.training import Ladder, Train, ladder, train
+from jaxdiff.app.cli.usage import USAGE
+from jaxdiff.io.errors import UsageError, UserError
+
+COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
+    "train": (Train, train),
+    "ladder": (Ladder, ladder),
+    "sample": (Sample, sample),
+    "evaluate": (Evaluate, evaluate),
+    "report": (Report, report),
+    "plan": (Plan, plan),
+    "verify": (Verify, verify),
+    "data": (Data, data),
+    "latents": (Latents, latents),
+    "doctor": (Doctor, doctor),
+    "completion": (Completion, completion),
+}
+BUG = "this is a bug of jaxdiff; please report the lines above, with what `jaxdiff doctor` prints: https://github.com/jaxdiff/jaxdiff/issues"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; the exit status, as `jaxdiff --help` says it."""
+    from jaxdiff import __version__
+    from jaxdiff.training import distributed
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in arguments.HELP:
+        print(USAGE, end="")
+        return 0
+    if argv[0] == "--version":
+        print(f"jaxdiff {__version__}")
+        return 0
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("jaxdiff").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # tfds and orbax warn of what a user cannot mend; we say their errors
+    _keep_compiled()
+    try:
+        return distributed.leave(_run(argv[0], argv[1:]))
+    except KeyboardInterrupt:
+        return distributed.abandon(130)
+    except Exception as error:
+        status, said = 2 if isinstance(error, UsageError) else 1, _said(error)
+    print(said, file=sys.stderr)  # when the error's frames are gone, and with them their progress bars
+    return distributed.abandon(status)
+
+
+def _said(error: Exception) -> str:
+    """What to say of an error: a line, where a user can mend it; else its traceback, and that it is ours."""
+    from jaxdiff.training import distributed
+
+    known = error if isinstance(error, UserError) else _refused(error) if isinstance(error, OSError) else None
+    known = known or distributed.lost(error) or global_flags.absent(error) or global_flags.exhausted(error)
+    who = f"jaxdiff: {distributed.who()}"
+    return who + " ".join(str(known).split()) if known else f"{''.join(traceback.format_exception(error))}{who}{BUG}"
+
+
+def _refused(error: OSError) -> str:
+    """What to say where the system refuses a file or a connection."""
+    if error.filename is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}; choose another path, or mend this one"
+
+
+def _keep_compiled() -> None:
+    """Keeps what takes over a second to compile for the next command, where JAX's own setting does not say where already."""
+    import jax
+
+    from jaxdiff.io import files
+
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+        jax.config.update("jax_compilation_cache_dir", str(files.cache() / "compiled"))
+
+
+def _run(name: str, argv: list[str]) -> int:
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join(COMMANDS)}; flags stand behind it"
+        raise UsageError(f"no command {name!r}; {hint}")
+    kind, function = COMMANDS[name]
+    words = arguments.parsed(name, kind, argv)
+    if isinstance(words, int):
+        return words
+    with global_flags.prepared(words):
+        return function(words.own)
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

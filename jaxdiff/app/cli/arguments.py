@@ -1,0 +1,108 @@
+"""From the words of a command line to a command's typed arguments; what is wrong with them in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from jaxdiff.app.cli import help
+from jaxdiff.app.cli.global_flags import Everywhere, Words
+from jaxdiff.app.config import Experiment, load
+from jaxdiff.io.errors import ConfigError, UsageError
+
+HELP = ("-h", "--help")
+
+
+def parsed(name: str, kind: Any, argv: list[str]) -> Words | int:
+    """The arguments of a command of that kind; or, where there are none to act on, the exit status.
+
+    Raises:
+        ConfigError: the recipe is missing or wrong.
+    """
+    default = _default(name, kind, argv)
+    if wanted := [number for number, word in enumerate(argv) if word in HELP]:
+        group = next((word for word in argv[wanted[0] + 1 :][:1] if not word.startswith("-") and not word.endswith(".py")), "")
+        print(help.text(name, kind, Everywhere, default, group))
+        return 0
+    both = [("own", Annotated[kind, tyro.conf.arg(name="")]), ("everywhere", Annotated[Everywhere, tyro.conf.arg(name="")])]
+    typed: Any = dataclasses.make_dataclass("Typed", both)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            found = tyro.cli(
+                typed,
+                default=None if default is None else typed(default, Everywhere()),
+                args=argv,
+                prog=f"jaxdiff {name}",
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone),
+            )
+    except SystemExit as exit:
+        if exit.code == 2:
+            print(f"jaxdiff {name}: {_one_line(complaint.getvalue())}; see jaxdiff {name} --help", file=sys.stderr)
+        return int(exit.code or 0)
+    return Words(found.own, found.everywhere)
+
+
+def _default(name: str, kind: Any, argv: list[str]) -> Any:
+    """The arguments of a command whose flags are those of a recipe, with the recipe's own values; None of other commands."""
+    required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+    if "experiment" not in required:
+        return None
+    words = [word for word in argv if word.endswith(".py")] or [word for word in argv[:1] if not word.startswith("-")]
+    path = pathlib.Path(words[0]) if words else None
+    known = {"config": path or pathlib.Path("CONFIG"), "experiment": _recipe(name, path, argv)}
+    known |= {"workdir": pathlib.Path("runs") / (path.stem if path else "CONFIG")}
+    return kind(**{field: known.get(field, tyro.MISSING) for field in required})
+
+
+def _recipe(name: str, path: pathlib.Path | None, argv: list[str]) -> Experiment:
+    if path is not None:
+        return load(path)
+    if set(HELP).isdisjoint(argv):
+        raise UsageError(f"{name} needs a recipe, a file that ends in .py: jaxdiff {name} configs/digits.py")
+    return Experiment()
+
+
+def _one_line(box: str) -> str:
+    """The message inside the frame that tyro draws: without title, frame and pointers to the help."""
+    lines = [line.strip("│╭╰╮╯─|+ ") for line in box.splitlines()][1:]
+    text = " ".join(line for line in lines if re.search(r"\w", line))
+    text = re.split(r"(Argument helptext|For full helptext)", text)[0].strip()
+    text = re.sub(r"'own\.(\w+)'", lambda found: found[1].upper(), text)
+    text = re.sub(r"no type matching .* Got errors: - <class '\w+'>: |\s*\(required\)", "", text)
+    text = re.sub(r"\. Expected one of \((.*?),?\)\.", lambda found: f"; write one of {_sorted(found[1])}", text)
+    return re.sub(r"Perhaps you meant:\s*(--\S+).*", r"did you mean \1?", text)
+
+
+def _sorted(choices: str) -> str:
+    return ", ".join(sorted({each.strip(" '") for each in choices.split(",")} - {"None"}))
+
+
+def bounded_seed(seed: int) -> int:
+    """The seed itself.
+
+    Raises:
+        ConfigError: it is no number of 32 bits, which is all that JAX's keys are made of.
+    """
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"--seed must be at least 0 and below 2^32, got {seed}")
+    return seed
+
+
+def refuse(args: Any, names: Sequence[str], why: str) -> None:
+    """Says why those of the flags `names` that were set do not apply.
+
+    Raises:
+        ConfigError: one was set.
+    """
+    for field in dataclasses.fields(args):
+        if field.name in names and getattr(args, field.name) != field.default:
+            raise ConfigError(f"--{field.name.replace('_', '-')} {why}")

@@ -1,0 +1,78 @@
+"""`jaxdiff completion`: its flags, and what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import tyro
+
+from jaxdiff.app.cli import flags
+from jaxdiff.app.cli.flags import Flag
+from jaxdiff.app.cli.global_flags import Everywhere
+
+ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"  # bash's way, in zsh
+BASH = """_jaxdiff() {{
+  local word=${{COMP_WORDS[COMP_CWORD]}} command=${{COMP_WORDS[1]}} flags="" values=""
+  case $command in
+{flags}
+  esac
+  case "$command ${{COMP_WORDS[COMP_CWORD-1]}}" in
+{values}
+  esac
+  if [ "$COMP_CWORD" = 1 ]; then COMPREPLY=($(compgen -W "{commands} --help --version" -- "$word"))
+  elif [ -n "$values" ]; then COMPREPLY=($(compgen -W "$values" -- "$word"))
+  elif [ "${{word#-}}" != "$word" ]; then COMPREPLY=($(compgen -W "$flags" -- "$word"))
+  else COMPREPLY=($(compgen -f -- "$word")); fi
+}}
+complete -o filenames -F _jaxdiff jaxdiff
+"""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Print the script by which a shell completes commands, flags, their values and paths.
+
+    Example: jaxdiff completion bash > ~/.local/share/bash-completion/completions/jaxdiff
+    """
+
+    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
+    """bash: that file, or a line of ~/.bashrc: source <(jaxdiff completion bash). zsh: the same in ~/.zshrc.
+    fish: jaxdiff completion fish > ~/.config/fish/completions/jaxdiff.fish"""
+
+
+def completion(args: Completion) -> int:
+    """`jaxdiff completion`: the exit status."""
+    from jaxdiff.app.cli import COMMANDS
+
+    known = {name: list(_known(kind)) for name, (kind, _) in COMMANDS.items()}
+    print(_fish(known) if args.shell == "fish" else _bash(known, args.shell), end="")
+    return 0
+
+
+def _known(kind: Any) -> list[Flag]:
+    """What may be typed after a command, the names of a positional's values among it."""
+    return [*flags.of(kind), *flags.of(Everywhere), Flag("--help", "", (), "", "show all flags")]
+
+
+def _bash(known: Mapping[str, list[Flag]], shell: str) -> str:
+    named = {name: [flag for flag in each if flag.name.startswith("-")] for name, each in known.items()}
+    listed = [f'    {name}) flags="{" ".join(flag.name for flag in each)}" ;;' for name, each in named.items()]
+    chosen = {f'"{name} {flag.name}"': flag.choices for name, each in named.items() for flag in each if flag.choices}
+    chosen |= {f'"{name} {name}"': flag.choices for name, each in known.items() for flag in each[:1] if flag.choices}
+    values = [f'    {place}) values="{" ".join(choices)}" ;;' for place, choices in chosen.items()]
+    script = BASH.format(flags="\n".join(listed), values="\n".join(values), commands=" ".join(known))
+    return (ZSH if shell == "zsh" else "") + script
+
+
+def _fish(known: Mapping[str, list[Flag]]) -> str:
+    lines = [f"complete -c jaxdiff -n __fish_use_subcommand -f -a {name}" for name in known]
+    for name, each in known.items():
+        where = f"complete -c jaxdiff -n '__fish_seen_subcommand_from {name}'"
+        for flag in each:
+            what = f" -l {flag.name[2:]}" if flag.name.startswith("-") else ""
+            values = f" -x -a '{' '.join(flag.choices)}'" if flag.choices else " -r" if flag.value else ""
+            if what or values:
+                lines.append(where + what + values)
+    return "\n".join(lines) + "\n"

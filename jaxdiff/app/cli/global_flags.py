@@ -1,0 +1,116 @@
+"""The flags that every command has, and what they do before it begins."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from jaxdiff.io.errors import ConfigError
+
+_ABSENT = (
+    r"initialize backend|Unknown backend|[Nn]o visible (GPU|TPU)"  # in JAX's errors where a device is wanted that is not there
+)
+
+_TOO_MUCH = r"RESOURCE_EXHAUSTED|exceeding 2 \*\* 64"  # in those where memory is full, or no memory could hold an array
+
+
+@dataclass(frozen=True)
+class Everywhere:
+    """Flags of every command."""
+
+    device: Literal["cpu", "gpu", "tpu"] | None = None
+    """Where it runs; the best that is there if not given."""
+    quiet: bool = False
+    """No progress bars and no log, but results and errors."""
+
+
+class Words(NamedTuple):
+    """A command's own arguments, and those that every command has."""
+
+    own: Any
+    everywhere: Everywhere
+
+
+@contextlib.contextmanager
+def prepared(words: Words) -> Iterator[None]:
+    """Runs the block as the flags say; log lines in it are printed above progress bars.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    if words.everywhere.quiet:
+        logging.getLogger("jaxdiff").setLevel(logging.WARNING)
+    if words.everywhere.device:
+        _use(words.everywhere.device, _joins(words.own))
+    with logging_redirect_tqdm():
+        yield
+
+
+def _joins(own: Any) -> bool:
+    """Whether the command will be one process of several, before whose start no device may be touched."""
+    from jaxdiff.training import distributed
+
+    wanted = getattr(own, "processes", None)
+    return wanted is not None and (wanted.coordinator is not None or distributed.in_cluster(os.environ))
+
+
+def _use(device: str, later: bool) -> None:
+    """Has JAX use a device; whether it is there shows at once, or at its first use."""
+    import jax
+
+    before = jax.config.jax_platforms  # type: ignore[attr-defined]
+    jax.config.update("jax_platforms", device if device == "cpu" else f"{device},cpu")
+    if later:
+        return
+    try:
+        found = jax.default_backend()
+    except RuntimeError:
+        found = "none"
+    if found != device:
+        jax.config.update("jax_platforms", before)
+        raise ConfigError(f"--device {device}: JAX finds none here, {_present()}")
+
+
+def absent(error: BaseException) -> str | None:
+    """What to say of JAX's error that a device is not there, such as one that JAX_PLATFORMS asks for; of any other None."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = bool(frames) and frames[-1].filename.endswith("xla_bridge.py")  # where also assertions fail
+    if not inside and not (isinstance(error, RuntimeError) and re.search(_ABSENT, str(error))):
+        return None
+    import jax
+
+    wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
+    jax.config.update("jax_platforms", None)
+    return f"JAX cannot use {wanted or 'its devices'} ({_first(error)}); {_present()}"
+
+
+def exhausted(error: BaseException) -> str | None:
+    """What to say of an error that memory is full; of any other None."""
+    if not isinstance(error, MemoryError) and not re.search(_TOO_MUCH, str(error)):
+        return None
+    return (
+        f"out of memory ({_first(error)}); ask for less at once: --batch-size, --num, of train --data.batch-size and --model.remat"
+    )
+
+
+def _present() -> str:
+    """Which devices there are, and how to find out why others are not."""
+    import jax
+
+    try:
+        kinds: Any = sorted({each.platform for each in jax.devices()} | {"cpu"})
+    except RuntimeError as error:
+        return f"and no other ({_first(error)}); run: jaxdiff doctor"
+    return f"but {', '.join(kinds)}; write --device {kinds[-1]}, or ask why: jaxdiff doctor"
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

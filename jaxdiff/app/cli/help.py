@@ -1,0 +1,86 @@
+"""What `jaxdiff COMMAND --help` prints: a screen, whose last lines say how to see the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import shutil
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+from jaxdiff.app.cli import flags
+from jaxdiff.app.cli.flags import Flag
+from jaxdiff.app.config import Experiment
+from jaxdiff.io.errors import UsageError
+
+COLUMN, NARROW = 26, 15  # where texts begin, of flags and of groups
+TOP = "run"  # the group of the config's fields that have none
+
+
+def text(name: str, kind: Any, also: Any, values: Any = None, group: str = "") -> str:
+    """The help of a command whose flags are those of a dataclass and those that all commands have, `also`.
+
+    Of one whose flags are also a config's the names of the config's groups, unless one `group` of them, or `all`, is asked for.
+
+    Raises:
+        UsageError: there is no such group.
+    """
+    width = min(shutil.get_terminal_size((80, 24)).columns, 100)
+    own, config = _parted(kind, values)
+    if group and not config:
+        raise UsageError(f"{name} has no groups of flags; write jaxdiff {name} --help")
+    if group:
+        return _rows(_chosen(name, config, group), width)
+    about, _, example = (inspect.getdoc(kind) or "").partition("Example: ")
+    words = " ".join(flag.name for flag in own if not flag.name.startswith("-"))
+    head = [f"usage: jaxdiff {name} {words} [flags]", "", textwrap.fill(" ".join(about.split()), width), f"  {example.strip()}", ""]
+    rest = [_rows([*own, *flags.of(also)], width)]
+    if config:
+        listed = {TOP: ", ".join(dict.fromkeys(flag.name.lstrip("-").partition(".")[0] for flag in config if _group(flag) == TOP))}
+        listed |= flags.groups(Experiment)
+        rest += ["", f"Fields of CONFIG are flags too: jaxdiff {name} CONFIG --help GROUP, or all."]
+        rest += [
+            f"  {each}".ljust(NARROW) + textwrap.shorten(said, width - NARROW, placeholder=" ...") for each, said in listed.items()
+        ]
+    return "\n".join([*head, *rest])
+
+
+def _group(flag: Flag) -> str:
+    return flag.group if flag.group in flags.groups(Experiment) else TOP
+
+
+def _parted(kind: Any, values: Any) -> tuple[list[Flag], list[Flag]]:
+    """A command's own flags, and those of its config."""
+    named = {field.name for field in dataclasses.fields(kind)}
+    config = list(flags.of(Experiment, values.experiment)) if "experiment" in named else []
+    names = {flag.name for flag in config}
+    return [flag for flag in flags.of(kind, values) if flag.name not in names], config
+
+
+def _chosen(name: str, config: list[Flag], group: str) -> list[Flag]:
+    found = [flag for flag in config if group in ("all", _group(flag))]
+    if not found:
+        known = dict.fromkeys(map(_group, config))
+        raise UsageError(f"{name} --help {group}: no such group; write one of {', '.join(known)}, all")
+    return found
+
+
+def _rows(found: Iterable[Flag], width: int) -> str:
+    """A row or more for each flag: its name and value, or choices where they are short; its text, long choices, its default."""
+    rows = []
+    for flag in found:
+        short = f"{flag.name} {'|'.join(flag.choices) or flag.value}".strip()
+        fits = len(short) < COLUMN - 2
+        choices = f"One of {', '.join(flag.choices)}." if flag.choices and not fits else ""
+        said = (flag.text, choices, f"[{flag.default}]" if flag.default else "")
+        rows.append(_row(short if fits else f"{flag.name} {flag.value}".strip(), " ".join(part for part in said if part), width))
+    return "\n".join(rows)
+
+
+def _row(head: str, said: str, width: int) -> str:
+    lines = textwrap.wrap(said, width - COLUMN) or [""]
+    head = f"  {head}"
+    if len(head) >= COLUMN:
+        return "\n".join([head, *(" " * COLUMN + line for line in lines if line)])
+    return "\n".join([f"{head:{COLUMN}}{lines[0]}".rstrip(), *(" " * COLUMN + line for line in lines[1:])])

@@ -1,0 +1,171 @@
+"""`jaxdiff train` and `jaxdiff ladder`: their flags, and what they do."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from jaxdiff.app.cli.arguments import bounded_seed
+from jaxdiff.app.config import Experiment, load_ladder, validated
+from jaxdiff.io.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxdiff.app.runs import stages
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One process of several that train one run. Those that SLURM or a TPU pod starts find each other."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for all of several that nothing else joins."""
+    num_processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """Which this is, from 0."""
+    step_timeout: float | None = None
+    """Seconds that a step may take; 0: no limit; 45 of several processes if not given."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe; the same command goes on with the run that is in workdir.
+
+    Example: jaxdiff train configs/digits.py --steps 500
+    """
+
+    config: tyro.conf.Positional[pathlib.Path]
+    """A recipe: a Python file that defines `config`."""
+    workdir: pathlib.Path
+    """Where the run lives."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    data_dir: str | None = None
+    """tensorflow-datasets' directory; its own if not given."""
+    with_stages: bool = False
+    """Train first the recipes that this one starts from, as far as needed."""
+    profile: str = ""
+    """FIRST:LAST, such as 10:20: trace these steps, in workdir/profile."""
+    processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Train the students of a ladder and what they start from, sample all with few network calls, and compare them.
+
+    The same command goes on where it was stopped. Writes table.md, ladder.png, ladder.json, and a grid for each place.
+
+    Example: jaxdiff ladder configs/digits_ladder.py
+    """
+
+    config: tyro.conf.Positional[pathlib.Path]
+    """A Python file that defines `ladder`."""
+    workdir: pathlib.Path | None = None
+    """For table, figure and grids; runs/CONFIG if not given. The runs are beside it."""
+    seed: int | None = None
+    """Of the samples; the file's if not given."""
+    data_dir: str | None = None
+    """tensorflow-datasets' directory; its own if not given."""
+    processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
+
+
+def train(args: Train) -> int:
+    """`jaxdiff train`: the exit status."""
+    from jaxdiff.app.runs import stages
+
+    config, before = stages.resolved(validated(args.experiment, where="jaxdiff train"), args.workdir)
+    _join(args.processes)
+    left = _left(before)
+    if left and not args.with_stages:
+        raise ConfigError(stages.describe(left, args.workdir))
+    for stage in left:
+        _print(f"stage {stage.workdir}: {stage.command}")
+        if (status := _train(stage.config, stage.workdir, args)) is not None:
+            return status
+    return _train(config, args.workdir, args) or 0
+
+
+def _train(config: Experiment, workdir: pathlib.Path, args: Train) -> int | None:
+    """The exit status of a run that was stopped by a signal, or None: it is trained and has its pictures and reports."""
+    from jaxdiff.app.runs import train as run
+    from jaxdiff.training import distributed, profiling
+
+    if stopped := run.train(config, workdir, args.data_dir, args.processes.step_timeout, profiling.span(args.profile)):
+        return _stopped(stopped, workdir)
+    if distributed.first():
+        print(_report(config, workdir, args.data_dir))
+    return None
+
+
+def _report(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> str:
+    """Makes the pictures and reports of a trained run; what to print."""
+    from jaxdiff.app.runs import finish
+
+    if config.objective == "classifier":
+        return finish.finish_classifier(config, workdir, data_dir)
+    if config.objective == "vae":
+        return finish.finish_vae(config, workdir, data_dir)
+    if config.objective == "autoencoder":
+        return finish.finish_autoencoder(config, workdir, data_dir)
+    return finish.finish(config, workdir, workdir / "samples.png", range(max(config.model.num_classes, 1)), data_dir)
+
+
+def ladder(args: Ladder) -> int:
+    """`jaxdiff ladder`: the exit status."""
+    from jaxdiff.app.runs import ladder as ladders
+    from jaxdiff.app.runs import train as run
+    from jaxdiff.io import files
+    from jaxdiff.training import distributed
+
+    config = load_ladder(args.config)
+    config = config if args.seed is None else dataclasses.replace(config, seed=bounded_seed(args.seed))
+    workdir = args.workdir or pathlib.Path("runs") / args.config.stem
+    trained = ladders.runs(config, workdir)
+    if not list(ladders.rungs(config, trained)):
+        raise ConfigError(f"{args.config}: no student or baseline takes {config.calls} calls; choose others")
+    _join(args.processes)
+    for stage in _left(trained):
+        _print(f"rung {stage.workdir}: {stage.command}")
+        if stopped := run.train(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout):
+            return _stopped(stopped, stage.workdir)
+    if not distributed.first():
+        return 0
+    rows = ladders.measured(config, workdir, list(ladders.rungs(config, trained)), args.data_dir)
+    text = ladders.table(rows)
+    files.write(workdir / "table.md", text + "\n")
+    ladders.draw(rows, workdir / "ladder.png")
+    print(f"{text}\n{workdir / 'table.md'}, {workdir / 'ladder.png'}, and a grid for each place")
+    return 0
+
+
+def _join(wanted: Processes) -> None:
+    from jaxdiff.training import distributed
+
+    distributed.start(wanted.coordinator, wanted.num_processes, wanted.process_id)
+
+
+def _left(before: list[stages.Stage]) -> list[stages.Stage]:
+    """The stages whose runs are not finished, of several processes as the first sees it."""
+    from jaxdiff.app.runs import stages
+    from jaxdiff.training import distributed
+
+    unfinished = distributed.agreed([str(stage.workdir) for stage in stages.unfinished(before)])
+    return [stage for stage in before if str(stage.workdir) in unfinished]
+
+
+def _stopped(name: str, workdir: pathlib.Path) -> int:
+    """Says that a signal stopped a run; the exit status."""
+    from jaxdiff.training import checkpoint
+
+    _print(f"{name}: saved step {checkpoint.steps(workdir)[-1]} of {workdir}; the same command goes on from there")
+    return 130 if name == "SIGINT" else 0
+
+
+def _print(line: str) -> None:
+    from jaxdiff.training import distributed
+
+    if distributed.first():
+        print(line)

@@ -1,0 +1,266 @@
+"""The fields of a run's config, with their defaults; their docstrings are the command line's help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxdiff.app.config.distillation import Distillation, Spacing
+
+SamplerName = Literal[
+    "ddim",
+    "ddpm",
+    "ddpm_large",
+    "heun",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "dpmpp_2m_sde",
+    "unipc",
+    "euler_maruyama",
+    "consistency",
+    "overshoot",
+]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images and how they are read."""
+
+    name: str = "digits"
+    """A data set of tensorflow-datasets with the features image and label."""
+    split: str = "train"
+    held_out: str = "test"
+    """The split that nothing is trained on: for measures and pictures."""
+    image_shape: tuple[int, int, int] = (8, 8, 1)
+    """Height, width, channels; images are brought to it by fit."""
+    fit: Literal["pad", "resize", "crop"] = "pad"
+    """pad: black on all sides; resize: whatever the proportions; crop: the middle, resized in proportion."""
+    reduce: int = 1
+    """Images are brought to image_shape times so many pixels, and averaged over squares of that size: a cascade's base."""
+    flip: bool = False
+    """Mirror half of the images."""
+    batch_size: int = 128
+    """Over all devices and processes."""
+    latents: str = ""
+    """The directory of a cache of latents of sources.autoencoder, as `jaxdiff latents` writes it; empty: encode at each step."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The UNet (see jaxdiff.models.unet), or the half of it that is a classifier (jaxdiff.models.classifier)."""
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    """Width of each level; every level but the last halves the image."""
+    blocks: int = 2
+    attention: tuple[int, ...] = ()
+    """Image sizes at which attention follows each residual block."""
+    head_channels: int = 64
+    heads: int = 0
+    """Of attention at every width; 0: as many as head_channels gives."""
+    transformer: int = 0
+    """Transformer blocks in each attention's place; 0 is attention alone."""
+    context_channels: int = 0
+    """Width of the context vectors that transformer blocks attend to; the data set's feature context. 0: none."""
+    scale_shift: bool = True
+    """Condition residual blocks by scale and shift, not by a sum."""
+    num_classes: int = 10
+    """0: a diffusion network that is given no labels."""
+    dropout: float = 0.0
+    fourier: tuple[int, ...] = ()
+    """Exponents n of inputs sin and cos of 2^n pi x, with which a UNet sees single pixel values: for likelihoods."""
+    residual_resampling: bool = False
+    """Change the size inside residual blocks; a classifier always does."""
+    remat: Literal["none", "attention", "blocks", "everything"] = "none"
+    """Layers computed again in the backward pass instead of kept: attention, residual blocks, or both."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters are float32."""
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Noise schedule, what the network predicts, and the weight of the loss."""
+
+    schedule: Literal["cosine", "linear", "linear_logsnr", "learned", "karras", "lognormal", "rectified_flow"] = "cosine"
+    """Levels that training draws from; learned: by a network of its own, for low variance of the elbo."""
+    sampling_schedule: Literal["", "cosine", "linear", "linear_logsnr", "karras", "rectified_flow"] = ""
+    """Levels that samplers walk along; empty: the training schedule."""
+    prediction: Literal["x0", "noise", "score", "v", "velocity", "edm"] = "v"
+    weight: Literal["x0", "noise", "score", "v", "velocity", "edm", "truncated_snr", "min_snr", "elbo"] = "v"
+    """The weight of a prediction type is the plain error of that network output; elbo is maximum likelihood."""
+    label_dropout: float = 0.1
+    """Share of examples trained without their label, for classifier-free guidance."""
+
+
+@dataclass(frozen=True)
+class Vae:
+    """The code of a VAE and the law of its pixels; encoder and decoder take their sizes from the model."""
+
+    latent_channels: int = 4
+    """Of the code at each position; each of model.multipliers but the last halves the image."""
+    pixels: Literal["logistic", "binary", "gaussian"] = "logistic"
+    """logistic: 8-bit pixels; binary: black or white, cut at the middle; gaussian: a density."""
+    std: float = 0.1
+    """Of gaussian pixels."""
+    beta: float = 1.0
+    """Weight of the KL from the prior; 1 is maximum likelihood."""
+    free_bits: float = 0.0
+    """Nats of KL for each latent channel that cost nothing."""
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """The autoencoder of latent diffusion, and what it is trained by; encoder and decoder take their sizes from the model."""
+
+    latent_channels: int = 4
+    """Of the latents at each position; each of model.multipliers but the last halves the image."""
+    kl: float = 1e-6
+    """Weight of the KL from a standard normal, in nats per dimension of the image."""
+    codebook: int = 0
+    """Number of codes of a vector-quantised one, which has no KL; 0 is none."""
+    commitment: float = 0.25
+    """Weight that ties latents to their codes."""
+    distance: Literal["l1", "l2"] = "l1"
+    """Of pixels."""
+    perceptual: float = 0.0
+    """Weight of the distance of features of sources.features."""
+    adversarial: float = 0.0
+    """Weight of a patch discriminator, relative to a balance of gradients; 0 is none."""
+    adversarial_start: int = 0
+    """Step at which the discriminator begins."""
+    discriminator_channels: int = 64
+    discriminator_layers: int = 3
+    """Convolutions of the discriminator that halve the image."""
+    measured: int = 2000
+    """Training images over which the latents' scale and shift are measured at the end."""
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """A super-resolution model, which sees the image of sources.base enlarged, and how noisy it is made."""
+
+    factor: int = 1
+    """How many times higher and wider its images are than those of sources.base; 1 is no cascade."""
+    max_augmentation: float = 0.5
+    """Training noises the low-resolution image to a time between 0 and this of the schedule."""
+    augmentation: float = 0.1
+    """The time to which sampling noises it."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Runs that this one starts from: each a directory, or a recipe (.py), whose run is beside this one's, by the recipe's name."""
+
+    autoencoder: str = ""
+    """In whose latents diffusion is trained."""
+    base: str = ""
+    """The model before this one in a cascade, whose samples it enlarges."""
+    teacher: str = ""
+    """The model that a student is distilled from; a guided student maybe."""
+    features: str = ""
+    """The classifier whose features an autoencoder's perceptual distance compares, or a file of VGG16 or LPIPS weights (.npz)."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW with warm-up, clipping and accumulation."""
+
+    learning_rate: float = 2e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up; cosine falls to 0 at the last step."""
+    warmup_steps: int = 0
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 is off."""
+    accumulate: int = 1
+    """Parts of a batch whose gradients are computed one after another and averaged: less memory."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Of Adam's first moment; its second is float32, since bfloat16 would not see it change."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """How many devices share what; -1 is all that the others leave. Both data and fsdp -1: by the number of devices."""
+
+    data: int = -1
+    """Over which the batch is spread."""
+    fsdp: int = -1
+    """Over which the batch is spread too, and which hold a part of the parameters each: 1 up to eight devices, else eight."""
+    tensor: int = 1
+    """Over which the features inside a layer are spread."""
+    gradients: Literal["float32", "bfloat16"] = "float32"
+    """In which gradients are summed over devices."""
+    mapping: Literal["jit", "pmap"] = "jit"
+    """pmap: the replicated data-parallel twin."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are made during and after training."""
+
+    sampler: SamplerName = "ddim"
+    """heun and euler_maruyama want a spacing of logsnr or karras."""
+    steps: int = 50
+    spacing: Spacing = "time"
+    """What is uniform along the levels: the schedule's time, logsnr, (sigma / alpha)^(1/7), or the root of time."""
+    eta: float = 0.0
+    """Share of fresh noise in ddim; ddpm and dpmpp_2m_sde always have all of it."""
+    guidance: float = 2.0
+    """1 is none, 0 the unconditional model."""
+    classifier: str = ""
+    """The directory of a classifier's run, whose gradient guides the samples to their labels; empty: none."""
+    classifier_scale: float = 1.0
+    """Of that gradient."""
+    clip: bool = True
+    """Clip each predicted x0 to [-1, 1]."""
+    num: int = 100
+    every: int = 0
+    """Steps between grids of samples during training; 0 is never."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured at the end of a run."""
+
+    num: int = 0
+    """Samples to judge by a classifier trained on the real data, at least 10; 0 is no evaluation."""
+    epochs: int = 30
+    """Of the classifier's training."""
+    batch_size: int = 500
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One recipe: everything that makes a run what it is."""
+
+    objective: Literal["diffusion", "classifier", "vae", "autoencoder", "guided", "progressive", "consistency"] = "diffusion"
+    """What is trained: a diffusion network; a classifier of noised images, which reads the schedule alone of diffusion; a
+    variational autoencoder by its likelihood, or the autoencoder of latent diffusion, which read nothing of it; or a student
+    (see distillation) that does with one call what guidance does with two, samples in few steps, or in one."""
+    data: Data = Data()
+    model: Model = Model()
+    diffusion: Diffusion = Diffusion()
+    distillation: Distillation = Distillation()
+    vae: Vae = Vae()
+    autoencoder: Autoencoder = Autoencoder()
+    cascade: Cascade = Cascade()
+    sources: Sources = Sources()
+    optimizer: Optimizer = Optimizer()
+    ema: Mapping[str, float] = field(default_factory=lambda: {"ema": 0.999})
+    """Name and decay of each average of the parameters; samples come from the first."""
+    ema_dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: half the memory, rounded at random."""
+    steps: int = 10_000
+    dispatch: int = 1
+    """Steps that the devices do one after another without the host: for steps of a few milliseconds."""
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 500
+    keep: int = 3
+    """Checkpoints kept: the last ones."""
+    mesh: Mesh = Mesh()
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()

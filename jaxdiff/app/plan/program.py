@@ -1,0 +1,152 @@
+"""The real step, or sampler, of a config, lowered for TPUs that are only described; run as a child process of `compiling`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import pathlib
+import resource
+import signal
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.app import build
+from jaxdiff.app.config import Experiment, a_run_of, from_dict, load
+from jaxdiff.app.plan.chips import VALID, Topology, described, topology
+from jaxdiff.app.runs import lineage
+from jaxdiff.io.errors import ConfigError, UserError
+
+CONTEXTS = 77  # vectors an example where a network attends to some: as many as CLIP's; the data set says how many there are
+FORMAT = "1"  # of what is kept of a compiled program
+VGG16_WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, *(512,) * 6)
+
+
+def main(job: pathlib.Path) -> int:
+    """Lowers and compiles the program that a job describes; writes program.json beside it, or error.txt."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # libtpu aborts where a topology is none
+    what = json.loads(job.read_text())
+    signal.alarm(int(what["limit_s"]) + 60)  # should the parent die first
+    where = topology(what["topology"], what["slices"])
+    begun = time.monotonic()
+    try:
+        program, about = lowered(from_dict(what["config"]), what["what"], where, _devices(where))
+    except (UserError, ValueError) as error:
+        (job.parent / "error.txt").write_text(str(error))
+        return 1
+    version = importlib.metadata.version("libtpu")
+    identity = "\n".join((FORMAT, program.as_text(), where.name, str(where.slices), version, str(what["full"])))
+    about |= {"key": hashlib.sha256(identity.encode()).hexdigest(), "lowering_s": time.monotonic() - begun, "libtpu": version}
+    (job.parent / "program.json").write_text(json.dumps(about))
+    if not pathlib.Path(what["cache"], f"{about['key']}.gz").exists():
+        program.compile()
+    return 0
+
+
+def _devices(where: Topology) -> list[Any]:
+    try:
+        return described(where)
+    except Exception as error:  # libtpu's own
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--topology {where.name}: the TPU compiler knows none ({reason}); write {VALID}") from error
+
+
+def lowered(config: Experiment, what: str, where: Topology, devices: list[Any]) -> tuple[Any, dict[str, Any]]:
+    """The program `train` or `sample` as StableHLO for those devices, and its mesh, slices and notes."""
+    step, arguments, mesh, notes = (_training if what == "train" else _sampling)(config, devices)
+    slices = [getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat]
+    about = {"mesh": dict(mesh.shape), "slices": slices, "notes": notes}
+    return step.trace(*arguments).lower(lowering_platforms=("tpu",)), about
+
+
+def _training(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.sharding.Mesh, list[str]]:
+    """What `run.train` runs at every step."""
+    if config.mesh.mapping == "pmap":
+        raise ConfigError("mesh.mapping pmap cannot be compiled for devices that are not there; plan with jit, its twin")
+    places = tuple(place for place in build.FROZEN if not (config.data.latents and place == "autoencoder"))
+    sources, frozen = started_from(config, (*places, "autoencoder", "base"))
+    frozen = {place: shapes for place, shapes in frozen.items() if place in places}
+    layout = build.layout(config, frozen, sources, devices)
+    state = replace(build.state_shapes(config, sources), frozen=frozen)
+    batch = _batch(config, sources, config.data.batch_size)
+    step = layout.compile(build.train_step(config, sources))
+    return step, (state, batch, _key()), layout.sharding.step.mesh, _notes(config)
+
+
+def _sampling(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.sharding.Mesh, list[str]]:
+    """What `jaxdiff sample` runs for each batch, on one device as it does."""
+    if config.objective in ("classifier", "autoencoder"):
+        raise ConfigError(f"--what sample: {a_run_of(config.objective)} draws no samples; plan its training")
+    sources, frozen = started_from(config, lineage.sampled_with(config))
+    generate = build.prior_generator(config) if config.objective == "vae" else build.generator(config, sources)
+    given = _batch(config, sources, config.sampling.num)
+    given = {name: given[name] for name in ("label", "context") if name in given}
+    mesh = jax.sharding.Mesh(np.asarray(devices[:1]), ("data",))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    # the names of its arguments are those that memory.by_kind knows
+    step = jax.jit(lambda params, key, given, frozen: generate(params, key, given, frozen), in_shardings=whole)
+    notes = [f"sampling runs on one device: the other {len(devices) - 1} are idle"] if len(devices) > 1 else []
+    return step, (build.state_shapes(config, sources).params, _key(), given, frozen), mesh, notes + _notes(config)
+
+
+def _key() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _notes(config: Experiment) -> list[str]:
+    attends = bool(config.model.context_channels)
+    return [f"{CONTEXTS} context vectors an example are assumed; the data set says how many there are"] if attends else []
+
+
+def _batch(config: Experiment, sources: dict[str, Experiment], size: int) -> dict[str, Any]:
+    """Shapes of a batch, as `data.batches` or a cache of latents gives it."""
+    rows: dict[str, tuple[int, ...]] = {"image": config.data.image_shape}
+    if config.data.latents:
+        latent = build.codec(sources["autoencoder"]).latent_shape(config.data.image_shape)
+        rows = {"mean": latent, "std": latent}
+    if config.model.context_channels:
+        rows["context"] = (CONTEXTS, config.model.context_channels)
+    found = {name: jax.ShapeDtypeStruct((size, *shape), jnp.float32) for name, shape in rows.items()}
+    return found | {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("label", "index")}
+
+
+def started_from(config: Experiment, places: tuple[str, ...]) -> tuple[dict[str, Experiment], dict[str, Any]]:
+    """Configs of what a config starts from, recipes or runs, and shapes of their params; as `lineage` finds them of runs."""
+    c = config.sources
+    named = {"autoencoder": c.autoencoder, "base": c.base, "features": c.features, "teacher": c.teacher}
+    named["classifier"] = config.sampling.classifier
+    sources: dict[str, Experiment] = {}
+    frozen: dict[str, Any] = {}
+    for place, name in named.items():
+        if not name or place not in places:
+            continue
+        if name.endswith(".npz"):
+            frozen[place] = _vgg16()
+            continue
+        path = pathlib.Path(name)
+        source = sources[place] = load(path) if path.suffix == ".py" else lineage.read_config(path)
+        its, below = started_from(source, lineage.sampled_with(source))
+        frozen[place] = build.state_shapes(source, its).params
+        if place == "base":
+            sources |= {f"base.{each}": value for each, value in its.items()}
+            frozen |= {f"base.{each}": value for each, value in below.items()}
+    return sources, frozen
+
+
+def _vgg16() -> dict[str, Any]:
+    """Shapes of the params that `lineage.vgg16` reads from a file of LPIPS."""
+    shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    layers = [{"kernel": shape((3, 3, *pair)), "bias": shape(pair[1:])} for pair in itertools.pairwise(VGG16_WIDTHS)]
+    return {"convolutions": layers, "weights": [shape((width,)) for width in (64, 128, 256, 512, 512)]}
+
+
+if __name__ == "__main__":
+    sys.exit(main(pathlib.Path(sys.argv[1])))

@@ -1,0 +1,103 @@
+"""The nearest training images of samples, and of images that training has not seen: does a model memorise?"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdiff.data import Images
+from jaxdiff.io import progress
+
+MOST = 100_000  # training images compared with, in even distances of a larger split
+CHUNK = 2**24  # values of training images held at once
+NEAR = 1 / 3  # of the median distance of held-out images, within which an image counts as a copy
+
+
+class Neighbours(NamedTuple):
+    """Samples and held-out images `[N, ...]`, with their nearest training images' distances `[N, k]` and the images of some.
+
+    A distance is the root of the mean squared difference of pixels in [-1, 1].
+    """
+
+    samples: np.ndarray
+    distance: np.ndarray
+    images: np.ndarray
+    """Nearest training images `[M, k, H, W, C]` of the first M samples."""
+    held_out: np.ndarray
+    """Distances of held-out images from their nearest, `[N]`."""
+    num_train: int
+
+    @property
+    def copies(self) -> tuple[int, float]:
+        """Samples within NEAR of the held-out images' median distance, and the share of held-out images that are."""
+        near = NEAR * float(np.median(self.held_out))
+        return int(np.sum(self.distance[:, 0] <= near)), float(np.mean(self.held_out <= near))
+
+    @property
+    def memorises(self) -> bool:
+        """Whether more samples are copies than chance (three standard deviations, and one) has of held-out images."""
+        count, share = self.copies
+        num = len(self.distance)
+        return count > num * share + 3 * math.sqrt(num * share * (1 - share)) + 1
+
+    @property
+    def quantiles(self) -> dict[str, list[float]]:
+        """Least, 5%, median and 95% of the distances from the nearest training image."""
+        each = {"samples": self.distance[:, 0], "held-out images": self.held_out}
+        return {name: np.quantile(values, [0, 0.05, 0.5, 0.95]).tolist() for name, values in each.items()}
+
+    def __str__(self) -> str:
+        """One sentence that reads the numbers."""
+        (count, share), num = self.copies, len(self.distance)
+        mine, others = np.median(self.distance[:, 0]), np.median(self.held_out)
+        medians = (
+            f"The nearest of {self.num_train:,} training images is {mine:.3f} from a sample and {others:.3f} from a held-out image "
+            f"(medians, ratio {mine / others if others else math.inf:.2f})"
+        )
+        near = f"{count} of {num} samples are within a third of the latter, as are {share:.1%} of held-out images"
+        verdict = "samples are copied from training images" if self.memorises else "nothing here is copied from training images"
+        return f"{medians}; {near}: {verdict}."
+
+
+def compared(samples: np.ndarray, train: Images, test: Images, flip: bool, k: int = 5, most: int = 8) -> Neighbours:
+    """Samples `[N, H, W, C]` beside held-out images, at most 500; the nearest are shown of the first `most` samples.
+
+    With `flip` also the mirrored training images, which training has seen.
+    """
+    samples = np.clip(samples, -1, 1)
+    whole = train.num_examples * (2 if flip else 1)
+    indices = np.unique(np.linspace(0, whole - 1, min(MOST, whole)).round().astype(np.int64))
+    held_out = test.rows(np.arange(min(500, test.num_examples)))["image"]
+    distance, index = nearest(np.concatenate([samples, held_out]), train, indices, k)
+    num = len(samples)
+    some = index[: min(most, num)]
+    images = train.rows(some.ravel())["image"].reshape(*some.shape, *samples.shape[1:])
+    return Neighbours(samples, distance[:num], images, distance[num:, 0], len(indices))
+
+
+def nearest(queries: np.ndarray, source: Images, indices: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and numbers, each `[Q, k]`, of the k images nearest to queries `[Q, H, W, C]` among those of `indices`.
+
+    Nearest first, by the root of the mean squared difference. Reads the images once, some at a time.
+    """
+    flat = queries.reshape(len(queries), -1).astype(np.float32)
+    size, k = max(1, CHUNK // flat.shape[1]), min(k, len(indices))
+    best, where = np.zeros((len(flat), 0), np.float32), np.zeros((len(flat), 0), np.int64)
+    for start in progress.over(range(0, len(indices), size), "nearest images", "part"):
+        part = indices[start : start + size]
+        images = source.rows(part)["image"].reshape(len(part), -1)
+        squared = np.sum(images**2, axis=1)[None] - 2 * flat @ images.T  # and |query|^2, which is the same for all
+        best = np.concatenate([best, squared], axis=1)
+        where = np.concatenate([where, np.broadcast_to(part, squared.shape)], axis=1)
+        kept = np.argpartition(best, min(k, best.shape[1]) - 1, axis=1)[:, :k]
+        best, where = np.take_along_axis(best, kept, axis=1), np.take_along_axis(where, kept, axis=1)
+    exact = np.stack([_distances(query, source.rows(row)["image"]) for query, row in zip(queries, where, strict=True)])
+    order = np.argsort(exact, axis=1, kind="stable")
+    return np.take_along_axis(exact, order, axis=1), np.take_along_axis(where, order, axis=1)
+
+
+def _distances(query: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Computed again, since the sum of squares above loses the digits of small ones."""
+    return np.sqrt(np.mean((images.astype(np.float64) - query[None]) ** 2, axis=(1, 2, 3)))

@@ -1,0 +1,1 @@
+"""Runs: directories where configs are trained, resumed, sampled and measured."""

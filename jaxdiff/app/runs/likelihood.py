@@ -1,0 +1,214 @@
+"""Bits per dimension of a trained run on a test split, by every estimator that applies to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff import data, likelihood, process
+from jaxdiff.app import build
+from jaxdiff.app.config import STUDENTS, Experiment
+from jaxdiff.data import Images, normalized
+from jaxdiff.io import files, progress
+from jaxdiff.io.errors import ConfigError, NonFiniteError
+from jaxdiff.likelihood import Estimate
+from jaxdiff.samplers import dpmpp_3m
+
+Estimator = Callable[[Any, Array, Array, Array], Estimate]  # (params, key, x0 [B, ...], label [B]) -> nats [B]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much each estimator computes.
+
+    Attributes:
+        steps: of the discrete chain.
+        times: intervals of time of the continuous bound, two network calls in each.
+        flow_steps: of the probability-flow ODE.
+        probes: of its divergence at each step; 0 is the exact divergence.
+        codes: of a VAE's bounds.
+    """
+
+    steps: int = 1000
+    times: int = 32
+    flow_steps: int = 256
+    probes: int = 1
+    codes: int = 64
+
+
+@dataclass(frozen=True)
+class Report:
+    """Estimates of the same images, in bits per dimension, and of each its difference from the first, image by image."""
+
+    step: int
+    num: int
+    of: str
+    effort: Effort
+    estimates: Mapping[str, Estimate]
+    differences: Mapping[str, Estimate]
+
+    def __str__(self) -> str:
+        lines = [f"likelihood of step {self.step}, {self.num} {self.of} (bits/dim with standard error, less is better)"]
+        for name, each in self.estimates.items():
+            terms = ", ".join(f"{term} {float(value):.3f}" for term, value in each.terms.items())
+            lines.append(f"{name:>13} {float(each.value):7.4f} +- {float(each.standard_error):.4f}   {terms}")
+        first = next(iter(self.estimates))
+        for name, each in self.differences.items():
+            lines.append(f"{name} - {first}: {float(each.value):+.4f} +- {float(each.standard_error):.4f} on the same images")
+        if not {"flow", "flow_uniform"}.isdisjoint(self.estimates):
+            lines.append(f"the flow's errors leave out that of its {self.effort.flow_steps} steps: compare with half as many")
+        return "\n".join(lines)
+
+
+def diffusion_estimators(config: Experiment, effort: Effort) -> dict[str, Estimator]:
+    """Those of a diffusion run: bounds in discrete and continuous time, and the flow's density by either dequantization.
+
+    The flow's log-density is that of the data with the cleanest level's noise; `flow` draws that noise as its variational
+    dequantization, which suits a model of 8-bit data as it is, `flow_uniform` is for one trained on dequantized data.
+    """
+    divergence = likelihood.hutchinson(effort.probes) if effort.probes else likelihood.exact()
+
+    def smooth(params):
+        return process.uniform_logsnr(build.sampling_schedule(config, params))
+
+    def discrete(params, key, x0, label):
+        levels = process.grid(smooth(params), effort.steps, t_min=0)
+        denoise = build.conditional(config, params, label)
+        return likelihood.discrete_bound(denoise, x0, levels, key, likelihood.discretized_gaussian, num_samples=1)
+
+    def continuous(params, key, x0, label):
+        learned = config.diffusion.schedule == "learned" and not config.diffusion.sampling_schedule
+        schedule = build.sampling_schedule(config, params) if learned else smooth(params)
+        denoise = build.conditional(config, params, label)
+        return likelihood.continuous_bound(denoise, x0, schedule, key, likelihood.discretized_gaussian, num_times=effort.times)
+
+    def flow(params, key, x0, label, by=likelihood.diffused):
+        levels = process.grid(smooth(params), effort.flow_steps, t_min=0)
+        denoise = build.conditional(config, params, label)
+
+        def log_density(x, key):
+            return likelihood.flow_log_density(denoise, x, levels, key, dpmpp_3m(), divergence)
+
+        return likelihood.dequantized_bound(log_density, x0, key, by(denoise, levels[-2]), num_samples=1)
+
+    uniform = partial(flow, by=lambda denoise, level: likelihood.uniform)
+    return {"discrete": discrete, "continuous": continuous, "flow": flow, "flow_uniform": uniform}
+
+
+def vae_estimators(config: Experiment, effort: Effort) -> dict[str, Estimator]:
+    """Those of a VAE: its ELBO, and the importance-weighted bound, which is higher."""
+    parts = build.vae(config)
+
+    def bound(of, params, key, x0, label):
+        encode, log_prob = partial(parts.encode, params), partial(parts.log_prob, params)
+        return of(encode, log_prob, x0, key, effort.codes)
+
+    return {"elbo": partial(bound, likelihood.elbo), "importance": partial(bound, likelihood.importance_bound)}
+
+
+def estimators(config: Experiment, names: Sequence[str], effort: Effort) -> dict[str, Estimator]:
+    """The named estimators of a run's config, by default all but `flow_uniform`.
+
+    Raises:
+        ConfigError: one of them, or any likelihood, does not apply to such a run.
+    """
+    if config.objective == "classifier":
+        raise ConfigError("--likelihood: a classifier has no likelihood of images; give a diffusion or a vae run")
+    if config.objective in STUDENTS:
+        raise ConfigError(
+            f"--likelihood: a {config.objective} student has none: it no longer denoises its data; give a diffusion run"
+        )
+    if config.objective == "autoencoder" or config.sources.autoencoder or config.sources.base:
+        raise ConfigError("--likelihood: of images there is none in latents or in a cascade; give a run on pixels, or a vae run")
+    if config.model.context_channels:
+        raise ConfigError("--likelihood: is not made for runs with context vectors; give one without model.context_channels")
+    if config.objective == "vae" and config.vae.pixels == "gaussian":
+        raise ConfigError("--likelihood: gaussian pixels have a density, not a probability; train with vae.pixels logistic")
+    known = (vae_estimators if config.objective == "vae" else diffusion_estimators)(config, effort)
+    wrong = [name for name in names if name not in known]
+    if wrong:
+        raise ConfigError(f"--estimators {wrong[0]}: does not apply to a {config.objective} run; write some of {', '.join(known)}")
+    return {name: known[name] for name in names or [name for name in known if name != "flow_uniform"]}
+
+
+def measure(
+    chosen: Mapping[str, Estimator], params: Any, source: Images, num: int, null_label: int | None, batch_size: int, seed: int
+) -> dict[str, Estimate]:
+    """The estimates of the first `num` images, in nats, `[num]` each; with a `null_label` of the unconditional model.
+
+    Raises:
+        NonFiniteError: an estimate is no number.
+    """
+    size, key = min(batch_size, num), jax.random.key(seed)
+    found: dict[str, Estimate] = {}
+    for name, estimator in chosen.items():
+        compiled, parts = jax.jit(estimator), []
+        for start in progress.over(range(0, num, size), name, "batch"):
+            pixels, label = source.fetch(np.arange(start, start + size) % num)
+            x0 = normalized(pixels)
+            likelihood.check_data(x0, likelihood.discretized_gaussian)
+            label = label if null_label is None else np.full_like(label, null_label)
+            parts.append(jax.device_get(compiled(params, jax.random.fold_in(key, start), x0, label)))
+        found[name] = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num], *parts)
+        if not np.isfinite(found[name].value).all():
+            raise NonFiniteError(f"likelihood: {name} has values that are no numbers; try more --steps")
+    return found
+
+
+def report(
+    config: Experiment,
+    workdir: pathlib.Path,
+    step: int,
+    params: Any,
+    names: Sequence[str] = (),
+    effort: Effort = Effort(),
+    *,
+    split: str = "test",
+    num: int = 1000,
+    conditional: bool = True,
+    batch_size: int = 100,
+    data_dir: str | None = None,
+) -> Report:
+    """The report of a run's params on a split of its data set. Writes `likelihood.json`.
+
+    Raises:
+        ConfigError: an estimator does not apply, there are not two images, or they are padded, so that bits per dimension
+            would count pixels that are no data.
+    """
+    c, chosen = config.data, estimators(config, names, effort)
+    source = data.of(c, split, data_dir)
+    if c.fit == "pad" and source.native_shape != c.image_shape:
+        raise ConfigError(
+            f"--likelihood: {workdir} pads images of {source.native_shape} to {c.image_shape}, and padding counts as easy data; "
+            f"train with --data.image-shape {' '.join(map(str, source.native_shape))}"
+        )
+    num = min(num, source.num_examples)
+    if num < 2:
+        raise ConfigError(f"--likelihood: {num} image has no error bar; give --num and --split at least two")
+    unlabelled = config.objective == "vae" or not conditional
+    found = measure(chosen, params, source, num, config.model.num_classes if unlabelled else None, batch_size, config.seed)
+    first = next(iter(found.values()))
+    of = f"{split} images of {c.name}" + ("" if unlabelled else ", each given its label")
+    if config.objective == "vae" and config.vae.pixels == "binary":
+        of += ", cut to black and white"
+    summary = {name: _summary(each, c.image_shape) for name, each in found.items()}
+    gaps = {name: dataclasses.replace(each, value=each.value - first.value, terms={}) for name, each in found.items()}
+    differences = {name: _summary(gap, c.image_shape) for name, gap in gaps.items() if found[name] is not first}
+    result = Report(step, num, of, effort, summary, differences)
+    text = json.dumps(dataclasses.asdict(result), indent=2, default=float)
+    files.write(pathlib.Path(workdir) / "likelihood.json", text + "\n")
+    return result
+
+
+def _summary(estimate: Estimate, shape: Sequence[int]) -> Estimate:
+    return likelihood.in_bits_per_dim(likelihood.mean(jax.tree.map(jnp.asarray, estimate)), shape)

@@ -1,0 +1,150 @@
+"""Moments of latents as a tensorflow-datasets data set in array_record, written and read without TensorFlow.
+
+Any program reads it by `tfds.builder_from_directory(directory).as_data_source("train")`: features `mean`, `std` and `label`.
+Latents cannot be mirrored, so mirrored images have a split of their own, `train_mirrored`, in the same order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pathlib
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jaxdiff.io.errors import ConfigError, DataError
+
+MIRRORED = "_mirrored"  # ends the name of a split of mirrored images
+SHARD = 2**28  # bytes of moments a file
+
+Rows = dict[str, np.ndarray]
+
+
+class Moments(NamedTuple):
+    """A split of which `rows(indices [B])` gives `mean` and `std` float32 `[B, h, w, C]` and `label` int32 `[B]`.
+
+    Indices from `num_examples` on are of the mirrored images, where the split was read with them.
+    """
+
+    rows: Callable[[np.ndarray], Rows]
+    num_examples: int
+    num_classes: int
+
+
+class Origin(NamedTuple):
+    """What latents were made of: an autoencoder's fingerprint and run, and the images, in the words of `config.Data`."""
+
+    fingerprint: str
+    run: str
+    name: str
+    image_shape: tuple[int, int, int]
+    fit: str
+    reduce: int
+    flip: bool
+
+
+def check_free(directory: pathlib.Path) -> None:
+    """Whether latents can be written there.
+
+    Raises:
+        ConfigError: something is there already.
+    """
+    if directory.exists():
+        raise ConfigError(f"{directory} exists already and stays as it is; remove it, or choose another --out")
+
+
+def write(directory: pathlib.Path, splits: Mapping[str, Iterable[Rows]], num_classes: int, origin: Origin) -> None:
+    """Writes the splits, each as batches of `mean`, `std` and `label` in order; the directory appears whole or not at all.
+
+    tfds's own builders shuffle, which beyond 1000 MB a split needs TensorFlow; its sequential writer does not.
+
+    Raises:
+        ConfigError: `directory` exists.
+        DataError: a file could not be written, on a full disk for example.
+    """
+    check_free(directory)
+    draft = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")  # two that write at once have two drafts
+    draft.mkdir(parents=True)
+    try:
+        writer: Any = None
+        for split, batches in splits.items():
+            for number, rows in enumerate(batches):
+                writer = writer or _writer(draft, rows["mean"].shape[1:], num_classes, origin)
+                if number == 0:
+                    writer.initialize_splits([split])
+                examples = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+                with _told(f"latents could not be written to {directory}"):
+                    writer.add_examples({split: examples})
+        with _told(f"latents could not be written to {directory}"):  # array_record says only here that the disk is full
+            writer.close_all()
+        draft.rename(directory)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def opened(directory: pathlib.Path) -> tuple[Any, Origin]:
+    """The tfds builder of latents and what they were made of.
+
+    Raises:
+        ConfigError: the directory holds none.
+    """
+    try:
+        builder = tfds.builder_from_directory(str(directory))
+        origin = Origin(**dict(builder.info.metadata or {}))
+    except Exception as error:  # tfds raises many kinds: no such directory, no JSON, none of these fields
+        raise ConfigError(f"{directory} is no cache of latents; write one: jaxdiff latents RUN --out {directory}") from error
+    return builder, origin._replace(image_shape=tuple(origin.image_shape))
+
+
+def moments(directory: pathlib.Path, split: str, flip: bool = False) -> Moments:
+    """The moments of a split, or of a slice such as `train[:90%]`, read from disk; with `flip` those of mirrored images too.
+
+    Raises:
+        ConfigError: the directory holds no latents.
+        DataError: no such split, no mirrored images, or a damaged file, which a call of `rows` finds.
+    """
+    builder, _ = opened(directory)
+    known = [name for name in builder.info.splits if not name.endswith(MIRRORED)]
+    asked = re.findall(r"(?:^|\+)\s*([\w-]+)", split)
+    if not asked or not set(asked) <= set(known):
+        raise DataError(f"latents {directory} have the splits {', '.join(known)}, not {split!r}; write them with --split")
+    mirrored = re.sub(r"(^|\+)(\s*[\w-]+)", rf"\1\2{MIRRORED}", split)
+    with _told(f"latents {directory}, split {split!r}", Exception):
+        source = builder.as_data_source(split=f"{split}+{mirrored}" if flip else split)
+    length = len(source) // 2 if flip else len(source)
+    num_classes = builder.info.features["label"].num_classes
+
+    def rows(indices: np.ndarray) -> Rows:
+        with _told(f"latents {directory} are damaged, remove and write them again"):
+            examples = source.__getitems__(indices.tolist())
+        stacked = {name: np.stack([example[name] for example in examples]) for name in ("mean", "std", "label")}
+        return stacked | {"label": stacked["label"].astype(np.int32)}
+
+    return Moments(rows, length, num_classes)
+
+
+def _writer(directory: pathlib.Path, shape: tuple[int, ...], num_classes: int, origin: Origin) -> tfds.core.SequentialWriter:
+    tensor = tfds.features.Tensor(shape=shape, dtype=np.float32, encoding="bytes")
+    label = tfds.features.ClassLabel(num_classes=num_classes)
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity("latents", tfds.core.Version("1.0.0"), str(directory), module_name=""),
+        description=f"Moments of the latents of {origin.name} under the autoencoder {origin.run} ({origin.fingerprint}).",
+        features=tfds.features.FeaturesDict({"mean": tensor, "std": tensor, "label": label}),
+        metadata=tfds.core.MetadataDict(origin._asdict()),
+    )
+    return tfds.core.SequentialWriter(info, max(1, SHARD // (2 * 4 * math.prod(shape))), file_format="array_record")
+
+
+@contextlib.contextmanager
+def _told(what: str, kind: type[Exception] = RuntimeError) -> Iterator[None]:
+    """array_record's errors, or tfds's of that kind, in one line."""
+    try:
+        yield
+    except kind as error:
+        raise DataError(f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error

@@ -1,0 +1,207 @@
+"""Images of tensorflow-datasets without TensorFlow (array_record)."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image, ImageOps
+
+from jaxdiff.data.latents import Rows
+from jaxdiff.io import progress
+from jaxdiff.io.errors import DataError
+
+log = logging.getLogger(__name__)
+
+Fit = Literal["pad", "resize", "crop"]
+IN_MEMORY = 2 * 2**30  # bytes of decoded images up to which a split is decoded once, at the start
+
+
+class ImageSpec(Protocol):
+    """What images are read as: the name of a data set, its splits for training and for measures, and their shape."""
+
+    @property
+    def name(self) -> str:
+        """Of the data set, as tensorflow-datasets has it."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """For training."""
+        ...
+
+    @property
+    def held_out(self) -> str:
+        """For measures."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        ...
+
+    @property
+    def fit(self) -> Fit:
+        """How images are brought to the shape."""
+        ...
+
+    @property
+    def reduce(self) -> int:
+        """Averages over squares of so many pixels."""
+        ...
+
+
+class Images(NamedTuple):
+    """A split: `fetch(indices [B])` gives uint8 images `[B, H, W, C]` and int32 labels `[B]`."""
+
+    fetch: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    num_examples: int
+    num_classes: int
+    native_shape: tuple[int | None, ...] = ()
+    """Height, width and channels before they were fitted; None where they differ from image to image."""
+    context: Callable[[np.ndarray], np.ndarray] | None = None
+    """From indices `[B]` to context vectors float32 `[B, T, D]`, where they are asked for."""
+
+    def rows(self, indices: np.ndarray) -> Rows:
+        """`image` float32 `[B, H, W, C]` in [-1, 1], `label`, and `context` if asked for.
+
+        Indices from `num_examples` on are of mirrored images.
+        """
+        own = indices % self.num_examples
+        pixels, label = self.fetch(own)
+        mirrored = (indices >= self.num_examples)[:, None, None, None]
+        found = {"image": normalized(np.where(mirrored, pixels[:, :, ::-1], pixels)), "label": label}
+        return found if self.context is None else {**found, "context": self.context(own)}
+
+
+def of(c: ImageSpec, split: str, data_dir: str | None = None) -> Images:
+    """The images of a split of a config's data set, as the config wants them.
+
+    Raises:
+        DataError: as `images` does.
+    """
+    height, width, channels = c.image_shape
+    whole = images(c.name, split, (height * c.reduce, width * c.reduce, channels), c.fit, data_dir)
+    if c.reduce == 1:
+        return whole
+
+    def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pixels, labels = whole.fetch(indices)
+        squares = pixels.reshape(len(pixels), height, c.reduce, width, c.reduce, channels)
+        return np.round(squares.mean(axis=(2, 4))).astype(np.uint8), labels
+
+    return whole._replace(fetch=fetch)
+
+
+def with_context(source: Images, c: ImageSpec, split: str, channels: int, data_dir: str | None = None) -> Images:
+    """The images with the feature `context` of their data set, vectors of so many channels.
+
+    Raises:
+        DataError: the data set has no such feature, or vectors of another width.
+    """
+    kept, info = _source(c.name, split, data_dir, decoders={"image": tfds.decode.SkipDecoding()})
+    shape = info.features["context"].shape if "context" in info.features else None
+    if shape is None or len(shape) != 2 or shape[1] != channels or shape[0] is None:
+        raise DataError(f"data set {c.name} must have the feature context [T, {channels}] (model.context_channels); it has {shape}")
+
+    def context(indices: np.ndarray) -> np.ndarray:
+        return np.stack([example["context"] for example in kept.__getitems__(indices.tolist())]).astype(np.float32)
+
+    return source._replace(context=context)
+
+
+def images(name: str, split: str, image_shape: tuple[int, int, int], fit: Fit = "pad", data_dir: str | None = None) -> Images:
+    """The images of a tfds split, padded, resized or cropped to the shape (see `fitted`); `digits` is prepared on first use.
+
+    Raises:
+        DataError: the data set is unknown or not prepared, has no such split, or does not fit the shape.
+    """
+    source, info = _source(name, split, data_dir)
+    shape = info.features["image"].shape
+    if shape[-1] not in (image_shape[-1], None):
+        raise DataError(f"data: {name} has {shape[-1]} channels; set data.image_shape to end in {shape[-1]}")
+
+    def decode(examples: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+        pixels = np.stack([fitted(example["image"], image_shape, fit) for example in examples])
+        return pixels, np.array([example["label"] for example in examples], np.int32)
+
+    rest = (len(source), info.features["label"].num_classes, shape)
+    if len(source) * np.prod(image_shape) > IN_MEMORY:
+        return Images(lambda indices: decode(source.__getitems__(indices.tolist())), *rest)
+    starts = progress.over(range(0, len(source), 256), f"decoding {name} {split}", "batch")
+    try:
+        parts = [decode(source.__getitems__(list(range(i, min(i + 256, len(source)))))) for i in starts]
+    except RuntimeError as error:
+        raise DataError(f"data set {name} is damaged, remove and prepare it again: {_first_line(error)}") from error
+    pixels, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Images(lambda indices: (pixels[indices], labels[indices]), *rest)
+
+
+def normalized(pixels: np.ndarray) -> np.ndarray:
+    """uint8 pixels as float32 in [-1, 1]."""
+    return pixels.astype(np.float32) / 127.5 - 1
+
+
+def fitted(image: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.ndarray:
+    """One uint8 image brought to a shape: padded with zeros on all sides, or resized (bicubic, antialiased), or the middle of it.
+
+    Raises:
+        DataError: an image larger than the shape with `fit="pad"`.
+    """
+    if image.shape == shape:
+        return image
+    if fit in ("resize", "crop"):
+        picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+        size, how = (shape[1], shape[0]), Image.Resampling.BICUBIC
+        fitted = picture.resize(size, how) if fit == "resize" else ImageOps.fit(picture, size, how)
+        return np.asarray(fitted).reshape(shape)
+    missing = [want - have for want, have in zip(shape, image.shape, strict=True)]
+    if min(missing) < 0:
+        raise DataError(f"data: an image of {image.shape} is larger than data.image_shape {shape}; set data.fit to resize or crop")
+    return np.pad(image, [(gap // 2, gap - gap // 2) for gap in missing])
+
+
+def _source(name: str, split: str, data_dir: str | None, decoders: Any = None) -> tuple[Any, Any]:
+    builder = _builder(name, data_dir)
+    where = data_dir or pathlib.Path(builder.data_dir).parents[1]
+    if not builder.info.splits:
+        how = (
+            f"jaxdiff data {name} --data-dir"
+            if name in ("mnist", "cifar10")
+            else f"tfds build {name} --file_format array_record --data_dir"
+        )
+        raise DataError(f"data set {name} is not prepared in {where}; run: {how} {where}")
+    features = builder.info.features
+    if "image" not in features or "label" not in features or not isinstance(features["label"], tfds.features.ClassLabel):
+        raise DataError(f"data set {name} must have the features image and label (a class); it has {', '.join(features)}")
+    try:
+        return builder.as_data_source(split=split, decoders=decoders), builder.info
+    except Exception as error:  # tfds raises many kinds: an unknown split, a slice that is none, another file format
+        raise DataError(f"data set {name}, split {split!r}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _builder(name: str, data_dir: str | None) -> Any:
+    from jaxdiff.data import digits  # registers our builder with tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:  # the second where it is no name at all
+        near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=1)
+        hint = f"did you mean {near[0]}?" if near else "write data.name as tensorflow-datasets has it, such as digits or mnist"
+        raise DataError(f"no data set is named {name!r}; {hint}") from error
+    if name == digits.Digits.name and not builder.info.splits:
+        log.info("preparing digits in %s", builder.data_dir)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # tfds's bars: it takes a second
+            builder.download_and_prepare()
+    return builder

@@ -1,0 +1,43 @@
+"""Arrays that take long to make, kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.io import files
+
+log = logging.getLogger(__name__)
+
+
+def digest(*parts: Any) -> str:
+    """What tells arrays, bytes, or values that JSON can write, from all others: eight hexadecimal digits."""
+    found = hashlib.sha256()
+    for part in parts:
+        plain = part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else None
+        found.update(json.dumps(part, sort_keys=True).encode() if plain is None else plain)
+    return found.hexdigest()[:8]
+
+
+def arrays(path: pathlib.Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file; made, and written there, if there is none or it is damaged."""
+    try:
+        with np.load(path) as file:  # its archive has a checksum of each array
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # numpy raises many kinds
+        log.warning("%s is damaged and made again (%s)", path, str(error).splitlines()[0] if str(error) else type(error).__name__)
+    made: dict[str, Any] = {name: np.asarray(value) for name, value in make().items()}
+    try:
+        with files.whole(path) as draft, draft.open("wb") as file:
+            np.savez(file, **made)
+    except OSError as error:
+        log.warning("%s cannot be kept (%s)", path, error.strerror)
+    return made

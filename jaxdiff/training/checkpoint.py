@@ -1,0 +1,287 @@
+"""Checkpoints: orbax, asynchronous and atomic, beside the config that made them.
+
+Params, each EMA and the optimizer are items of their own, so that sampling reads one EMA alone. A checksum of every
+array is kept and compared on restore: orbax restores flipped bytes in silence. `frozen` is not written: it comes from
+the runs that it was taken from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import pathlib
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxdiff.io import progress
+from jaxdiff.io.errors import CheckpointError, NonFiniteError
+from jaxdiff.training import TrainState, distributed
+
+log = logging.getLogger(__name__)
+
+SPARE = 4 * 2**20  # bytes of disk beside the arrays: what describes them, and half-filled blocks
+DAMAGED = "damaged"  # unreadable steps are moved here, never deleted
+
+
+@contextlib.contextmanager
+def manager(workdir: pathlib.Path, keep: int = 3, keep_every: int | None = None) -> Iterator[ocp.CheckpointManager]:
+    """An orbax manager of `workdir/checkpoints` that keeps the last `keep` steps; the end of the block waits for all saves.
+
+    Steps that `keep_every` divides are kept for good.
+
+    Raises:
+        CheckpointError: the last save failed, on a full disk for example.
+    """
+    if distributed.first():
+        _remove_unfinished(workdir)
+    kept: Any = {"max_to_keep": keep, "keep_period": keep_every}
+    options = ocp.CheckpointManagerOptions(**kept, create=True, enable_async_checkpointing=True)
+    made = ocp.CheckpointManager(_directory(workdir), options=options)
+    try:
+        yield made
+    except BaseException as error:
+        if distributed.several() and not isinstance(error, NonFiniteError):  # which all meet; else the others would not close
+            raise
+        with _saving(made):
+            made.close()
+        raise
+    with _saving(made):
+        made.close()
+
+
+def steps(workdir: pathlib.Path) -> list[int]:
+    """The steps that were saved whole, in order."""
+    directory = _directory(workdir)
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+
+
+def save(
+    to: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any], levels: Mapping[str, Sequence[float]] | None = None
+) -> None:
+    """Saves the state under its step in the background, with the config and the checksums. The same step again: nothing.
+
+    `levels` are `alpha` and `sigma`, `[N + 1]`, of the list that a student was trained on (`read_levels`).
+
+    Raises:
+        CheckpointError: this save or an earlier one in the background failed, on a full disk for example.
+    """
+    items = _items(state)
+    step = int(state.step)
+    if step in to.all_steps():
+        return
+    with _saving(to):
+        to.wait_until_finished()
+    if distributed.first():
+        _check_room(to, items)
+    meta: dict[str, Any] = {
+        "step": step,
+        "config": dict(config),
+        "checksums": {name: checksums(item) for name, item in items.items()},
+    }
+    if levels is not None:
+        meta["levels"] = {name: np.asarray(values).tolist() for name, values in levels.items()}
+    arrays: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+    with _saving(to):
+        to.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
+
+
+def restore(workdir: pathlib.Path, like: TrainState) -> TrainState | None:
+    """The newest whole state in `workdir`, or None where there is none; frozen is taken from `like`.
+
+    `like` is a state of `jax.ShapeDtypeStruct` with the shardings wanted, on however many devices. A step that cannot be
+    read is said in one line, moved to `workdir/damaged`, and the one before it is used. Of several processes all must ask,
+    and restore the same step.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none can be read. They stay where they are.
+    """
+    found = distributed.agreed(steps(workdir))
+    if not found:
+        return None
+    newest, items = _newest(workdir, found, _items(like), together=True)
+    if distributed.first():
+        for step in found:
+            if step > newest:
+                _move_away(workdir, step)
+    distributed.agreed(None)
+    ema = {name: items[_ema_item(name)] for name in like.ema}
+    return replace(like, step=items["step"]["step"], params=items["params"], ema=ema, opt_state=items["opt_state"])
+
+
+def restore_ema(workdir: pathlib.Path, name: str, like: Any, step: int | None = None) -> tuple[int, Any]:
+    """Step and params of one EMA of the newest whole checkpoint, or of a step, reading nothing else. Changes no file.
+
+    Raises:
+        CheckpointError: `workdir` has no checkpoint, or none that can be read.
+    """
+    _check_any(workdir)
+    wanted = {_ema_item(name): like}
+    found, items = _newest(workdir, steps(workdir), wanted) if step is None else (step, _read(workdir, step, wanted))
+    return found, items[_ema_item(name)]
+
+
+def read_levels(workdir: pathlib.Path, step: int | None = None) -> tuple[int, dict[str, list[float]]]:
+    """The newest step that can be read, or the one given, and `alpha` and `sigma` of the levels that its student was trained on.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds none.
+    """
+    _check_any(workdir)
+    step, items = _newest(workdir, steps(workdir), {}) if step is None else (step, _read(workdir, step, {}))
+    if "levels" not in items["meta"]:
+        raise CheckpointError(f"checkpoint {_directory(workdir) / str(step)} holds no levels; it is no student's of a list")
+    return step, items["meta"]["levels"]
+
+
+def fingerprint(workdir: pathlib.Path, name: str) -> str:
+    """What tells the newest params of that EMA from all others, from their checksums: eight hexadecimal digits.
+
+    Raises:
+        CheckpointError: `workdir` has no checkpoint, or its newest cannot be read.
+    """
+    _check_any(workdir)
+    found = _read(workdir, steps(workdir)[-1], {})["meta"]["checksums"][_ema_item(name)]
+    return f"{zlib.crc32(json.dumps(found, sort_keys=True).encode()):08x}"
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """A checksum of every array by its path: the sum of its 32-bit words, each times an odd number, modulo 2^32.
+
+    The same for every sharding of an array.
+    """
+    sums = jax.device_get(_checksums(jax.tree.leaves(tree)))
+    return {path: int(value) for path, value in zip(_paths(tree), sums, strict=True)}
+
+
+@jax.jit
+def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [_checksum(leaf) for leaf in leaves]
+
+
+def _checksum(array: jax.Array) -> jax.Array:
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[array.dtype.itemsize]
+    words = array.astype(unsigned) if array.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(array, unsigned)
+    words = words.astype(jnp.uint32)
+    words = words ^ (words >> 16)  # or two flipped sign bits would cancel: 2^31 times any odd number is 2^31
+    position = jnp.zeros(words.shape, jnp.uint32)
+    for axis, length in enumerate(words.shape):  # not a reshape to one axis, which would gather a sharded array
+        position = position * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    return jnp.sum(words * (position * jnp.uint32(2654435761) | jnp.uint32(1)), dtype=jnp.uint32)
+
+
+def _newest(
+    workdir: pathlib.Path, found: Sequence[int], like: Mapping[str, Any], together: bool = False
+) -> tuple[int, dict[str, Any]]:
+    """The newest of the steps that can be read, and its named items; says in one line each why newer ones cannot."""
+    reasons: list[str] = []
+    for step in reversed(found):
+        try:
+            items = _read(workdir, step, like, together)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            log.warning("%s; going back to the checkpoint before it", reason)
+        return step, items
+    raise CheckpointError(
+        f"{reasons[0]}; no other checkpoint can be read either, nothing was changed; train anew in another --workdir"
+    )
+
+
+def _read(workdir: pathlib.Path, step: int, like: Mapping[str, Any], together: bool = False) -> dict[str, Any]:
+    """The named items of a step, checked against their checksums.
+
+    Each process reads what its own devices hold, and waits for no other; with `together` all must read, and all can or none.
+    """
+    directory, items, reason = _directory(workdir) / str(step), {}, ""
+    try:
+        with progress.waiting(f"reading checkpoint {step}"):
+            items = _restored(directory, like)
+    except Exception as error:  # orbax and tensorstore raise bare Exceptions too
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = f"checkpoint {directory} cannot be read ({lines[0][:120]})"
+    _agree(reason, directory, together)
+    for name in like:
+        if checksums(items[name]) != items["meta"].get("checksums", {}).get(name):
+            reason = f"checkpoint {directory}: the values of {name} are not those that were saved"
+    _agree(reason, directory, together)
+    return {"meta": items["meta"], **{name: items[name] for name in like}}
+
+
+def _restored(directory: pathlib.Path, like: Mapping[str, Any]) -> Any:
+    alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+    composite = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+    with ocp.Checkpointer(composite, multiprocessing_options=alone) as reader:
+        wanted: dict[str, Any] = {name: ocp.args.StandardRestore(item) for name, item in like.items()}
+        return reader.restore(directory, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **wanted))
+
+
+def _agree(reason: str, directory: pathlib.Path, together: bool) -> None:
+    """Raises the reason; with `together` also where another process has one."""
+    if not (distributed.everywhere(not reason) if together else not reason):
+        raise CheckpointError(reason or f"checkpoint {directory} cannot be read by another process")
+
+
+def _check_any(workdir: pathlib.Path) -> None:
+    if not steps(workdir):
+        raise CheckpointError(f"{workdir} has no checkpoint; train it first: jaxdiff train CONFIG --workdir {workdir}")
+
+
+def _check_room(to: ocp.CheckpointManager, items: Mapping[str, Any]) -> None:
+    """Whether the disk has room; where it has not, what writes to it in the background says so in hundreds of lines."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) + SPARE
+    free = shutil.disk_usage(to.directory).free
+    if free < needed:
+        sizes = f"it may take {needed / 1e6:.1f} MB, the disk has {free / 1e6:.1f} MB left"
+        how = "make room, the same command goes on from the last checkpoint"
+        raise CheckpointError(f"a checkpoint in {to.directory} could not be saved: {sizes}; {how}")
+
+
+@contextlib.contextmanager
+def _saving(to: ocp.CheckpointManager) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"a checkpoint in {to.directory} could not be saved: {str(error).splitlines()[0][:200]}") from error
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    emas = {_ema_item(name): params for name, params in state.ema.items()}
+    return {"step": {"step": state.step}, "params": state.params, "opt_state": state.opt_state, **emas}
+
+
+def _ema_item(name: str) -> str:
+    return f"ema_{name}"
+
+
+def _paths(tree: Any) -> list[str]:
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def _directory(workdir: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+def _remove_unfinished(workdir: pathlib.Path) -> None:
+    """Removes what killed processes left of their saves."""
+    for path in _directory(workdir).glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _move_away(workdir: pathlib.Path, step: int) -> None:
+    source = _directory(workdir) / str(step)
+    target = _directory(workdir).parent / DAMAGED
+    target.mkdir(exist_ok=True)
+    number = sum(1 for _ in target.iterdir())
+    source.rename(target / f"{step}-{number}")

@@ -1,0 +1,70 @@
+"""Metrics of a run: JSON lines and TensorBoard."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from jaxdiff.io import files
+from jaxdiff.training import distributed
+
+Write = Callable[[int, Mapping[str, float]], None]
+
+
+@contextlib.contextmanager
+def writer(workdir: pathlib.Path, start: int) -> Iterator[tuple[Write, Callable[[int, np.ndarray], None]]]:
+    """Two functions, for metrics and for a picture `[H, W, C]`, both at a step.
+
+    Lines of `metrics.jsonl` after the step `start` are dropped first: a resumed run writes them again. Of several processes
+    the first alone writes.
+    """
+    if not distributed.first():
+        yield lambda step, values: None, lambda step, pixels: None
+        return
+    from tensorboardX import SummaryWriter
+
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    _cut(path, start)
+    board = SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"), purge_step=start + 1)
+
+    def write(step: int, values: Mapping[str, float]) -> None:
+        with path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            board.add_scalar(name, value, step)
+
+    def picture(step: int, pixels: np.ndarray) -> None:
+        board.add_image("samples", pixels, step, dataformats="HWC")
+
+    try:
+        yield write, picture
+    finally:
+        board.close()
+
+
+def show(workdir: pathlib.Path, step: int, shown: Mapping[str, np.ndarray]) -> None:
+    """Adds pictures `[H, W, C]` by their names to a run's TensorBoard, at a step."""
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(pathlib.Path(workdir) / "tensorboard")) as board:
+        for name, pixels in shown.items():
+            board.add_image(name, pixels, step, dataformats="HWC")
+
+
+def _cut(path: pathlib.Path, start: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    files.write(path, "".join(line for line in lines if line.endswith("\n") and 0 <= _step(line) <= start))
+
+
+def _step(line: str) -> int:
+    """The step of a line of metrics; of one that is damaged -1."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return -1

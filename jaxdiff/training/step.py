@@ -1,0 +1,145 @@
+"""Training: the state, one pure step, and the loop over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.typing import DTypeLike
+
+Params = Any
+Batch = Mapping[str, Array]
+Metrics = Mapping[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that a step changes, and what it reads and leaves alone (`frozen`: a teacher, an autoencoder).
+
+    `ema` maps a name to an average of the params. `step` is also the position in the data and in the stream of keys, so
+    a state says exactly where its run stands.
+    """
+
+    step: Array
+    params: Params
+    ema: Mapping[str, Params]
+    opt_state: optax.OptState
+    frozen: Any = field(default_factory=dict)
+
+
+Objective = Callable[[Params, TrainState, Batch, Array], Array | tuple[Array, Metrics]]  # the loss; with it, terms to report
+Step = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
+Gradient = Callable[[Params, TrainState, Batch, Array], tuple[Metrics, Params]]  # the loss among the metrics
+
+
+def initial_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    ema_decays: Mapping[str, float],
+    frozen: Any = None,
+    ema_dtype: DTypeLike | None = None,
+) -> TrainState:
+    """The state at step 0; every EMA starts as a copy of the params, of their dtype unless one is given."""
+    ema = {name: jax.tree.map(lambda leaf: jnp.array(leaf, ema_dtype or leaf.dtype), params) for name in ema_decays}
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), {} if frozen is None else frozen)
+
+
+def train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    ema_decays: Mapping[str, float],
+    parts: int = 1,
+    across: Callable[[Gradient], Gradient] = lambda gradient: gradient,
+) -> Step:
+    """One pure step `(state, batch, key) -> (state, metrics)`; the same key serves every step of a run.
+
+    An EMA moves by `(1 - d) * (params - ema)` with `d = min(decay, (1 + k) / (10 + k))` after k steps, so that it forgets the
+    initial params soon. One of bfloat16 is rounded at random, up or down by the distance, or it would never move.
+
+    Args:
+        objective: the loss `[]` to minimise in its first argument; or a pair of it and metrics `[]` to report beside it. It is
+            a mean over the rows of the batch, and sees a state without params and optimizer.
+        optimizer: any optax transformation; clipping, warm-up and schedule are its own.
+        ema_decays: name -> decay of every EMA in the state.
+        parts: into how many parts the rows are cut, whose gradients are computed one after another: less memory.
+        across: makes of a function of some rows one of the rows of all devices: gathers params, averages gradients (see `mesh`).
+    """
+    gradient = across(_in_parts(_gradient(objective), parts))
+
+    def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        chex.assert_equal_shape_prefix(jax.tree.leaves(batch), 1)
+        key = jax.random.fold_in(key, state.step)
+        terms, grads = gradient(state.params, replace(state, params={}, opt_state=()), batch, key)
+        with jax.numpy_dtype_promotion("standard"):  # optax's schedules divide counts of steps
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        keys = zip(ema_decays.items(), jax.random.split(jax.random.fold_in(key, 1), max(len(ema_decays), 1)), strict=False)
+        ema = {name: _average(state.ema[name], params, decay, state.step, key) for (name, decay), key in keys}
+        metrics = {**terms, "grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+        return TrainState(state.step + 1, params, ema, opt_state, state.frozen), metrics
+
+    return step
+
+
+def _gradient(objective: Objective) -> Gradient:
+    def gradient(params: Params, state: TrainState, batch: Batch, key: Array) -> tuple[Metrics, Params]:
+        def scored(params: Params) -> tuple[Array, Metrics]:
+            result = objective(params, replace(state, ema=widened(state.ema)), batch, key)
+            return result if isinstance(result, tuple) else (result, {})
+
+        (loss, terms), grads = jax.value_and_grad(scored, has_aux=True)(params)
+        return {"loss": loss, **terms}, grads
+
+    return gradient
+
+
+def _in_parts(gradient: Gradient, parts: int) -> Gradient:
+    """The mean over parts of the rows, one after another: the gradient of all of them, with the memory of one part."""
+    if parts == 1:
+        return gradient
+
+    def summed(params: Params, state: TrainState, batch: Batch, key: Array) -> tuple[Metrics, Params]:
+        cut = jax.tree.map(lambda rows: rows.reshape(parts, rows.shape[0] // parts, *rows.shape[1:]), batch)
+
+        def add(total: Any, part: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(params, state, part, key)), None
+
+        like = jax.eval_shape(gradient, params, state, jax.tree.map(lambda rows: rows[0], cut), key)
+        total, _ = jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like), cut)
+        return jax.tree.map(lambda leaf: leaf / parts, total)
+
+    return summed
+
+
+def widened(ema: Params) -> Params:
+    """The params that an average stands for: float32 where it was kept in bfloat16."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf, ema)
+
+
+def _average(ema: Params, params: Params, decay: float, step: Array, key: Array) -> Params:
+    count = step.astype(jnp.float32)
+    share = 1 - jnp.minimum(decay, (1 + count) / (10 + count))
+
+    def moved(number: int, old: Array, new: Array) -> Array:
+        if old.dtype == new.dtype:
+            return old + share.astype(old.dtype) * (new - old)
+        wide = old.astype(new.dtype)
+        return _rounded(wide + share.astype(new.dtype) * (new - wide), jax.random.fold_in(key, number))
+
+    leaves, structure = jax.tree.flatten(ema)
+    pairs = zip(leaves, jax.tree.leaves(params), strict=True)
+    return structure.unflatten([moved(number, old, new) for number, (old, new) in enumerate(pairs)])
+
+
+def _rounded(value: Array, key: Array) -> Array:
+    """The float32 value as bfloat16, one of its two neighbours at random so that the mean is the value."""
+    noise = jax.random.bits(key, value.shape, jnp.uint16).astype(jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(value, jnp.uint32) + noise
+    return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
