@@ -15,7 +15,7 @@ config = Experiment(
     data=Data(name="cifar10", image_shape=(32, 32, 3), flip=True, batch_size=512),
     model=Model(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), num_classes=10, dropout=0.0, dtype="bfloat16"),
     diffusion=Diffusion(schedule="karras", prediction="edm", weight="x0", label_dropout=0.0),
-    distillation=Distillation(steps=18, spacing="karras", solver="heun", distance="pseudo_huber"),
+    distillation=Distillation(steps=18, spacing="karras", solver="heun_edm", distance="pseudo_huber"),
     optimizer=Optimizer(learning_rate=4e-4),
     ema={"ema": 0.9999},
     steps=800_000,

@@ -16,5 +16,5 @@ config = Experiment(
     ema={"ema": 0.9998},
     steps=400_000,
     checkpoint_every=5000,
-    sampling=Sampling(sampler="heun", steps=18, spacing="karras", guidance=1.0, every=10_000),
+    sampling=Sampling(sampler="heun_edm", steps=18, spacing="karras", guidance=1.0, every=10_000),
 )

@@ -15,6 +15,7 @@ from jax import Array
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.process import Level, diffuse, forward_std
 from jaxdiff.samplers import Sampler, sample
+from jaxdiff.samplers.loop import map_step
 
 Operator = Callable[[Array], Array]  # what is seen of clean images: [B, ...] -> [B, ...]
 
@@ -59,12 +60,16 @@ def inpaint(sampler: Sampler, known: Array, mask: Array) -> Sampler:
     agree with it; see `resampled`. `known` and `mask` broadcast against x.
     """
 
-    def step(denoise, x, memory, t, s, key):
-        sampler_key, noise_key = jax.random.split(key)
-        x, memory = sampler.step(denoise, x, memory, t, s, sampler_key)
-        return jnp.where(mask, diffuse(jnp.asarray(known, x.dtype), jax.random.normal(noise_key, x.shape, x.dtype), s), x), memory
+    def filled(step):
+        def step_and_fill(denoise, x, memory, t, s, key):
+            sampler_key, noise_key = jax.random.split(key)
+            x, memory = step(denoise, x, memory, t, s, sampler_key)
+            noised = diffuse(jnp.asarray(known, x.dtype), jax.random.normal(noise_key, x.shape, x.dtype), s)
+            return jnp.where(mask, noised, x), memory
 
-    return Sampler(sampler.init, step)
+        return step_and_fill
+
+    return map_step(filled, sampler)
 
 
 def resampled(sampler: Sampler, times: int) -> Sampler:
@@ -80,16 +85,19 @@ def resampled(sampler: Sampler, times: int) -> Sampler:
     if times < 1:
         raise ValueError(f"resampled: times must be at least 1, got {times}")
 
-    def step(denoise, x, memory, t, s, key):
-        def there_and_back(number, x):
-            step_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
-            x_s, _ = sampler.step(denoise, x, memory, t, s, step_key)
-            return t.alpha / s.alpha * x_s + forward_std(t, s) * jax.random.normal(noise_key, x.shape, x.dtype)
+    def repeated(step):
+        def step_repeatedly(denoise, x, memory, t, s, key):
+            def there_and_back(number, x):
+                step_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
+                x_s, _ = step(denoise, x, memory, t, s, step_key)
+                return t.alpha / s.alpha * x_s + forward_std(t, s) * jax.random.normal(noise_key, x.shape, x.dtype)
 
-        x = jax.lax.fori_loop(0, times - 1, there_and_back, x)
-        return sampler.step(denoise, x, memory, t, s, jax.random.fold_in(key, times - 1))
+            x = jax.lax.fori_loop(0, times - 1, there_and_back, x)
+            return step(denoise, x, memory, t, s, jax.random.fold_in(key, times - 1))
 
-    return Sampler(sampler.init, step)
+        return step_repeatedly
+
+    return map_step(repeated, sampler)
 
 
 def posterior_guide(denoise: Denoiser, operator: Operator, observed: Array, std: float, iterations: int = 4) -> Denoiser:

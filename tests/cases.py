@@ -38,6 +38,7 @@ SAMPLERS = {
     "ddpm_large": jd.ddpm(process.forward_std),
     "euler_maruyama": jd.euler_maruyama(),
     "heun": jd.heun(),
+    "heun_edm": jd.heun(samplers.edm_trapezoid),
     "dpmpp_2m": jd.dpmpp_2m(),
     "dpmpp_2m_sde": jd.dpmpp_2m_sde(),
     "dpmpp_3m": jd.dpmpp_3m(),
@@ -46,7 +47,7 @@ SAMPLERS = {
     "consistency": jd.consistency(),
     "latent_consistency": jd.consistency(noise=samplers.full_std),
 }
-DETERMINISTIC = {"ddim", "heun", "dpmpp_2m", "dpmpp_3m", "unipc"}
+DETERMINISTIC = {"ddim", "heun", "heun_edm", "dpmpp_2m", "dpmpp_3m", "unipc"}
 
 # From a denoiser with a label, one without, log p(label | x) and a scale that is 1 where nothing is guided.
 GUIDANCES = {

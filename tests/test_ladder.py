@@ -153,7 +153,7 @@ def resolved(tmp_path, **changes):
     return made, ladder.runs(made, tmp_path / "ladder")
 
 
-def test_guidance_and_heun_cost_two_calls_a_step_each(tmp_path):
+def test_guidance_costs_two_calls_a_step_and_heun_two_but_in_the_last(tmp_path):
     change = {"calls": (1, 2, 4, 8), "baselines": ("ddim", "heun"), "guidance": (1.0, 2.0), "reference_steps": 50}
     places = list(ladder.rungs(*resolved(tmp_path, **change)))
     found = {}
@@ -165,9 +165,9 @@ def test_guidance_and_heun_cost_two_calls_a_step_each(tmp_path):
         assert place.config.sampling.sampler == (place.name.split(",")[0].split()[1:] or [place.config.sampling.sampler])[0]
     assert found == {
         "teacher ddim": [(1, 1), (2, 2), (4, 4), (8, 8), (50, 50)],
-        "teacher heun": [(2, 1), (4, 2), (8, 4)],
+        "teacher heun": [(1, 1), (3, 2), (7, 4)],
         "teacher ddim, guidance 2": [(2, 1), (4, 2), (8, 4), (100, 50)],
-        "teacher heun, guidance 2": [(4, 1), (8, 2)],
+        "teacher heun, guidance 2": [(2, 1), (6, 2)],
         "guided": [(1, 1), (2, 2), (4, 4), (8, 8)],
         "guided, guidance 2": [(1, 1), (2, 2), (4, 4), (8, 8)],
         "consistency, guidance 2": [(1, 1)],

@@ -8,7 +8,7 @@ from cases import SCHEDULES, clouds
 
 import jaxdiff as jd
 from jaxdiff import oracles, process, samplers
-from jaxdiff.samplers import multistep
+from jaxdiff.samplers.exponential import exponential_moments
 
 FOUR = ["cosine", "linear", "karras", "rectified_flow"]
 
@@ -23,6 +23,7 @@ def ends(sampler, schedule, num_steps, x, data):
 ORDERS = {
     "ddim": (jd.ddim(), 1, 0.1),
     "heun": (samplers.heun(), 2, 0.2),
+    "heun_edm": (samplers.heun(samplers.edm_trapezoid), 2, 0.2),
     "dpmpp_2m": (samplers.dpmpp_2m(), 2, 0.2),
     "dpmpp_3m": (samplers.dpmpp_3m(), 3, 0.5),
     "unipc": (samplers.unipc(), 3, 0.2),
@@ -124,7 +125,7 @@ PEERS = {
     "dpmpp_2m": (samplers.dpmpp_2m(), 1e-5),
     "unipc_2": (samplers.unipc(), 1e-5),
     "euler_karras": (jd.ddim(), 5e-6),
-    "heun_karras": (samplers.heun(), 1e-6),
+    "heun_karras": (samplers.heun(samplers.edm_trapezoid), 1e-6),
     "lcm": (samplers.consistency(noise=samplers.full_std), 1e-12),
 }
 
@@ -244,11 +245,12 @@ def test_churn_is_the_papers_algorithm(float64):
     slope = (x_hat - denoise(x_hat, jd.Level(1.0, hat))) / hat
     euler = x_hat + (1.5 - hat) * slope
     expected = x_hat + (1.5 - hat) * (slope / 2 + (euler - denoise(euler, s)) / 3)
+    heun = jd.heun(samplers.edm_trapezoid)
     for size in (jnp.hypot, lambda alpha, sigma: alpha):  # D knows the level: x / alpha is the same
-        kind = jd.churn(jd.heun(), 0.2, sigma_min=1.0, sigma_max=3.0, noise=1.003, size=size)
+        kind = jd.churn(heun, 0.2, sigma_min=1.0, sigma_max=3.0, noise=1.003, size=size)
         np.testing.assert_allclose(kind.step(denoise, x, (), t, s, key)[0], expected, rtol=1e-9)
-    outside = jd.churn(jd.heun(), 0.2, sigma_min=3.0)
-    np.testing.assert_allclose(outside.step(denoise, x, (), t, s, key)[0], jd.heun().step(denoise, x, (), t, s, key)[0])
+    outside = jd.churn(heun, 0.2, sigma_min=3.0)
+    np.testing.assert_allclose(outside.step(denoise, x, (), t, s, key)[0], heun.step(denoise, x, (), t, s, key)[0])
 
 
 def test_euler_maruyama_is_the_papers_rule_in_small_steps(float64):
@@ -262,6 +264,63 @@ def test_euler_maruyama_is_the_papers_rule_in_small_steps(float64):
         np.testing.assert_allclose((moved - x) / dt, (expected - x) / dt, rtol=1e-3)
 
 
+def count_calls(sampled):
+    """How often `sampled(denoise)` calls its denoiser when it runs."""
+    calls = []
+
+    def denoise(x, level):
+        jax.debug.callback(lambda: calls.append(None))
+        return 0.5 * x
+
+    jax.block_until_ready(sampled(denoise))
+    jax.effects_barrier()
+    return len(calls)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 6])
+def test_heun_calls_the_denoiser_once_in_its_last_step(num_steps):
+    """Karras et al. (2022), section 3: 2 N - 1 calls, and as many where other functions make samplers of it."""
+    levels, x, key = jd.grid(jd.cosine(), num_steps), jnp.ones((1, 4)), jax.random.key(0)
+    for kind in (
+        jd.heun(),
+        jd.heun(samplers.edm_trapezoid),
+        jd.churn(jd.heun(), 0.1),
+        jd.watched(jd.heun(), lambda number, x: None),
+        jd.editing.inpaint(jd.heun(), jnp.zeros((1, 4)), jnp.arange(4)[None] < 2),
+    ):
+        assert count_calls(lambda denoise, kind=kind: jd.sample(kind, denoise, x, levels, key)) == 2 * num_steps - 1
+    for every in {1, num_steps}:
+        calls = count_calls(lambda denoise, every=every: jd.trajectory(jd.heun(), denoise, x, levels, key, every))
+        assert calls == 2 * num_steps - 1
+    repeated = jd.editing.resampled(jd.heun(), 3)
+    assert count_calls(lambda denoise: jd.sample(repeated, denoise, x, levels, key)) == 3 * (2 * num_steps - 1)
+
+
+def test_last_is_the_step_to_clean_in_fewer_calls():
+    levels, x, denoise = jd.grid(jd.cosine(), 4), jnp.array([[0.3, -2.0]]), oracles.denoiser(clouds())
+    for kind in (jd.heun(), jd.churn(jd.heun(), 0.1), jd.editing.resampled(jd.heun(), 2)):
+        plain = kind._replace(last=None)  # as a sampler of two functions
+        one, two = (jd.sample(each, denoise, x, levels, jax.random.key(0)) for each in (kind, plain))
+        np.testing.assert_allclose(one, two, rtol=1e-6)
+        assert count_calls(lambda denoise, plain=plain: jd.sample(plain, denoise, x, levels, jax.random.key(0))) > count_calls(
+            lambda denoise, kind=kind: jd.sample(kind, denoise, x, levels, jax.random.key(0))
+        )
+
+
+def test_heun_is_exact_where_x0_is_linear_in_logsnr(float64):
+    """The exponential integrator's own property, in a step of any length; EDM's rule has it in short ones alone."""
+    t, s, x = jd.cosine()(0.98), jd.cosine()(0.3), jnp.array([[0.7]])
+
+    def denoise(x, level):
+        return jnp.full_like(x, 0.2) + 0.05 * level.logsnr
+
+    lam = np.linspace(*(float(level.logsnr) / 2 for level in (t, s)), 100_001)
+    integral = np.trapezoid(np.exp(lam) * (0.2 + 0.1 * lam), lam)
+    exact = s.sigma / t.sigma * x + s.sigma * integral
+    np.testing.assert_allclose(jd.heun().step(denoise, x, (), t, s, None)[0], exact, rtol=1e-7)
+    assert float(jnp.abs(jd.heun(samplers.edm_trapezoid).step(denoise, x, (), t, s, None)[0] - exact)[0, 0]) > 1
+
+
 def test_exponential_moments_equal_the_integrals(float64):
     """On both sides of the step size at which the series takes over, and for steps upwards."""
     nodes, weights = np.polynomial.legendre.leggauss(40)
@@ -269,7 +328,7 @@ def test_exponential_moments_equal_the_integrals(float64):
     for h in (-3.0, -0.0999, 1e-9, 0.05, 0.0999, 0.1001, 1.0, 8.0):
         density = weights * np.exp(h * u)
         expected = [np.sum(density * u**power) / np.sum(density) for power in (1, 2)]
-        np.testing.assert_allclose(multistep._exponential_moments(jnp.asarray(h)), expected, rtol=1e-10)
+        np.testing.assert_allclose(exponential_moments(jnp.asarray(h)), expected, rtol=1e-10)
 
 
 def test_a_thousand_steps_need_no_more_memory_than_ten():

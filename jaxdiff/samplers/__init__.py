@@ -2,7 +2,18 @@
 
 from jaxdiff.samplers.loop import Sampler, sample, trajectory
 from jaxdiff.samplers.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc
-from jaxdiff.samplers.singlestep import consistency, ddim, ddpm, euler_maruyama, excess_std, full_std, heun, overshoot
+from jaxdiff.samplers.singlestep import (
+    consistency,
+    ddim,
+    ddpm,
+    edm_trapezoid,
+    euler_maruyama,
+    excess_std,
+    exponential_trapezoid,
+    full_std,
+    heun,
+    overshoot,
+)
 from jaxdiff.samplers.transforms import churn, watched
 
 __all__ = [
@@ -14,8 +25,10 @@ __all__ = [
     "dpmpp_2m",
     "dpmpp_2m_sde",
     "dpmpp_3m",
+    "edm_trapezoid",
     "euler_maruyama",
     "excess_std",
+    "exponential_trapezoid",
     "full_std",
     "heun",
     "overshoot",

@@ -16,11 +16,20 @@ from jaxdiff.process import Level
 Memory = Any  # what a multistep sampler remembers between steps: a pytree
 
 
+Step = Callable[[Denoiser, Array, Memory, Level, Level, Array], tuple[Array, Memory]]
+
+
 class Sampler(NamedTuple):
-    """Two pure functions: `init(x) -> memory` and `step(denoise, x, memory, t, s, key) -> (x, memory)` from t to s."""
+    """Two pure functions: `init(x) -> memory` and `step(denoise, x, memory, t, s, key) -> (x, memory)` from t to s.
+
+    A sampler whose step makes calls that the step to clean does not need may give a third, `last`, of `step`'s signature:
+    what `step` returns where s is clean, in fewer calls. `sample` and `trajectory` take the last step by it, outside their
+    loop, which compiles the denoiser once more. `step` must serve that step as well.
+    """
 
     init: Callable[[Array], Memory]
-    step: Callable[[Denoiser, Array, Memory, Level, Level, Array], tuple[Array, Memory]]
+    step: Step
+    last: Step | None = None
 
 
 def sample(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Array) -> Array:
@@ -39,8 +48,7 @@ def sample(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Ar
     >>> sample(ddim(), oracles.denoiser(cloud), x, grid(cosine(), 50), jax.random.key(1)).mean(0).round(1).tolist()
     [1.0, -1.0]
     """
-    (x, _), _ = _run(sampler, denoise, (x, sampler.init(x)), levels, key, jnp.arange(levels.sigma.size - 1))
-    return x
+    return _walk(sampler, denoise, (x, sampler.init(x)), levels, key, jnp.arange(levels.sigma.size - 1), to_end=True)[0]
 
 
 def trajectory(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Array, every: int = 1) -> Array:
@@ -54,25 +62,39 @@ def trajectory(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key
         raise ValueError(f"trajectory: every must divide the number of steps, {num_steps}, got {every}")
 
     def leg(carry, indices):
-        carry, _ = _run(sampler, denoise, carry, levels, key, indices)
+        carry = _walk(sampler, denoise, carry, levels, key, indices)
         return carry, carry[0]
 
-    _, states = jax.lax.scan(leg, (x, sampler.init(x)), jnp.arange(num_steps).reshape(-1, every))
-    return jnp.concatenate([x[None], states])
+    legs = jnp.arange(num_steps).reshape(-1, every)
+    if sampler.last is None:
+        _, states = jax.lax.scan(leg, (x, sampler.init(x)), legs)
+        return jnp.concatenate([x[None], states])
+    carry, states = jax.lax.scan(leg, (x, sampler.init(x)), legs[:-1])
+    x0, _ = _walk(sampler, denoise, carry, levels, key, legs[-1], to_end=True)
+    return jnp.concatenate([x[None], states, x0[None]])
 
 
-def _run(sampler, denoise, carry, levels, key, indices):
+def _walk(sampler, denoise, carry, levels, key, indices, to_end=False):
+    """The carry `(x, memory)` after the steps of these indices; `to_end`: they end with the last of the list."""
     levels = jax.tree.map(jnp.asarray, levels)
     chex.assert_rank((levels.alpha, levels.sigma), 1)
-    x = carry[0]
-    if not x.dtype == levels.alpha.dtype == levels.sigma.dtype:
-        raise TypeError(f"sample: x is {x.dtype}, levels {levels.alpha.dtype}; give both in one dtype (a network may use another)")
+    dtype = carry[0].dtype
+    if not dtype == levels.alpha.dtype == levels.sigma.dtype:
+        raise TypeError(f"sample: x is {dtype}, levels {levels.alpha.dtype}; give both in one dtype (a network may use another)")
 
-    def body(carry, index):
-        x, memory = carry
-        return sampler.step(denoise, x, memory, levels[index], levels[index + 1], jax.random.fold_in(key, index)), None
+    def move(step, carry, index):
+        return step(denoise, *carry, levels[index], levels[index + 1], jax.random.fold_in(key, index))
 
-    return jax.lax.scan(body, carry, indices)
+    last = sampler.last if to_end else None
+    looped = indices if last is None else indices[:-1]
+    if looped.size:
+        carry, _ = jax.lax.scan(lambda carry, index: (move(sampler.step, carry, index), None), carry, looped)
+    return carry if last is None else move(last, carry, indices[-1])
+
+
+def map_step(wrap: Callable[[Step], Step], sampler: Sampler) -> Sampler:
+    """The sampler with `wrap` around its step, and around its `last` if it has one."""
+    return sampler._replace(step=wrap(sampler.step), last=None if sampler.last is None else wrap(sampler.last))
 
 
 def stateless(step) -> Sampler:

@@ -1,7 +1,4 @@
-"""Multistep samplers: one call a step, and the clean images of earlier steps.
-
-`lam` is `log(alpha / sigma)`, half of logsnr, in which the papers of DPM-Solver and UniPC measure a step.
-"""
+"""Multistep samplers: one call a step, and the clean images of earlier steps. `lam` is `log(alpha / sigma)`, half of logsnr."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.process import Level, transfer
+from jaxdiff.samplers.exponential import exponential_moments, stride
 from jaxdiff.samplers.loop import Sampler
 from jaxdiff.samplers.singlestep import renewed
 
@@ -44,7 +42,7 @@ def dpmpp_3m() -> Sampler:
     def step(denoise, x, memory, t, s, key):
         x0 = denoise(x, t)
         (one, level_one), two = memory
-        aim = _parabola_mean(_stride(t, s), x0, one, -_stride(level_one, t), two[0], -_stride(two[1], t))
+        aim = _parabola_mean(stride(t, s), x0, one, -stride(level_one, t), two[0], -stride(two[1], t))
         return transfer(x, aim, t, s), ((x0, t), (one, level_one))
 
     return Sampler(lambda x: (_nothing_before(x), _nothing_before(x)), step)
@@ -59,21 +57,14 @@ def unipc() -> Sampler:
     def step(denoise, x, memory, t, s, key):
         x0 = denoise(x, t)
         aim_before, (one, level_one), (two, level_two) = memory
-        h = _stride(level_one, t)
-        better = _parabola_mean(h, one, x0, h, two, -_stride(level_two, level_one))
+        h = stride(level_one, t)
+        better = _parabola_mean(h, one, x0, h, two, -stride(level_two, level_one))
         gain = t.alpha - level_one.alpha * t.sigma / level_one.sigma  # of the aim in transfer from level_one to t
         x = x + jnp.where(jnp.isfinite(h), gain, 0) * (better - aim_before)
         aim = _extrapolated(x0, (one, level_one), t, s)
         return transfer(x, aim, t, s), (aim, (x0, t), (one, level_one))
 
     return Sampler(lambda x: (jnp.zeros_like(x), _nothing_before(x), _nothing_before(x)), step)
-
-
-def _stride(t: Level, s: Level) -> Array:
-    """`lam_s - lam_t`; infinite from pure noise (alpha = 0), to clean (sigma = 0), and between equal levels."""
-    ratio = s.alpha * t.sigma / jnp.where(t.alpha * s.sigma > 0, t.alpha * s.sigma, jnp.inf)
-    finite = (ratio > 0) & (ratio != 1)
-    return jnp.where(finite, jnp.log(jnp.where(finite, ratio, 1)), jnp.inf)
 
 
 def _nothing_before(x: Array) -> tuple[Array, Level]:
@@ -84,7 +75,7 @@ def _nothing_before(x: Array) -> tuple[Array, Level]:
 def _extrapolated(x0: Array, memory: tuple[Array, Level], t: Level, s: Level) -> Array:
     """`x0 + h / (2 h_prev) (x0 - x0_prev)`: the clean image in the middle of the step; x0 where h or h_prev is infinite."""
     before, level_before = memory
-    h, h_prev = _stride(t, s), _stride(level_before, t)
+    h, h_prev = stride(t, s), stride(level_before, t)
     usable = jnp.isfinite(h) & jnp.isfinite(h_prev)
     weight = jnp.where(usable, jnp.where(usable, h, 0) / (2 * jnp.where(usable, h_prev, 1)), 0)
     return x0 + weight * (x0 - before)
@@ -98,19 +89,8 @@ def _parabola_mean(h: Array, x0: Array, one: Array, a: Array, two: Array, b: Arr
     straight = jnp.isfinite(h) & jnp.isfinite(a)
     curved = straight & jnp.isfinite(b) & (a != b)
     h, a, b = jnp.where(straight, h, 1), jnp.where(straight, a, 1), jnp.where(curved, b, jnp.where(straight, 2 * a, 2))
-    first, second = _exponential_moments(h)
+    first, second = exponential_moments(h)
     slope = (one - x0) / a
     bend = ((two - x0) / b - slope) / (b - a)
     weight = jnp.where(curved, h * first, jnp.where(straight, h / 2, 0))
     return x0 + weight * slope + jnp.where(curved, h**2 * second - a * h * first, 0) * bend
-
-
-def _exponential_moments(h: Array) -> tuple[Array, Array]:
-    """Means of `u` and `u^2` over u in [0, 1] weighted by `exp(h u)`; by their series where h is small."""
-    small = jnp.abs(h) < 0.1
-    safe = jnp.where(small, 1, h)
-    whole = -1 / jnp.expm1(-safe)
-    first = whole - 1 / safe
-    first_series = 1 / 2 + h / 12 - h**3 / 720 + h**5 / 30240
-    second_series = 1 / 3 + h / 12 + h**2 / 360 - h**3 / 720 - h**4 / 15120 + h**5 / 30240
-    return jnp.where(small, first_series, first), jnp.where(small, second_series, whole - 2 * first / safe)

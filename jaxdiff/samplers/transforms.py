@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.process import Level
-from jaxdiff.samplers.loop import Sampler
+from jaxdiff.samplers.loop import Sampler, map_step
 
 
 def churn(
@@ -31,22 +31,25 @@ def churn(
         ValueError: the sampler remembers earlier steps, which the fresh noise makes wrong.
     """
 
-    def step(denoise, x, memory, t, s, key):
-        noise_key, step_key = jax.random.split(key)
-        ratio = t.sigma / t.alpha
-        raised = t.sigma * (1 + jnp.where((sigma_min <= ratio) & (ratio <= sigma_max), gamma, 0))
-        variance = raised**2 - t.sigma**2
-        std = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)  # grad at 0 is finite
-        fresh = noise * std * jax.random.normal(noise_key, x.shape, x.dtype)
-        scale = size(t.alpha, t.sigma) / size(t.alpha, raised)
-        return sampler.step(denoise, scale * (x + fresh), memory, Level(scale * t.alpha, scale * raised), s, step_key)
+    def raised(step):
+        def from_raised(denoise, x, memory, t, s, key):
+            noise_key, step_key = jax.random.split(key)
+            ratio = t.sigma / t.alpha
+            sigma = t.sigma * (1 + jnp.where((sigma_min <= ratio) & (ratio <= sigma_max), gamma, 0))
+            variance = sigma**2 - t.sigma**2
+            std = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)  # grad at 0 is finite
+            fresh = noise * std * jax.random.normal(noise_key, x.shape, x.dtype)
+            scale = size(t.alpha, t.sigma) / size(t.alpha, sigma)
+            return step(denoise, scale * (x + fresh), memory, Level(scale * t.alpha, scale * sigma), s, step_key)
+
+        return from_raised
 
     def init(x):
         if jax.tree.leaves(sampler.init(x)):
             raise ValueError("churn: only samplers that remember nothing, such as heun, can be begun from a raised level")
         return sampler.init(x)
 
-    return Sampler(init, step)
+    return map_step(raised, sampler._replace(init=init))
 
 
 def watched(sampler: Sampler, callback: Callable[[Array, Array], None]) -> Sampler:
@@ -55,10 +58,13 @@ def watched(sampler: Sampler, callback: Callable[[Array, Array], None]) -> Sampl
     A sampler that is not watched is compiled without it. Calls may arrive late, and under `jax.vmap` one an element.
     """
 
-    def step(denoise, x, memory, t, s, key):
-        number, memory = memory
-        x, memory = sampler.step(denoise, x, memory, t, s, key)
-        jax.debug.callback(callback, number + 1, x)
-        return x, (number + 1, memory)
+    def reporting(step):
+        def step_and_call(denoise, x, memory, t, s, key):
+            number, memory = memory
+            x, memory = step(denoise, x, memory, t, s, key)
+            jax.debug.callback(callback, number + 1, x)
+            return x, (number + 1, memory)
 
-    return Sampler(lambda x: (jnp.zeros((), jnp.int32), sampler.init(x)), step)
+        return step_and_call
+
+    return map_step(reporting, sampler._replace(init=lambda x: (jnp.zeros((), jnp.int32), sampler.init(x))))

@@ -42,6 +42,7 @@ SAMPLERS: dict[str, Callable[[float, process.Level], samplers.Sampler]] = {  # o
     "ddpm": lambda eta, levels: samplers.ddpm(),
     "ddpm_large": lambda eta, levels: samplers.ddpm(process.forward_std),
     "heun": lambda eta, levels: samplers.heun(),
+    "heun_edm": lambda eta, levels: samplers.heun(samplers.edm_trapezoid),
     "dpmpp_2m": lambda eta, levels: samplers.dpmpp_2m(),
     "dpmpp_3m": lambda eta, levels: samplers.dpmpp_3m(),
     "dpmpp_2m_sde": lambda eta, levels: samplers.dpmpp_2m_sde(),
@@ -50,9 +51,17 @@ SAMPLERS: dict[str, Callable[[float, process.Level], samplers.Sampler]] = {  # o
     "consistency": lambda eta, levels: samplers.consistency(samplers.full_std),
     "overshoot": lambda eta, levels: samplers.overshoot(levels),
 }
+
+
+def _solver(sampler: samplers.Sampler) -> targets.Solver:
+    """One step of a sampler that uses neither memory nor key."""
+    return lambda denoise, x, t, s: sampler.step(denoise, x, (), t, s, jax.random.key(0))[0]
+
+
 SOLVERS: dict[str, targets.Solver] = {
     "ddim": targets.euler,
-    "heun": lambda denoise, x, t, s: samplers.heun().step(denoise, x, (), t, s, jax.random.key(0))[0],
+    "heun": _solver(samplers.heun()),
+    "heun_edm": _solver(samplers.heun(samplers.edm_trapezoid)),
 }
 SIZES: dict[str, Callable[[Array, Array], Array]] = {  # what stays along a schedule; hypot(alpha, sigma) where not named
     "karras": lambda alpha, sigma: alpha,

@@ -4,7 +4,6 @@ Strings that choose code live here and on the command line alone; `recipe` turns
 """
 
 from jaxdiff.app.config.distillation import (
-    COST,
     DENOISERS,
     STUDENTS,
     Distillation,
@@ -13,7 +12,9 @@ from jaxdiff.app.config.distillation import (
     on_list,
     round_steps,
     rounds,
+    sampler_calls,
     sampling_steps,
+    steps_within,
     varies,
 )
 from jaxdiff.app.config.fields import (
@@ -36,7 +37,6 @@ from jaxdiff.app.config.ladder import Ladder
 from jaxdiff.app.config.validation import FAMILIES, a_run_of, differences, from_dict, load, load_ladder, to_dict, validated
 
 __all__ = [
-    "COST",
     "DENOISERS",
     "FAMILIES",
     "STUDENTS",
@@ -46,7 +46,9 @@ __all__ = [
     "on_list",
     "round_steps",
     "rounds",
+    "sampler_calls",
     "sampling_steps",
+    "steps_within",
     "varies",
     "Autoencoder",
     "Cascade",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 STUDENTS = ("guided", "progressive", "consistency")
-COST = {"heun": 2}  # network calls of a sampler's step, where it is not one
+TWO_CALLS = ("heun", "heun_edm")  # samplers that call the network twice a step, but once in the last
 DENOISERS = ("diffusion", *STUDENTS)  # objectives that train what samplers can walk with
 Spacing = Literal["time", "logsnr", "karras", "quadratic"]
 
@@ -38,7 +38,7 @@ class Distillation:
     """How many steps of the list the target of consistency is ahead: latent consistency models take several."""
     draw: Literal["uniform", "lognormal"] = "uniform"
     """Of the list's levels for training; lognormal: sigma / alpha as Song & Dhariwal (2023) draw it."""
-    solver: Literal["ddim", "heun"] = "ddim"
+    solver: Literal["ddim", "heun", "heun_edm"] = "ddim"
     """With which the teacher goes ahead."""
     weight: Literal["diffusion", "inverse_gap"] = "diffusion"
     """Of consistency: diffusion.weight at the noisier level, or one over the distance between the two."""
@@ -93,7 +93,17 @@ def sampling_steps(c: Any) -> list[int]:
 def network_calls(c: Any) -> int:
     """How often the config's own network is called for a sample: guidance is a second call where a student has not learned it."""
     twice = c.objective not in STUDENTS and c.sampling.guidance not in (0, 1)
-    return c.sampling.steps * COST.get(c.sampling.sampler, 1) * (2 if twice else 1)
+    return sampler_calls(c.sampling.sampler, c.sampling.steps) * (2 if twice else 1)
+
+
+def sampler_calls(sampler: str, steps: int) -> int:
+    """How often the sampler calls its denoiser in so many steps."""
+    return 2 * steps - 1 if sampler in TWO_CALLS else steps
+
+
+def steps_within(sampler: str, calls: int) -> int:
+    """The most steps that the sampler can take with so many calls of its denoiser."""
+    return (calls + 1) // 2 if sampler in TWO_CALLS else calls
 
 
 def _stride(c: Any) -> int:

@@ -13,6 +13,7 @@ SamplerName = Literal[
     "ddpm",
     "ddpm_large",
     "heun",
+    "heun_edm",
     "dpmpp_2m",
     "dpmpp_3m",
     "dpmpp_2m_sde",
@@ -202,7 +203,7 @@ class Sampling:
     """How pictures are made during and after training."""
 
     sampler: SamplerName = "ddim"
-    """heun and euler_maruyama want a spacing of logsnr or karras."""
+    """heun_edm (the published rule) and euler_maruyama want a spacing of logsnr or karras."""
     steps: int = 50
     spacing: Spacing = "time"
     """What is uniform along the levels: the schedule's time, logsnr, (sigma / alpha)^(1/7), or the root of time."""

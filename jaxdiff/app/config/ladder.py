@@ -16,9 +16,9 @@ class Ladder:
     students: tuple[str, ...]
     """Recipes whose objective distils; what they start from is trained first."""
     calls: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of network calls for a sample."""
+    """Numbers of network calls for a sample; heun, which makes odd numbers of them, takes the most steps that need no more."""
     baselines: tuple[Baseline, ...] = ("ddim", "dpmpp_2m", "heun")
-    """Samplers of the teachers; with guidance a step takes two calls, twice as many with heun."""
+    """Samplers of the teachers; guidance doubles their calls."""
     guidance: tuple[float, ...] = (1.0, 2.0)
     """Scales of teachers, and of those students that were trained with them; 1 is none."""
     reference_steps: int = 50

@@ -112,7 +112,7 @@ def figure(value: float, name: str) -> str:
 
 
 def calls(config: Experiment, sampling: Mapping[str, Any]) -> int:
-    """Network calls for a sample: Heun's step has two, and guidance doubles them, but not those of a student."""
+    """Network calls for a sample, doubled by guidance, but not for a student that has learned it."""
     known = {name: sampling[name] for name in ("sampler", "steps", "guidance") if name in sampling}
     return network_calls(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **known)))
 

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxdiff.app.config import COST, STUDENTS, Experiment, Ladder, load, on_list, sampling_steps, validated
+from jaxdiff.app.config import STUDENTS, Experiment, Ladder, load, on_list, sampler_calls, sampling_steps, steps_within, validated
 from jaxdiff.app.runs import finish, lineage, stages, train
 from jaxdiff.io import files, pictures, progress
 from jaxdiff.io.errors import ConfigError
@@ -74,24 +74,15 @@ def _config(stage: stages.Stage) -> Experiment:
 
 def _baselines(ladder: Ladder, stage: stages.Stage) -> Iterator[Rung]:
     for guidance in ladder.guidance:
+        cost = 1 if guidance == 1 else 2
         for sampler in ladder.baselines:
-            cost = COST.get(sampler, 1) * (1 if guidance == 1 else 2)
-            walked = _suited(stage, sampler)
-            for calls in ladder.calls:
-                if calls % cost == 0:
-                    yield _rung(walked, f" {sampler}", calls, sampler=sampler, steps=calls // cost, guidance=guidance)
+            for steps in dict.fromkeys(steps_within(sampler, calls // cost) for calls in ladder.calls if calls % cost == 0):
+                calls = sampler_calls(sampler, steps) * cost
+                yield _rung(stage, f" {sampler}", calls, sampler=sampler, steps=steps, guidance=guidance)
         steps = ladder.reference_steps
-        calls = steps * (1 if guidance == 1 else 2)
+        calls = steps * cost
         if calls not in ladder.calls or "ddim" not in ladder.baselines:
             yield _rung(stage, " ddim", calls, sampler="ddim", steps=steps, guidance=guidance)
-
-
-def _suited(stage: stages.Stage, sampler: str) -> stages.Stage:
-    """The teacher, by Heun on linear levels in the place of cosine ones, whose first steps are too long in logsnr for it."""
-    if sampler != "heun" or stage.config.diffusion.schedule != "cosine":
-        return stage
-    diffusion = dataclasses.replace(stage.config.diffusion, sampling_schedule="linear")
-    return stage._replace(config=dataclasses.replace(stage.config, diffusion=diffusion))
 
 
 def _rung(stage: stages.Stage, how: str, calls: int, **sampling: Any) -> Rung:
