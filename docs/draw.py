@@ -25,7 +25,6 @@ from sklearn.datasets import load_digits
 import jaxdiff as jd
 from jaxdiff import cascade, guidance, likelihood, losses, objectives, oracles, targets, training
 from jaxdiff.io import pictures
-from jaxdiff.samplers import full_std
 
 INK, PALE, BLUE, ORANGE, GREEN, RED = "#22303c", "#9aa7b1", "#2166ac", "#e08214", "#1b7837", "#b2182b"
 HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#dbe9f6", "#8fbbe0", "#4a8cc7"])
@@ -437,8 +436,8 @@ def fewer():
     shown = {
         "denoiser, 1 call": jd.sample(jd.ddim(), denoise, x, fine[::128], KEY),
         "denoiser, 4 calls (DDIM)": jd.sample(jd.ddim(), denoise, x, fine[::32], KEY),
-        "consistency, 1 call": jd.sample(jd.consistency(full_std), ends, x, fine[::128], KEY),
-        "consistency, 4 calls": jd.sample(jd.consistency(full_std), ends, x, fine[::32], KEY),
+        "consistency, 1 call": jd.sample(jd.consistency(), ends, x, fine[::128], KEY),
+        "consistency, 4 calls": jd.sample(jd.consistency(), ends, x, fine[::32], KEY),
     }
     for axis, (title, points), color in zip(axes, shown.items(), (ORANGE, ORANGE, BLUE, BLUE), strict=True):
         _density(axis, PETALS, jd.cosine()(0.0))

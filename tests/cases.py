@@ -45,7 +45,7 @@ SAMPLERS = {
     "unipc": jd.unipc(),
     "churn": jd.churn(jd.heun(), 0.1),
     "consistency": jd.consistency(),
-    "latent_consistency": jd.consistency(noise=samplers.full_std),
+    "consistency_excess": jd.consistency(samplers.excess_std),
 }
 DETERMINISTIC = {"ddim", "heun", "heun_edm", "dpmpp_2m", "dpmpp_3m", "unipc"}
 

@@ -14,7 +14,7 @@ from jaxdiff.app import build, config
 from jaxdiff.app.config import Diffusion, Experiment, Sampling
 from jaxdiff.io.errors import ConfigError
 
-FACTORIES = ("ddpm", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc", "euler_maruyama")
+FACTORIES = ("ddpm", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc", "euler_maruyama", "consistency")
 
 
 def test_every_name_has_its_function():

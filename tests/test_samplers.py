@@ -126,7 +126,7 @@ PEERS = {
     "unipc_2": (samplers.unipc(), 1e-5),
     "euler_karras": (jd.ddim(), 5e-6),
     "heun_karras": (samplers.heun(samplers.edm_trapezoid), 1e-6),
-    "lcm": (samplers.consistency(noise=samplers.full_std), 1e-12),
+    "lcm": (samplers.consistency(), 1e-12),
 }
 
 

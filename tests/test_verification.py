@@ -11,7 +11,7 @@ import jaxdiff as jd
 from jaxdiff import oracles, process
 from jaxdiff.oracles.few_steps import few_steps
 
-CONSISTENCY = {"consistency", "latent_consistency"}
+CONSISTENCY = {"consistency", "consistency_excess"}
 ORDERS = {"dpmpp_2m": 2.0, "dpmpp_3m": 3.0, "unipc": 3.0}
 verify = partial(oracles.verify, num=4_000)
 

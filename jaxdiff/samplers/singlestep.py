@@ -63,16 +63,17 @@ def full_std(t: Level, s: Level) -> Array:
 
 
 def excess_std(t: Level, s: Level, sigma_min: float = 0.002) -> Array:
-    """`sqrt(sigma_s^2 - (sigma_min alpha_s)^2)`: what is missing where x0 still has the noise sigma_min."""
+    """`sqrt(sigma_s^2 - (sigma_min alpha_s)^2)`: the noise that is missing at s where x0 has noise of std sigma_min already."""
     excess = s.sigma**2 - (sigma_min * s.alpha) ** 2
     return jnp.where(excess > 0, jnp.sqrt(jnp.where(excess > 0, excess, 1)), 0)
 
 
-def consistency(noise: Std = excess_std) -> Sampler:
+def consistency(noise: Std = full_std) -> Sampler:
     """Multistep consistency sampling: `alpha_s * D(x, t) + noise(t, s) * z`, where D is a consistency function.
 
-    Song et al. (2023), algorithm 1, with its sigma_min; `consistency(noise=full_std)` is that of latent consistency models
-    (Luo et al. 2023, algorithm 3).
+    Luo et al. (2023), algorithm 3: right for consistency functions that are the identity at sigma = 0, as all that this library
+    trains. Those of Song et al. (2023) are the identity at sigma_min, so that their x0 has that much noise: their algorithm 1
+    is `consistency(excess_std)`.
     """
 
     def step(denoise, x, t, s, key):

@@ -48,7 +48,7 @@ SAMPLERS: dict[str, Callable[[float, process.Level], samplers.Sampler]] = {  # o
     "dpmpp_2m_sde": lambda eta, levels: samplers.dpmpp_2m_sde(),
     "unipc": lambda eta, levels: samplers.unipc(),
     "euler_maruyama": lambda eta, levels: samplers.euler_maruyama(),
-    "consistency": lambda eta, levels: samplers.consistency(samplers.full_std),
+    "consistency": lambda eta, levels: samplers.consistency(),
     "overshoot": lambda eta, levels: samplers.overshoot(levels),
 }
 
