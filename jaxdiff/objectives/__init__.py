@@ -2,8 +2,8 @@
 
 An objective is a pure function `(params, state, batch, key) -> loss []`. A batch is a mapping of arrays: `image`
 `[B, H, W, C]` in [-1, 1], `label` `[B]`, and `index` `[B]`, an example's position in the whole batch. Times, noise and
-dropped conditions are keyed by that index, so a loss does not depend on how the batch is cut over devices. Dropout masks
-alone are drawn for the array at hand: the same on every mesh, others under pmap or another number of processes.
+dropped conditions are keyed by that index, so they do not depend on how the batch is split. Dropout masks do: they are drawn
+for the rows that a device holds, so a run with dropout repeats exactly only on as many devices, in as many parts.
 """
 
 from jaxdiff.objectives import codebook
