@@ -58,7 +58,7 @@ from jaxdiff.samplers import (
     sample,
     trajectory,
     unipc,
-    watched,
+    with_callback,
 )
 
 __version__ = "0.1.0"
@@ -123,6 +123,6 @@ __all__ = [
     "transfer",
     "uniform_logsnr",
     "unipc",
-    "watched",
+    "with_callback",
     "zero_terminal_snr",
 ]

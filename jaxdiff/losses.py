@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.process import Level, Schedule, diffuse, pace, time_of
+from jaxdiff.process import Level, Schedule, diffuse, level_and_rate, time_of
 
 Weight = Callable[[Level], Array]
 Distance = Callable[[Array, Array], Array]  # two images [B, ...] -> [B]
@@ -111,7 +111,7 @@ def elbo_weight(schedule: Schedule) -> Weight:
 
     def weight(level: Level) -> Array:
         t = time_of(schedule, lambda level: level.logsnr, level.logsnr)
-        return pace(schedule, t)[1] * noise_weight(level) / 2
+        return level_and_rate(schedule, t)[1] * noise_weight(level) / 2
 
     return weight
 

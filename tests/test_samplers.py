@@ -199,18 +199,18 @@ def test_equal_levels_in_a_row_and_pure_noise_at_first_are_harmless():
             assert float(jnp.quantile(jnp.linalg.norm(x0, axis=-1), 0.9)) < 2
 
 
-def test_a_watched_sampler_reports_each_step_and_changes_nothing():
+def test_a_sampler_with_a_callback_reports_each_step_and_changes_nothing():
     seen = []
     levels, x = jd.grid(jd.cosine(), 4), jnp.ones((3, 2))
-    kind = jd.watched(jd.unipc(), lambda number, x: seen.append((int(number), x.shape)))
-    plain, watched = (
+    kind = jd.with_callback(jd.unipc(), lambda number, x: seen.append((int(number), x.shape)))
+    plain, reporting = (
         jax.jit(lambda x, levels, kind=kind: jd.sample(kind, oracles.denoiser(clouds()), x, levels, jax.random.key(0)))
         for kind in (jd.unipc(), kind)
     )
-    np.testing.assert_array_equal(watched(x, levels), plain(x, levels))
+    np.testing.assert_array_equal(reporting(x, levels), plain(x, levels))
     jax.effects_barrier()
     assert sorted(seen) == [(1, (3, 2)), (2, (3, 2)), (3, (3, 2)), (4, (3, 2))]
-    assert "callback" in watched.lower(x, levels).as_text()
+    assert "callback" in reporting.lower(x, levels).as_text()
     assert "callback" not in plain.lower(x, levels).as_text()
 
 
@@ -285,7 +285,7 @@ def test_heun_calls_the_denoiser_once_in_its_last_step(num_steps):
         jd.heun(),
         jd.heun(samplers.edm_trapezoid),
         jd.churn(jd.heun(), 0.1),
-        jd.watched(jd.heun(), lambda number, x: None),
+        jd.with_callback(jd.heun(), lambda number, x: None),
         jd.editing.inpaint(jd.heun(), jnp.zeros((1, 4)), jnp.arange(4)[None] < 2),
     ):
         assert count_calls(lambda denoise, kind=kind: jd.sample(kind, denoise, x, levels, key)) == 2 * num_steps - 1

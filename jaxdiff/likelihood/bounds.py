@@ -14,7 +14,7 @@ from jaxdiff.denoiser import Denoiser
 from jaxdiff.likelihood.checks import check_data
 from jaxdiff.likelihood.densities import LogProb, of_example
 from jaxdiff.likelihood.estimate import Estimate, standard_error
-from jaxdiff.process import Level, Schedule, Std, diffuse, pace, posterior_std
+from jaxdiff.process import Level, Schedule, Std, diffuse, level_and_rate, posterior_std
 
 
 def discrete_bound(
@@ -92,7 +92,7 @@ def continuous_bound(
     def term(key, number):
         time_key, noise_key = jax.random.split(key)
         t = (number.astype(x0.dtype) + jax.random.uniform(time_key, x0.shape[:1], x0.dtype)) / num_times
-        level, rate = pace(schedule, t)
+        level, rate = level_and_rate(schedule, t)
         return rate * _snr(level) * squared_error(denoise, x0, level.expand(x0.ndim), noise_key) / 2
 
     pairs = jax.lax.scan(pair, None, jnp.arange(num_times))[1]

@@ -52,7 +52,7 @@ def time_of(schedule: Schedule, measure: Callable[[Level], Array], wanted: Array
     return found + newton - jax.lax.stop_gradient(newton)
 
 
-def pace(schedule: Schedule, t: Array) -> tuple[Level, Array]:
+def level_and_rate(schedule: Schedule, t: Array) -> tuple[Level, Array]:
     """The level at t, and how fast logsnr falls there, `-d logsnr / dt`."""
     (level, _), (_, slope) = jax.jvp(lambda t: ((level := schedule(t)), level.logsnr), (t,), (jnp.ones_like(t),))
     return level, -slope

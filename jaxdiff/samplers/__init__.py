@@ -14,7 +14,7 @@ from jaxdiff.samplers.singlestep import (
     heun,
     overshoot,
 )
-from jaxdiff.samplers.transforms import churn, watched
+from jaxdiff.samplers.transforms import churn, with_callback
 
 __all__ = [
     "Sampler",
@@ -35,5 +35,5 @@ __all__ = [
     "sample",
     "trajectory",
     "unipc",
-    "watched",
+    "with_callback",
 ]

@@ -8,7 +8,7 @@ from jax import Array
 from jaxdiff.process import Level, transfer
 from jaxdiff.samplers.exponential import exponential_moments, stride
 from jaxdiff.samplers.loop import Sampler
-from jaxdiff.samplers.singlestep import renewed
+from jaxdiff.samplers.singlestep import ddim_step
 
 
 def dpmpp_2m() -> Sampler:
@@ -27,7 +27,7 @@ def dpmpp_2m_sde(eta: float | Array = 1.0) -> Sampler:
 
     def step(denoise, x, memory, t, s, key):
         x0 = denoise(x, t)
-        return renewed(x, _extrapolated(x0, memory, t, s), t, s, eta, key), (x0, t)
+        return ddim_step(x, _extrapolated(x0, memory, t, s), t, s, eta, key), (x0, t)
 
     return Sampler(_nothing_before, step)
 

@@ -20,7 +20,7 @@ def ddim(eta: float | Array = 0.0) -> Sampler:
     Song, Meng & Ermon (2021), eq. 12 and 16, for eta in [0, 1]. With eta = 0 it is Euler's rule on the ODE of Karras et
     al. (2022), eq. 4, and DPM-Solver++(1). A literal 0 draws no noise at all; a traced eta does not recompile.
     """
-    return stateless(lambda denoise, x, t, s, key: renewed(x, denoise(x, t), t, s, eta, key))
+    return stateless(lambda denoise, x, t, s, key: ddim_step(x, denoise(x, t), t, s, eta, key))
 
 
 def ddpm(std: Std = posterior_std) -> Sampler:
@@ -134,7 +134,7 @@ def heun(rule: Callable[[Level, Level], Array] = exponential_trapezoid) -> Sampl
     return stateless(step)._replace(last=ddim().step)
 
 
-def renewed(x: Array, x0: Array, t: Level, s: Level, eta: float | Array, key: Array) -> Array:
+def ddim_step(x: Array, x0: Array, t: Level, s: Level, eta: float | Array, key: Array) -> Array:
     """`transfer` with fresh noise of std `eta * posterior_std` in the place of as much of the kept."""
     if isinstance(eta, int | float) and eta == 0:
         return transfer(x, x0, t, s)

@@ -52,10 +52,10 @@ def churn(
     return map_step(raised, sampler._replace(init=init))
 
 
-def watched(sampler: Sampler, callback: Callable[[Array, Array], None]) -> Sampler:
+def with_callback(sampler: Sampler, callback: Callable[[Array, Array], None]) -> Sampler:
     """The sampler, which calls `callback(number, x)` on the host after each step, number from 1: progress, previews.
 
-    A sampler that is not watched is compiled without it. Calls may arrive late, and under `jax.vmap` one an element.
+    Calls may arrive late, and under `jax.vmap` once for each element.
     """
 
     def reporting(step):
