@@ -22,8 +22,8 @@ from jaxdiff.objectives.compression import (
 from jaxdiff.objectives.conditions import Condition, contexts, drop, drop_label, guidance_scales, joint, labels
 from jaxdiff.objectives.consistency import PairWeight, consistency, continuous_consistency, inverse_gap, of_noisier
 from jaxdiff.objectives.denoising import conditional, diffusion
-from jaxdiff.objectives.distillation import Student, Teacher, guided, progressive
 from jaxdiff.objectives.elbo import vae
+from jaxdiff.objectives.guided import guided
 from jaxdiff.objectives.latent import latent
 from jaxdiff.objectives.level_pairs import (
     Curriculum,
@@ -36,8 +36,9 @@ from jaxdiff.objectives.level_pairs import (
     square_root,
     steps_of,
 )
+from jaxdiff.objectives.progressive import progressive
 from jaxdiff.objectives.super_resolution import augmented, downsampled, low_resolution, upsampled
-from jaxdiff.objectives.types import ClassifierNetwork, ConditionalNetwork, Objective, Params
+from jaxdiff.objectives.types import ClassifierNetwork, ConditionalNetwork, Objective, Params, Student, Teacher
 from jaxdiff.objectives.variational import variational_diffusion
 
 __all__ = [

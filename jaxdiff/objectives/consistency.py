@@ -14,10 +14,9 @@ from jaxdiff import losses, targets
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.losses import Distance, Weight
 from jaxdiff.objectives.conditions import Condition
-from jaxdiff.objectives.distillation import Student, Teacher
+from jaxdiff.objectives.draws import Draws, draw
 from jaxdiff.objectives.level_pairs import Pairs
-from jaxdiff.objectives.rng import batch_key, keys_of, spread_levels
-from jaxdiff.objectives.types import Objective, Params
+from jaxdiff.objectives.types import Objective, Params, Student, Teacher
 from jaxdiff.process import Level, Schedule
 from jaxdiff.targets import Solver
 
@@ -64,17 +63,13 @@ def consistency(
     """
 
     def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
-        x0, index = batch["image"], batch["index"]
-        time_key, noise_key, condition_key, dropout_key = jax.random.split(key, 4)
-        given, dropout_key = condition(batch, condition_key), batch_key(dropout_key, index)
-        t, s = pairs(state.step, time_key, index, x0.ndim)
+        drawn = draw(batch, key, condition)
+        t, s = pairs(state.step, drawn.time_key, drawn.indices, drawn.x0.ndim)
         averaged = params if target_ema is None else state.ema[target_ema]
-        network = student(jax.lax.stop_gradient(averaged), given, dropout_key)  # the same units dropped
-        guide = targets.data(x0) if teacher is None else teacher(state.frozen, given)
-        target = targets.ahead(network, guide, s, solver)
-        learner = student(params, given, dropout_key)
-        noise_keys = keys_of(noise_key, index)
-        return jnp.mean(losses.regression_loss(learner, target, x0, t, noise_keys, lambda t: weight(t, s), distance))
+        network = student(jax.lax.stop_gradient(averaged), drawn.given, drawn.dropout_key)  # the same units dropped
+        target = targets.ahead(network, _source(teacher, state, drawn), s, solver)
+        learner = student(params, drawn.given, drawn.dropout_key)
+        return drawn.loss(learner, target, t, lambda t: weight(t, s), distance)
 
     return objective
 
@@ -98,15 +93,16 @@ def continuous_consistency(
     """
 
     def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
-        x0, index = batch["image"], batch["index"]
-        time_key, noise_key, condition_key, dropout_key = jax.random.split(key, 4)
-        given, dropout_key = condition(batch, condition_key), batch_key(dropout_key, index)
-        level = spread_levels(schedule, time_key, index, x0.ndim)
-        share: ArrayLike = jnp.minimum(state.step.astype(x0.dtype) / warmup_steps, 1) if warmup_steps else 1.0
-        network: Denoiser = student(jax.lax.stop_gradient(params), given, dropout_key)
-        guide = targets.data(x0) if teacher is None else teacher(state.frozen, given)
-        target = targets.tangent(network, guide, warmup=share, floor=floor)
-        learner = student(params, given, dropout_key)
-        return jnp.mean(losses.regression_loss(learner, target, x0, level, keys_of(noise_key, index), weight, distance))
+        drawn = draw(batch, key, condition)
+        share: ArrayLike = jnp.minimum(state.step.astype(drawn.x0.dtype) / warmup_steps, 1) if warmup_steps else 1.0
+        network = student(jax.lax.stop_gradient(params), drawn.given, drawn.dropout_key)
+        target = targets.tangent(network, _source(teacher, state, drawn), warmup=share, floor=floor)
+        learner = student(params, drawn.given, drawn.dropout_key)
+        return drawn.loss(learner, target, drawn.levels(schedule), weight, distance)
 
     return objective
+
+
+def _source(teacher: Teacher | None, state: Any, drawn: Draws) -> Denoiser:
+    """The denoiser whose flow is followed: the teacher's, or the data's own."""
+    return targets.data(drawn.x0) if teacher is None else teacher(state.frozen, drawn.given)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff import losses, targets
 from jaxdiff.denoiser import Denoiser, Parameterization, denoiser
 from jaxdiff.losses import Distance, Weight
 from jaxdiff.objectives.conditions import Condition
-from jaxdiff.objectives.rng import batch_key, keys_of, spread_levels
+from jaxdiff.objectives.draws import draw
 from jaxdiff.objectives.types import ConditionalNetwork, Objective, Params
 from jaxdiff.process import Schedule
 
@@ -33,12 +31,9 @@ def diffusion(
     """
 
     def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
-        x0, index = batch["image"], batch["index"]
-        time_key, noise_key, condition_key, dropout_key = jax.random.split(key, 4)
-        level = spread_levels(schedule, time_key, index, x0.ndim)
-        given = condition(batch, condition_key)
-        student = conditional(network, parameterization, params, given, batch_key(dropout_key, index))
-        return jnp.mean(losses.regression_loss(student, targets.data(x0), x0, level, keys_of(noise_key, index), weight, distance))
+        drawn = draw(batch, key, condition)
+        student = conditional(network, parameterization, params, drawn.given, drawn.dropout_key)
+        return drawn.loss(student, targets.data(drawn.x0), drawn.levels(schedule), weight, distance)
 
     return objective
 

@@ -13,7 +13,7 @@ from jaxdiff import losses, targets
 from jaxdiff.denoiser import Parameterization
 from jaxdiff.objectives.conditions import Condition
 from jaxdiff.objectives.denoising import conditional
-from jaxdiff.objectives.rng import batch_key, keys_of
+from jaxdiff.objectives.draws import draw
 from jaxdiff.objectives.types import ConditionalNetwork, Objective, Params
 from jaxdiff.process import from_logsnr
 
@@ -38,17 +38,14 @@ def variational_diffusion(
     """
 
     def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
-        x0, index = batch["image"], batch["index"]
-        time_key, noise_key, condition_key, dropout_key = jax.random.split(key, 4)
-        given = condition(batch, condition_key)
+        drawn, x0 = draw(batch, key, condition), batch["image"]
 
         def bound(weights: Params, logsnr: Array, slope: Array) -> Array:
             level = from_logsnr(logsnr).expand(x0.ndim)
-            student = conditional(network, parameterization, weights, given, batch_key(dropout_key, index))
-            noise_keys = keys_of(noise_key, index)
-            return -slope / 2 * losses.regression_loss(student, targets.data(x0), x0, level, noise_keys, losses.noise_weight)
+            student = conditional(network, parameterization, weights, drawn.given, drawn.dropout_key)
+            return -slope / 2 * losses.regression_loss(student, targets.data(x0), x0, level, drawn.noise_keys, losses.noise_weight)
 
-        t = losses.spread_times(time_key, index)
+        t = drawn.times()
         levels = jax.jvp(lambda t: logsnr(params["schedule"], t), (t,), (jnp.ones_like(t),))
         first, last = logsnr(params["schedule"], jnp.array([0.0, 1.0], t.dtype))
         return jnp.mean(_squared_for_levels(bound)((first - last) / 2, params["network"], *levels))
