@@ -18,6 +18,7 @@ from jax import Array
 
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.process import Level
+from jaxdiff.process.levels import safe_sqrt
 
 LogProb = Callable[[Array, Level], Array]  # (x, level) -> log p(label | x) [B], of the noised x
 
@@ -110,5 +111,4 @@ def _dot(a: Array, b: Array) -> Array:
 
 def _std(x0: Array) -> Array:
     """Standard deviation of each example, `[B, 1, ..., 1]`; its gradient is finite where it is 0."""
-    variance = jnp.var(x0, axis=tuple(range(1, x0.ndim)), keepdims=True)
-    return jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
+    return safe_sqrt(jnp.var(x0, axis=tuple(range(1, x0.ndim)), keepdims=True))

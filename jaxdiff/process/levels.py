@@ -85,4 +85,10 @@ def fresh_share(t: Level, s: Level) -> Array:
     """`sqrt(1 - snr_t / snr_s)`, between 0 (s = t) and 1 (s is clean)."""
     ratio = t.alpha * s.sigma / (t.sigma * s.alpha)
     share2 = (1 - ratio) * (1 + ratio)
-    return jnp.where(share2 > 0, jnp.sqrt(jnp.where(share2 > 0, share2, 1)), 0)  # grad is finite where s = t
+    return safe_sqrt(share2)
+
+
+def safe_sqrt(square: Array) -> Array:
+    """The square root, 0 where `square <= 0`, with a gradient that is finite there too."""
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)

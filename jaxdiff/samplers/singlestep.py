@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.process import Level, Std, posterior_std, transfer
-from jaxdiff.process.levels import fresh_share
+from jaxdiff.process.levels import fresh_share, safe_sqrt
 from jaxdiff.samplers.exponential import exponential_moments
 from jaxdiff.samplers.loop import Sampler, stateless
 
@@ -64,8 +64,7 @@ def full_std(t: Level, s: Level) -> Array:
 
 def excess_std(t: Level, s: Level, sigma_min: float = 0.002) -> Array:
     """`sqrt(sigma_s^2 - (sigma_min alpha_s)^2)`: the noise that is missing at s where x0 has noise of std sigma_min already."""
-    excess = s.sigma**2 - (sigma_min * s.alpha) ** 2
-    return jnp.where(excess > 0, jnp.sqrt(jnp.where(excess > 0, excess, 1)), 0)
+    return safe_sqrt(s.sigma**2 - (sigma_min * s.alpha) ** 2)
 
 
 def consistency(noise: Std = full_std) -> Sampler:
@@ -94,8 +93,7 @@ def overshoot(levels: Level) -> Sampler:
         beyond = levels[jnp.minimum(number + 2, last)]
         x = transfer(x, denoise(x, t), t, beyond)
         ratio = s.alpha / beyond.alpha
-        variance = s.sigma**2 - (ratio * beyond.sigma) ** 2
-        std = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)  # grad at 0 is finite
+        std = safe_sqrt(s.sigma**2 - (ratio * beyond.sigma) ** 2)
         return ratio * x + std * jax.random.normal(key, x.shape, x.dtype), number + 1
 
     return Sampler(lambda x: jnp.zeros((), jnp.int32), step)
@@ -139,6 +137,5 @@ def ddim_step(x: Array, x0: Array, t: Level, s: Level, eta: float | Array, key: 
     if isinstance(eta, int | float) and eta == 0:
         return transfer(x, x0, t, s)
     fresh = eta * fresh_share(t, s)
-    rest = 1 - fresh**2
-    kept = Level(s.alpha, s.sigma * jnp.where(rest > 0, jnp.sqrt(jnp.where(rest > 0, rest, 1)), 0))  # grad at 0 is finite
+    kept = Level(s.alpha, s.sigma * safe_sqrt(1 - fresh**2))
     return transfer(x, x0, t, kept) + s.sigma * fresh * jax.random.normal(key, x.shape, x.dtype)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.process import Level
+from jaxdiff.process.levels import safe_sqrt
 from jaxdiff.samplers.loop import Sampler, map_step
 
 
@@ -36,8 +37,7 @@ def churn(
             noise_key, step_key = jax.random.split(key)
             ratio = t.sigma / t.alpha
             sigma = t.sigma * (1 + jnp.where((sigma_min <= ratio) & (ratio <= sigma_max), gamma, 0))
-            variance = sigma**2 - t.sigma**2
-            std = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)  # grad at 0 is finite
+            std = safe_sqrt(sigma**2 - t.sigma**2)
             fresh = noise * std * jax.random.normal(noise_key, x.shape, x.dtype)
             scale = size(t.alpha, t.sigma) / size(t.alpha, sigma)
             return step(denoise, scale * (x + fresh), memory, Level(scale * t.alpha, scale * sigma), s, step_key)
