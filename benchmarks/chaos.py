@@ -85,7 +85,7 @@ def strike(workdir, flags, in_save, chance, every):
 def final(workdir):
     config = lineage.read_config(workdir)
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    state = checkpoint.restore(workdir, lineage.placed(build.state_shapes(config), single))
+    state = checkpoint.restore(workdir, lineage.with_sharding(build.state_shapes(config), single))
     return {"params": state.params, "ema": state.ema, "opt_state": state.opt_state, "step": state.step}
 
 

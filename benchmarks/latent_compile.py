@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from jaxdiff.app.plan import collectives, compiling, cost, hlo, memory
-from jaxdiff.app.plan.chips import described, topology
+from jaxdiff.app.plan.chips import device_descriptions, topology
 
 PEER_MS, PEER_GB, SHARE = 51.7, 27.3, 0.7  # maxdiffusion's UNet call, and how much of its time ours may take
 PUBLISHED = {"UNet": 859_520_964, "autoencoder": 83_653_863}
@@ -130,7 +130,7 @@ def compile_training(batch: int, from_images: bool) -> None:
     from jaxdiff.training import initial_state, train_step
     from jaxdiff.training.mesh import batch_sharding, jit_layout, make_mesh
 
-    found, mesh = networks(), make_mesh(1, 8, devices=described(topology("v5e:2x4")))
+    found, mesh = networks(), make_mesh(1, 8, devices=device_descriptions(topology("v5e:2x4")))
     optimizer, ema = optax.adamw(1e-4), {"ema": 0.9999}
     frozen = {"encoder": found.autoencoder["encoder"]} if from_images else {}
     shapes = jax.eval_shape(lambda params, frozen: initial_state(params, optimizer, ema, frozen), found.params, frozen)
@@ -167,7 +167,7 @@ def objective(found: Networks, from_images: bool) -> Any:
 def _compile_for_one(step: Callable, *arguments: Any) -> None:
     import jax
 
-    chip = jax.sharding.SingleDeviceSharding(described(topology("v5e:1x1"))[0])
+    chip = jax.sharding.SingleDeviceSharding(device_descriptions(topology("v5e:1x1"))[0])
     placed = jax.tree.map(partial(_placed, sharding=chip), arguments)
     jax.jit(step).trace(*placed).lower(lowering_platforms=("tpu",)).compile()
 

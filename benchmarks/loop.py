@@ -51,7 +51,7 @@ def looped(config: Experiment, steps: int, data_dir: str | None) -> float:
     """Seconds a step of a real run, from its second log line to its third; the last has the checkpoint in it."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(folder) / "run"
-        train.train(replace(config, steps=4 * steps, log_every=steps, checkpoint_every=10**9), workdir, data_dir)
+        train.train_run(replace(config, steps=4 * steps, log_every=steps, checkpoint_every=10**9), workdir, data_dir)
         lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return 1 / lines[2]["steps_per_s"]
 

@@ -56,7 +56,7 @@ def jaxdiff(batch_size: int) -> Side:
     )
     layout = build.layout(c)
     step = layout.compile(partial(train_step, build.objective(c), build.optimizer(c), c.ema))
-    generate = jax.jit(build.generator(c))
+    generate = jax.jit(build.image_generator(c))
     key = jax.random.key(0)
     state = layout.enter(jax.jit(partial(build.init, c), out_shardings=layout.sharding)(key))
     image = np.random.default_rng(0).uniform(-1, 1, (batch_size, *c.data.image_shape)).astype(np.float32)

@@ -105,7 +105,7 @@ def times(config: Experiment, batch_size: int, rounds: int) -> dict[str, float]:
 def memory(config: Experiment, batch_size: int, steps: int) -> int:
     """Bytes of temporary memory that the compiled DDPM of so many steps takes."""
     sampling = replace(config.sampling, sampler="ddpm", steps=steps, guidance=1.0, clip=False)
-    generate = jax.jit(build.generator(replace(config, sampling=sampling)))
+    generate = jax.jit(build.image_generator(replace(config, sampling=sampling)))
     params = build.state_shapes(config).params
     key, label = jax.random.key(0), jax.ShapeDtypeStruct((batch_size,), jnp.int32)
     return generate.lower(params, key, label).compile().memory_analysis().temp_size_in_bytes

@@ -88,14 +88,14 @@ def test_measure_has_the_known_value_image_by_image():
 
     pixels = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 1)).astype(np.uint8)
     source = Images(lambda indices: (pixels[indices], indices.astype(np.int32)), 10, 10, (4, 4, 1))
-    found = bits.measure({"flat": estimator}, np.float32(0), source, 10, None, 4, 0)["flat"]
+    found = bits.estimate({"flat": estimator}, np.float32(0), source, 10, None, 4, 0)["flat"]
     np.testing.assert_allclose(likelihood.in_bits_per_dim(found, (4, 4, 1)).value, np.full(10, 8), rtol=1e-6)
-    by_label = bits.measure({"flat": estimator}, np.float32(1), source, 10, None, 4, 0)["flat"].value
+    by_label = bits.estimate({"flat": estimator}, np.float32(1), source, 10, None, 4, 0)["flat"].value
     np.testing.assert_allclose(by_label - found.value, np.arange(10), atol=1e-4)
-    fixed = bits.measure({"flat": estimator}, np.float32(1), source, 10, 3, 4, 0)["flat"].value
+    fixed = bits.estimate({"flat": estimator}, np.float32(1), source, 10, 3, 4, 0)["flat"].value
     np.testing.assert_allclose(fixed - found.value, np.full(10, 3), atol=1e-4)
     with pytest.raises(errors.NonFiniteError, match="flat has values that are no numbers"):
-        bits.measure({"flat": estimator}, np.float32(np.nan), source, 10, None, 4, 0)
+        bits.estimate({"flat": estimator}, np.float32(np.nan), source, 10, None, 4, 0)
 
 
 def test_pictures_of_a_vae_have_the_ends_of_their_lines():
@@ -107,7 +107,7 @@ def test_pictures_of_a_vae_have_the_ends_of_their_lines():
     lines = reconstruction.interpolations(tiny, params, a, b, 5).reshape(3, 5, 8, 8, 1)
     np.testing.assert_allclose(lines[:, 0], reconstruction.reconstructions(tiny, params, a), atol=1e-5)
     np.testing.assert_allclose(lines[:, -1], reconstruction.reconstructions(tiny, params, b), atol=1e-5)
-    samples = train.generation(tiny, 4)(params, np.zeros(6, np.int32), 0)
+    samples = train.image_sampler(tiny, 4)(params, np.zeros(6, np.int32), 0)
     assert samples.shape == (6, 8, 8, 1)
     assert np.std(samples, axis=0).mean() > 0.1
 
@@ -151,6 +151,6 @@ def test_gaussian_pixels_and_padded_images_are_refused(tmp_path, tfds_dir):
     padded = config.load("configs/digits_vae.py")
     padded = dataclasses.replace(padded, data=dataclasses.replace(padded.data, image_shape=(16, 16, 1)))
     with pytest.raises(errors.ConfigError, match=r"pads images of \(8, 8, 1\) to \(16, 16, 1\).*--data.image-shape 8 8 1"):
-        bits.report(padded, tmp_path, 0, None, data_dir=tfds_dir)
+        bits.evaluate_likelihood(padded, tmp_path, 0, None, data_dir=tfds_dir)
     with pytest.raises(errors.ConfigError, match="1 image has no error bar"):
-        bits.report(config.load("configs/digits_vae.py"), tmp_path, 0, None, split="test[:1]", data_dir=tfds_dir)
+        bits.evaluate_likelihood(config.load("configs/digits_vae.py"), tmp_path, 0, None, split="test[:1]", data_dir=tfds_dir)

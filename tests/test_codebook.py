@@ -188,7 +188,7 @@ def unbroken(request, tmp_path_factory, tfds_dir):
 
 def final_state(wanted, workdir):
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return checkpoint.restore(workdir, lineage.placed(build.state_shapes(wanted), single))
+    return checkpoint.restore(workdir, lineage.with_sharding(build.state_shapes(wanted), single))
 
 
 def lines(workdir):
@@ -251,7 +251,7 @@ def test_losses_do_not_depend_on_the_mesh(unbroken, tfds_dir):
     layout = mesh.jit_layout(mesh.make_mesh(1, 1, jax.devices()[:1]), build.state_shapes(wanted))
     step = layout.compile(partial(training.train_step, build.objective(wanted), build.optimizer(wanted), wanted.ema))
     state = jax.jit(partial(build.init, wanted), out_shardings=layout.sharding)(jax.random.key(wanted.seed))
-    rows = data.batches(data.of(wanted.data, wanted.data.split, tfds_dir), wanted.data.batch_size, seed=wanted.seed)
+    rows = data.batches(data.load_images(wanted.data, wanted.data.split, tfds_dir), wanted.data.batch_size, seed=wanted.seed)
     steps = training.loop(step, state, map(layout.shard, itertools.islice(rows, 6)), jax.random.key(wanted.seed + 1))
     for line, (_, metrics) in zip(lines(workdir), steps, strict=True):
         for name in ("generator", "discriminator", "penalty", "psnr"):

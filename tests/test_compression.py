@@ -241,7 +241,7 @@ def test_measured_latents_have_mean_zero_and_variance_one():
     ending = params["encoder"]["quant"]["bias"] + jnp.array([3.0, 0, -1, -2, -1, 1])  # means off 0, stds that count
     params["encoder"]["quant"] = {**params["encoder"]["quant"], "bias": ending}
     before = [encode(params, x0) for x0 in batches]
-    found = build.measured(codec, params, batches)
+    found = build.measure_latents(codec, params, batches)
     mean, std = (np.concatenate(part) for part in zip(*(encode({**params, "latent": found}, x0) for x0 in batches), strict=True))
     np.testing.assert_allclose(mean.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose((mean**2 + std**2).mean((0, 1, 2)), 1, rtol=1e-5)

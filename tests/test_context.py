@@ -59,12 +59,12 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "run"
-    assert train.train(config.validated(TINY), workdir, data_dir) is None
+    assert train.train_run(config.validated(TINY), workdir, data_dir) is None
     return workdir
 
 
 def test_batches_hold_the_context_of_their_images(data_dir):
-    source = data.with_context(data.of(TINY.data, "train", data_dir), TINY.data, "train", 3, data_dir)
+    source = data.with_context(data.load_images(TINY.data, "train", data_dir), TINY.data, "train", 3, data_dir)
     batch = next(data.batches(source, 16, flip=True))
     assert batch["context"].shape == (16, 2, 3)
     dark = batch["image"][:, 0, 0, 0] < 0
@@ -76,7 +76,7 @@ def test_samples_follow_their_context(trained, tmp_path):
     made = lineage.read_config(trained)
     _, params = lineage.read_params(made, trained)
     vectors = np.float32([vector for _, vector in CLASSES])[np.arange(20) % 2]
-    images = train.generation(made)(params, np.zeros(20), 0, np.repeat(vectors[:, None], 2, axis=1))
+    images = train.image_sampler(made)(params, np.zeros(20), 0, np.repeat(vectors[:, None], 2, axis=1))
     wanted = np.array([grey for grey, _ in CLASSES])[np.arange(20) % 2] / 127.5 - 1
     assert np.abs(images.mean(axis=(1, 2, 3)) - wanted).max() < 0.2
     np.save(tmp_path / "bright.npy", np.repeat(vectors[1:2], 2, axis=0))
@@ -97,7 +97,7 @@ def test_guidance_leaves_the_context_out_of_the_reference(trained):
     made = lineage.read_config(trained)
     made = dataclasses.replace(made, sampling=dataclasses.replace(made.sampling, guidance=0.0))
     _, params = lineage.read_params(made, trained)
-    generate = train.generation(made)
+    generate = train.image_sampler(made)
     first, other = (generate(params, np.zeros(4), 0, np.full((2, 3), value, np.float32)) for value in (0.0, 5.0))
     np.testing.assert_array_equal(first, other)
 
@@ -105,13 +105,13 @@ def test_guidance_leaves_the_context_out_of_the_reference(trained):
 def test_context_that_does_not_fit_is_refused(trained, tmp_path, data_dir, capsys):
     for content, message in ((np.zeros((2, 4)), r"context: got \[2, 4\], this run takes vectors \[T, 3\]"), (None, "got none")):
         with pytest.raises(ConfigError, match=message):
-            train.generation(TINY)(None, np.zeros(3), 0, content)
+            train.image_sampler(TINY)(None, np.zeros(3), 0, content)
     with pytest.raises(ConfigError, match=r"takes none: model\.context_channels is 0"):
-        train.generation(config.load(pathlib.Path("configs/digits.py")))(None, np.zeros(3), 0, np.zeros((2, 3)))
+        train.image_sampler(config.load(pathlib.Path("configs/digits.py")))(None, np.zeros(3), 0, np.zeros((2, 3)))
     (tmp_path / "no.npy").write_text("text")
     assert cli.main(["sample", str(trained), "--context", str(tmp_path / "no.npy")]) == 1
     assert "no.npy: no .npy file of numbers" in capsys.readouterr().err
-    source = data.of(TINY.data, "train", data_dir)
+    source = data.load_images(TINY.data, "train", data_dir)
     with pytest.raises(DataError, match=r"must have the feature context \[T, 5\] \(model.context_channels\); it has \(2, 3\)"):
         data.with_context(source, TINY.data, "train", 5, data_dir)
 

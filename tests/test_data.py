@@ -17,7 +17,7 @@ SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="module")
 def digits(tfds_dir):
-    return data.images("digits", "train", (8, 8, 1), data_dir=tfds_dir)
+    return data.load_split("digits", "train", (8, 8, 1), data_dir=tfds_dir)
 
 
 def take(source, num, **options):
@@ -26,7 +26,7 @@ def take(source, num, **options):
 
 
 def test_digits_are_scikit_learns(digits, tfds_dir):
-    test = data.images("digits", "test", (8, 8, 1), data_dir=tfds_dir)
+    test = data.load_split("digits", "test", (8, 8, 1), data_dir=tfds_dir)
     assert (digits.num_examples, test.num_examples, digits.num_classes) == (1498, 299, 10)
     bundled = datasets.load_digits()
     ours = np.concatenate([split.fetch(np.arange(split.num_examples))[0] for split in (digits, test)])
@@ -95,18 +95,18 @@ def test_flip_mirrors_half(digits):
 
 
 def test_images_are_padded_or_resized(tfds_dir):
-    small = data.images("digits", "test", (8, 8, 1), data_dir=tfds_dir).fetch(np.arange(5))[0]
-    padded = data.images("digits", "test", (12, 12, 1), data_dir=tfds_dir).fetch(np.arange(5))[0]
+    small = data.load_split("digits", "test", (8, 8, 1), data_dir=tfds_dir).fetch(np.arange(5))[0]
+    padded = data.load_split("digits", "test", (12, 12, 1), data_dir=tfds_dir).fetch(np.arange(5))[0]
     np.testing.assert_array_equal(padded[:, 2:-2, 2:-2], small)
     assert padded.sum() == small.sum()
-    resized = data.images("digits", "test", (16, 16, 1), fit="resize", data_dir=tfds_dir).fetch(np.arange(5))[0]
+    resized = data.load_split("digits", "test", (16, 16, 1), fit="resize", data_dir=tfds_dir).fetch(np.arange(5))[0]
     assert resized.shape == (5, 16, 16, 1)
     np.testing.assert_allclose(resized.mean((1, 2, 3)), small.mean((1, 2, 3)), rtol=0.05)
 
 
 def test_large_sets_are_read_from_disk_to_the_same_values(digits, tfds_dir, monkeypatch):
     monkeypatch.setattr(data.read, "IN_MEMORY", 0)
-    lazy = data.images("digits", "train", (8, 8, 1), data_dir=tfds_dir)
+    lazy = data.load_split("digits", "train", (8, 8, 1), data_dir=tfds_dir)
     indices = np.array([3, 1400, 3])
     for a, b in zip(lazy.fetch(indices), digits.fetch(indices), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -126,7 +126,7 @@ def test_large_sets_are_read_from_disk_to_the_same_values(digits, tfds_dir, monk
 )
 def test_what_cannot_be_read_is_said_in_one_line(arguments, message, tfds_dir):
     with pytest.raises(DataError, match=message) as error:
-        data.images(*arguments, data_dir=tfds_dir)
+        data.load_split(*arguments, data_dir=tfds_dir)
     assert "\n" not in str(error.value)
 
 
@@ -134,7 +134,7 @@ def test_mnist_is_prepared_from_raw_files(tmp_path):
     images = write_mnist(tmp_path, np.random.default_rng(0))
     raw.prepare("mnist", str(tmp_path / "tfds"), tmp_path)
     for split in ("train", "test"):
-        read = data.images("mnist", split, (28, 28, 1), data_dir=str(tmp_path / "tfds"))
+        read = data.load_split("mnist", split, (28, 28, 1), data_dir=str(tmp_path / "tfds"))
         pixels, labels = read.fetch(np.arange(20))
         expected = {bytes(image): number % 10 for number, image in enumerate(images[split])}
         assert {bytes(image.squeeze(-1)): label for image, label in zip(pixels, labels, strict=True)} == expected
@@ -143,7 +143,7 @@ def test_mnist_is_prepared_from_raw_files(tmp_path):
 def test_cifar10_is_prepared_from_raw_files(tmp_path):
     rows = write_cifar10(tmp_path, np.random.default_rng(0))
     raw.prepare("cifar10", str(tmp_path / "tfds"), tmp_path)
-    read = data.images("cifar10", "train", (32, 32, 3), data_dir=str(tmp_path / "tfds"))
+    read = data.load_split("cifar10", "train", (32, 32, 3), data_dir=str(tmp_path / "tfds"))
     pixels, labels = read.fetch(np.arange(read.num_examples))
     train = np.concatenate([rows[name] for name in raw.CIFAR10_FILES["train"]])
     expected = {bytes(np.stack(row[1:].reshape(3, 32, 32), -1)): row[0] for row in train}
@@ -187,7 +187,7 @@ def test_the_real_mnist_through_its_raw_files(tmp_path):
         (tmp_path / image_file).write_bytes(idx(real[f"{split}_images"]))
         (tmp_path / label_file).write_bytes(idx(real[f"{split}_labels"]))
     raw.prepare("mnist", str(tmp_path / "tfds"), tmp_path)
-    test = data.images("mnist", "test", (28, 28, 1), data_dir=str(tmp_path / "tfds"))
+    test = data.load_split("mnist", "test", (28, 28, 1), data_dir=str(tmp_path / "tfds"))
     pixels, labels = test.fetch(np.arange(test.num_examples))
     expected = sorted(zip(map(bytes, real["test_images"]), real["test_labels"].tolist(), strict=True))
     assert sorted(zip(map(bytes, pixels.squeeze(-1)), labels.tolist(), strict=True)) == expected

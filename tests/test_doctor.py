@@ -45,7 +45,7 @@ def test_a_machine_in_order(tmp_path, capsys, tfds_dir):
 def test_prepared_data_sets_are_listed(tmp_path):
     from jaxdiff import data
 
-    data.images("digits", "test", (8, 8, 1), data_dir=str(tmp_path))
+    data.load_split("digits", "test", (8, 8, 1), data_dir=str(tmp_path))
     listed = doctor._prepared(tmp_path)
     assert len(listed) == 1
     assert listed[0].startswith("digits/1.0.0: ")

@@ -25,7 +25,7 @@ DIGITS = config.Data(name="digits", image_shape=(8, 8, 1))
 def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXDIFF_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield files.cache()
+        yield files.cache_dir()
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def digits(tfds_dir):
 def nearest(digits):
     """A network by hand: its features are the pixels, its logits the distances from the mean of each label's images."""
     pixels, labels = digits.train.fetch(np.arange(digits.train.num_examples))
-    means = np.stack([data.normalized(pixels[labels == label]).mean(0).ravel() for label in range(10)])
+    means = np.stack([data.normalize(pixels[labels == label]).mean(0).ravel() for label in range(10)])
 
     def apply(means, images):
         flat = images.reshape(len(images), -1)
@@ -48,15 +48,15 @@ def nearest(digits):
 
 def test_held_out_images_are_measured_as_samples_are(digits, nearest):
     """By the whole path: the held-out images, given as samples, get their own figures."""
-    judged = evaluate.judge(nearest, digits, 1000)
+    judged = evaluate.evaluator(nearest, digits, 1000)
     pixels, labels = digits.held_out.fetch(np.arange(digits.held_out.num_examples))
-    found = judged.measure(data.normalized(pixels), labels)
+    found = judged.measure(data.normalize(pixels), labels)
     assert found.samples == found.spec.num == 299
     for name, interval in found.metrics.items():
         assert interval == pytest.approx(found.held_out[name], rel=1e-5, abs=1e-6)
         assert interval.low <= interval.value <= interval.high
-    flat = data.normalized(pixels).reshape(299, -1)
-    train = data.normalized(digits.train.fetch(np.arange(1498))[0]).reshape(1498, -1)
+    flat = data.normalize(pixels).reshape(299, -1)
+    train = data.normalize(digits.train.fetch(np.arange(1498))[0]).reshape(1498, -1)
     assert found.metrics["fid"].value == pytest.approx(evaluate.frechet_distance(flat, train), rel=1e-6)
     assert found.metrics["kid"].value == pytest.approx(evaluate.kernel_distance(flat, train), rel=1e-5)
     some = train[np.arange(299) * 1498 // 299]
@@ -65,7 +65,7 @@ def test_held_out_images_are_measured_as_samples_are(digits, nearest):
 
 
 def test_noise_is_told_from_digits(digits, nearest):
-    judged = evaluate.judge(nearest, digits, 1000)
+    judged = evaluate.evaluator(nearest, digits, 1000)
     noise = np.random.default_rng(0).normal(size=(1000, 8, 8, 1)).astype(np.float32)
     bad = judged.measure(noise, np.arange(1000) % 10)
     assert bad.metrics["label_agreement"].value < 0.2
@@ -77,8 +77,8 @@ def test_noise_is_told_from_digits(digits, nearest):
 
 
 def test_several_sets_of_samples_make_the_mean_and_narrow_the_interval(digits, nearest):
-    judged = evaluate.judge(nearest, digits, 1000, ["fid"])
-    images = data.normalized(digits.train.fetch(np.arange(1498))[0])
+    judged = evaluate.evaluator(nearest, digits, 1000, ["fid"])
+    images = data.normalize(digits.train.fetch(np.arange(1498))[0])
     several, one = (judged.measure(images[:num], np.zeros(num)).metrics["fid"] for num in (897, 299))
     flat = images.reshape(1498, -1)
     assert several.value == pytest.approx(np.mean([evaluate.frechet_distance(flat[i : i + 299], flat) for i in (0, 299, 598)]))
@@ -102,14 +102,14 @@ def test_inception_sees_images_as_torch_fidelity_does(tmp_path):
     shapes = {name: tuple(json.loads(size)) for name, size in zip(recorded["names"], recorded["sizes"], strict=True)}
     np.savez(tmp_path / "w.npz", **{name: make_inception.weight(name, shape) for name, shape in shapes.items() if shape})
     network = evaluate.inception(tmp_path / "w.npz")
-    images = data.normalized(make_inception.picture("grey"))
+    images = data.normalize(make_inception.picture("grey"))
     found = evaluate.extract(network, lambda rows: images[rows], 1)
     np.testing.assert_allclose(found.features, recorded["grey features"], rtol=1e-3, atol=1e-4 * recorded["grey features"].std())
     np.testing.assert_allclose(found.probabilities, jax.nn.softmax(recorded["grey unbiased"]), rtol=2e-3, atol=1e-7)
     np.savez(tmp_path / "other.npz", **{name: make_inception.weight("x" + name, shape) for name, shape in shapes.items() if shape})
     assert evaluate.inception(tmp_path / "other.npz").name != network.name
     with pytest.raises(ConfigError, match="--metrics label_agreement: inception knows no labels"):
-        evaluate.known(["label_agreement"], network)
+        evaluate.known_measures(["label_agreement"], network)
 
 
 def test_features_are_computed_on_all_devices():
@@ -132,7 +132,7 @@ def test_the_judge_is_trained_once_and_again_where_it_is_damaged(digits, cache, 
         trained.append(epochs)
         return judge_of(images, epochs)
 
-    judge_of = reference_classifier.train_judge
+    judge_of = reference_classifier.train_classifier
     monkeypatch.setattr(reference_classifier, "train_judge", train)
     first = evaluate.classifier(digits, 1)
     assert evaluate.classifier(digits, 1).name == first.name
@@ -169,7 +169,7 @@ def test_features_of_real_images_are_kept_for_a_network_and_a_data_set(digits, n
     jax.tree.map(np.testing.assert_array_equal, first, again)
     part = evaluate.data_set(dataclasses.replace(DIGITS, split="train[:500]"), tfds_dir)
     assert part.file != digits.file
-    seen = data.of(DIGITS, "train", tfds_dir)
+    seen = data.load_images(DIGITS, "train", tfds_dir)
     darker = seen._replace(fetch=lambda rows: (seen.fetch(rows)[0] // 2, seen.fetch(rows)[1]))
     with monkeypatch.context() as patch:
         patch.setattr(data, "of", lambda *_: darker)
@@ -184,7 +184,7 @@ def test_features_of_real_images_are_kept_for_a_network_and_a_data_set(digits, n
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    found = feature_cache.arrays(tmp_path / "file" / "x.npz", lambda: {"a": np.ones(2)})
+    found = feature_cache.cached_arrays(tmp_path / "file" / "x.npz", lambda: {"a": np.ones(2)})
     np.testing.assert_array_equal(found["a"], [1, 1])
     assert "cannot be kept" in caplog.text
 
@@ -204,13 +204,13 @@ def test_figures_of_two_specs_are_refused_by_the_field(field):
     other = dataclasses.replace(SPEC, **{field: 7 if field == "num" else "other"})
     rows = [("a", record()), ("b", record(other))]
     with pytest.raises(ConfigError, match=rf"b .* and a .* do not compare: {field} is (7|'other') of the one") as error:
-        evaluate.table(rows)
+        evaluate.results_table(rows)
     assert "\n" not in str(error.value)
-    assert evaluate.table([rows[0], rows[0]])
+    assert evaluate.results_table([rows[0], rows[0]])
 
 
 def test_a_table_holds_a_row_for_each_setting_and_one_of_real_images():
-    head, _, *rows, empty, note = evaluate.table([("a", record()), ("b", record(steps=4, guidance=1.0))]).splitlines()
+    head, _, *rows, empty, note = evaluate.results_table([("a", record()), ("b", record(steps=4, guidance=1.0))]).splitlines()
     assert head == "| run | sampling | network calls | FID | recall |"
     assert rows[0] == "| a | ddim 50, guidance 2 | 100 | 1.50 (1.00, 2.00) | 1.500 (1.000, 2.000) |"
     assert rows[1].startswith("| b | ddim 4 | 100 | ")
@@ -225,24 +225,24 @@ def test_a_table_shows_small_and_large_kernel_distances():
     for value in (0.001234, 134.7):
         metrics = {"kid": evaluate.Interval(value, -value / 10, 2 * value)}
         result = evaluate.Result(SPEC, metrics, metrics, 1000)
-        shown.append(evaluate.table([("a", dataclasses.replace(record(), result=result))]).splitlines()[2])
+        shown.append(evaluate.results_table([("a", dataclasses.replace(record(), result=result))]).splitlines()[2])
     assert "| 0.00123 (-0.000123, 0.00247) |" in shown[0]
     assert "| 135 (-13.5, 269) |" in shown[1]
 
 
 def test_records_are_read_as_they_were_written(tmp_path):
     path = tmp_path / evaluate.FOLDER / "x.json"
-    evaluate.write(path, record())
-    assert evaluate.read(path) == record()
-    assert evaluate.of_run(tmp_path) == [record()]
+    evaluate.write_record(path, record())
+    assert evaluate.read_record(path) == record()
+    assert evaluate.results_of_run(tmp_path) == [record()]
     saved = json.loads(path.read_text())
     assert saved["metrics"]["fid"] == {"value": 1.5, "low": 1.0, "high": 2.0}
     assert saved["spec"] == dataclasses.asdict(SPEC)
     path.write_text("{}")
     with pytest.raises(ConfigError, match=r"x\.json holds no evaluation"):
-        evaluate.of_run(tmp_path)
+        evaluate.results_of_run(tmp_path)
     with pytest.raises(ConfigError, match="has no evaluations; run: jaxdiff evaluate"):
-        evaluate.of_run(tmp_path / "nowhere")
+        evaluate.results_of_run(tmp_path / "nowhere")
 
 
 def test_network_calls_count_guidance_once_it_is_learned():
@@ -281,14 +281,14 @@ TINY = config.Experiment(
 def runs(tmp_path_factory, tfds_dir):
     """A run, and a copy of it."""
     folder = tmp_path_factory.mktemp("runs")
-    assert run.train(config.validated(TINY), folder / "labelled", tfds_dir) is None
+    assert run.train_run(config.validated(TINY), folder / "labelled", tfds_dir) is None
     shutil.copytree(folder / "labelled", folder / "copied")
     return folder
 
 
 def test_label_agreement_is_left_out_of_runs_without_labels(tfds_dir):
     bare = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, num_classes=0))
-    judged = finish.judge(bare, 20, 1, tfds_dir)
+    judged = finish.run_evaluator(bare, 20, 1, tfds_dir)
     found = judged.measure(np.zeros((20, 8, 8, 1), np.float32), np.zeros(20, np.int32))
     assert found.metrics.keys() == evaluate.MEASURES.keys() - {"label_agreement"}
 
@@ -324,7 +324,7 @@ def test_a_run_ends_with_the_same_evaluation(runs, tfds_dir):
     assert "Frechet distance (FID): " in text
     (path,) = (runs / "labelled" / "evaluations").glob("ddim_2_guidance_2_seed_0.json")
     assert str(path) in text
-    assert evaluate.read(path).result.samples == 20
+    assert evaluate.read_record(path).result.samples == 20
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_ladder_measures_every_place(climbed):
     assert len({row["frechet_real"] for row in rows}) == 1
     assert {path.name for path in (folder / "ladder").glob("*.png")} == GRIDS | {"ladder.png"}
     assert Image.open(folder / "ladder" / "ladder.png").size == (1210, 550)
-    assert (folder / "ladder" / "table.md").read_text() == ladder.table(rows) + "\n"
+    assert (folder / "ladder" / "table.md").read_text() == ladder.markdown_table(rows) + "\n"
 
 
 def test_a_ladder_that_is_climbed_does_nothing_again(climbed, tmp_path, capsys):
@@ -131,8 +131,8 @@ def test_a_ladder_that_is_climbed_does_nothing_again(climbed, tmp_path, capsys):
 def test_what_changed_is_measured_again_and_no_more(climbed, tfds_dir):
     """A run that was trained on, a grid that is missing, and a row that was measured in another way."""
     folder, *_ = climbed
-    made = dataclasses.replace(ladder.runs(config.load_ladder(folder / "ladder.py"), folder / "ladder")[-1].config, steps=4)
-    train.train(made, folder / "consistency", tfds_dir)
+    made = dataclasses.replace(ladder.ladder_runs(config.load_ladder(folder / "ladder.py"), folder / "ladder")[-1].config, steps=4)
+    train.train_run(made, folder / "consistency", tfds_dir)
     (folder / "ladder" / "guided_guidance_2_1.png").unlink()
     before, rows = times(folder / "ladder", "*_*.png"), json.loads((folder / "ladder" / "ladder.json").read_text())["rows"]
     first = rows[0] | {"settings": rows[0]["settings"] | {"measured": 1}}
@@ -150,12 +150,12 @@ def test_what_changed_is_measured_again_and_no_more(climbed, tfds_dir):
 def resolved(tmp_path, **changes):
     path = written(tmp_path)
     made = dataclasses.replace(config.load_ladder(path), **changes)
-    return made, ladder.runs(made, tmp_path / "ladder")
+    return made, ladder.ladder_runs(made, tmp_path / "ladder")
 
 
 def test_guidance_costs_two_calls_a_step_and_heun_two_but_in_the_last(tmp_path):
     change = {"calls": (1, 2, 4, 8), "baselines": ("ddim", "heun"), "guidance": (1.0, 2.0), "reference_steps": 50}
-    places = list(ladder.rungs(*resolved(tmp_path, **change)))
+    places = list(ladder.ladder_rungs(*resolved(tmp_path, **change)))
     found = {}
     for place in places:
         assert place.config.sampling.eta == 0
@@ -176,7 +176,7 @@ def test_guidance_costs_two_calls_a_step_and_heun_two_but_in_the_last(tmp_path):
 
 
 def test_a_student_of_other_scales_is_sampled_with_its_own(tmp_path):
-    places = ladder.rungs(*resolved(tmp_path, guidance=(1.0, 4.0), calls=(1,)))
+    places = ladder.ladder_rungs(*resolved(tmp_path, guidance=(1.0, 4.0), calls=(1,)))
     assert [place.name for place in places if " " not in place.name.split(",")[0]] == ["guided", "consistency, guidance 2"]
 
 
@@ -186,7 +186,7 @@ def test_each_run_of_a_ladder_is_trained_once(tmp_path):
     assert [stage.config.sources.teacher for stage in trained] == ["", *[str(tmp_path / "teacher")] * 2]
     assert stages.unfinished(trained) == trained
     turned = dataclasses.replace(made, students=made.students[::-1])
-    assert [stage.workdir.name for stage in ladder.runs(turned, tmp_path / "ladder")] == ["teacher", "consistency", "guided"]
+    assert [stage.workdir.name for stage in ladder.ladder_runs(turned, tmp_path / "ladder")] == ["teacher", "consistency", "guided"]
 
 
 ROWS = [
@@ -201,7 +201,7 @@ ROWS = [
 
 
 def test_a_table_has_a_line_a_method():
-    assert ladder.table(ROWS).splitlines() == [
+    assert ladder.markdown_table(ROWS).splitlines() == [
         "| samples named by their label, Frechet distance | 1 call | 2 calls | 100 calls |",
         "|---|---|---|---|",
         "| teacher ddim |  | 50.0%, 40.00 | 99.0%, 4.26 |",
@@ -222,7 +222,7 @@ def test_a_figure_has_a_line_a_method(tmp_path, monkeypatch):
         return save(figure, *args, **options)
 
     monkeypatch.setattr(figures.Figure, "savefig", kept)
-    ladder.draw(ROWS, tmp_path / "x.png")
+    ladder.draw_figure(ROWS, tmp_path / "x.png")
     assert Image.open(tmp_path / "x.png").format == "PNG"
     (figure,) = seen
     for axes, measure in zip(figure.axes, ("frechet", "agreement"), strict=True):

@@ -59,7 +59,7 @@ def other(tmp_path_factory):
 def cached(autoencoder, tmp_path_factory, tfds_dir):
     """Of both splits, with mirrored images, in batches that do not divide them."""
     out = tmp_path_factory.mktemp("caches") / "flipped"
-    made = latent_cache.cache(autoencoder, out, ("train", "test"), data_dir=tfds_dir, batch_size=100, flip=True)
+    made = latent_cache.write_latents(autoencoder, out, ("train", "test"), data_dir=tfds_dir, batch_size=100, flip=True)
     size = sum(path.stat().st_size for path in out.iterdir())
     assert made == (out, {"train": 1498, "train_mirrored": 1498, "test": 299, "test_mirrored": 299}, size)
     assert str(made).startswith("latents (train 1498, train_mirrored 1498, test 299, test_mirrored 299; ")
@@ -80,7 +80,7 @@ def encoder(autoencoder):
 
 def directly(autoencoder, pixels):
     """The moments of images, encoded here, on one device and in other batches."""
-    chunks = [data.normalized(pixels[start : start + CHUNK]) for start in range(0, len(pixels), CHUNK)]
+    chunks = [data.normalize(pixels[start : start + CHUNK]) for start in range(0, len(pixels), CHUNK)]
     moments = [encoder(autoencoder)(np.resize(x0, (CHUNK, 8, 8, 1))) for x0 in chunks]
     return [np.concatenate(part)[: len(pixels)] for part in zip(*moments, strict=True)]
 
@@ -92,8 +92,8 @@ def assert_same(rows, moments):
 
 @pytest.mark.parametrize("split", ["train", "test", "train[10%:20%]"])
 def test_the_cache_holds_the_moments_of_every_image_in_order(cached, autoencoder, tfds_dir, split):
-    images = data.of(DIGITS, split, tfds_dir)
-    kept = latent_cache.read(cached, split, flip=True)
+    images = data.load_images(DIGITS, split, tfds_dir)
+    kept = latent_cache.read_latents(cached, split, flip=True)
     assert (kept.num_examples, kept.num_classes) == (images.num_examples, 10)
     everything = np.arange(images.num_examples)
     pixels, labels = images.fetch(everything)
@@ -106,16 +106,16 @@ def test_the_cache_holds_the_moments_of_every_image_in_order(cached, autoencoder
 
 def test_a_codebook_has_no_spread(tmp_path, tfds_dir):
     workdir = untrained(tmp_path / "vq", seed=0, codebook=8)
-    latent_cache.cache(workdir, tmp_path / "out", ("test",), data_dir=tfds_dir)
-    rows = latent_cache.read(tmp_path / "out", "test").rows(np.arange(299))
-    assert_same(rows, directly(workdir, data.of(DIGITS, "test", tfds_dir).fetch(np.arange(299))[0]))
+    latent_cache.write_latents(workdir, tmp_path / "out", ("test",), data_dir=tfds_dir)
+    rows = latent_cache.read_latents(tmp_path / "out", "test").rows(np.arange(299))
+    assert_same(rows, directly(workdir, data.load_images(DIGITS, "test", tfds_dir).fetch(np.arange(299))[0]))
     assert not rows["std"].any()
 
 
 def test_large_caches_are_read_from_disk_to_the_same_values(cached, monkeypatch):
-    held = latent_cache.read(cached, "train", flip=True)
+    held = latent_cache.read_latents(cached, "train", flip=True)
     monkeypatch.setattr(data, "IN_MEMORY", 0)
-    stored = latent_cache.read(cached, "train", flip=True)
+    stored = latent_cache.read_latents(cached, "train", flip=True)
     assert stored.rows.__code__ is not held.rows.__code__
     indices = np.array([3, 2995, 3])
     for name, values in held.rows(indices).items():
@@ -125,7 +125,7 @@ def test_large_caches_are_read_from_disk_to_the_same_values(cached, monkeypatch)
 @pytest.mark.parametrize("flip", [False, True])
 def test_batches_are_those_of_the_images(cached, autoencoder, tfds_dir, flip):
     """The same examples, mirrored or not, in the same places, from any step and in the rows of any process."""
-    images, kept = data.of(DIGITS, "train", tfds_dir), latent_cache.read(cached, "train", flip)
+    images, kept = data.load_images(DIGITS, "train", tfds_dir), latent_cache.read_latents(cached, "train", flip)
     options = {"seed": 3, "flip": flip, "start": 92, "rows": np.arange(8, 16)}  # the epoch ends in the second batch
     streams = data.batches(images, 16, **options), data.batches(kept, 16, **options)
     for _ in range(3):
@@ -138,7 +138,7 @@ def test_batches_are_those_of_the_images(cached, autoencoder, tfds_dir, flip):
 
 def test_every_step_draws_latents_afresh(cached):
     """Of the same example in two epochs: other draws of the same moments, whose mean and spread they have."""
-    rows = latent_cache.read(cached, "train").rows(np.arange(64))
+    rows = latent_cache.read_latents(cached, "train").rows(np.arange(64))
     state = types.SimpleNamespace(frozen={})
     drawing = objectives.latent(lambda params, state, batch, key: batch["image"], lambda frozen, b: Posterior(b["mean"], b["std"]))
     draw = jax.jit(lambda key: drawing(None, state, rows | {"index": np.arange(64)}, key))
@@ -162,7 +162,7 @@ def test_training_from_the_cache_is_training_on_the_fly(cached, autoencoder, tmp
             log_every=1,
         )
         workdir = tmp_path / (pathlib.Path(directory).name or "images")
-        train.train(config, workdir, tfds_dir)
+        train.train_run(config, workdir, tfds_dir)
         losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         trained.append((losses, lineage.read_params(config, workdir)[1]))
     assert len(set(trained[0][0])) == 3
@@ -182,7 +182,7 @@ seventh, about = source[7], builder.info.metadata
 print(len(source), seventh["mean"].tolist(), seventh["label"], about["image_shape"], "tensorflow" in sys.modules)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    rows = latent_cache.read(cached, "train").rows(np.array([7]))
+    rows = latent_cache.read_latents(cached, "train").rows(np.array([7]))
     expected = f"1498 {rows['mean'][0].tolist()} {rows['label'][0]} [8, 8, 1] False"
     assert result.stdout.strip() == expected, result.stderr
 
@@ -191,10 +191,10 @@ def test_large_splits_do_not_pass_through_the_shuffler_of_tfds(autoencoder, tmp_
     """Which keeps all in memory, and beyond 1000 MB needs TensorFlow; several files a split hold their examples in order."""
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1)
     monkeypatch.setattr(files, "SHARD", 100 * 2 * 4 * 4 * 4 * 2)
-    latent_cache.cache(autoencoder, tmp_path / "out", ("test",), data_dir=tfds_dir)
+    latent_cache.write_latents(autoencoder, tmp_path / "out", ("test",), data_dir=tfds_dir)
     assert tfds.builder_from_directory(str(tmp_path / "out")).info.splits["test"].shard_lengths == [100, 100, 99]
-    rows = latent_cache.read(tmp_path / "out", "test").rows(np.arange(299))
-    assert_same(rows, directly(autoencoder, data.of(DIGITS, "test", tfds_dir).fetch(np.arange(299))[0]))
+    rows = latent_cache.read_latents(tmp_path / "out", "test").rows(np.arange(299))
+    assert_same(rows, directly(autoencoder, data.load_images(DIGITS, "test", tfds_dir).fetch(np.arange(299))[0]))
 
 
 ORIGIN = files.Origin("01234567", "runs/kl", "digits", (8, 8, 1), "pad", 1, False)
@@ -218,7 +218,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(tfds.core.SequentialWriter, "add_examples", interrupted)
     with pytest.raises((KeyboardInterrupt, DataError)) as raised:
-        files.write(tmp_path / "out", {"train": some()}, 10, ORIGIN)
+        files.write_latents(tmp_path / "out", {"train": some()}, 10, ORIGIN)
     assert list(tmp_path.iterdir()) == []
     if error is RuntimeError:
         assert str(raised.value) == f"latents could not be written to {tmp_path / 'out'}: no space left"
@@ -267,17 +267,17 @@ here.files.write(pathlib.Path({str(tmp_path / "out")!r}), {{"train": killed()}},
     assert draft.name.startswith(".out.")
     assert any(draft.glob("*.array_record*"))
     with pytest.raises(ConfigError, match="is no cache of latents; write one: jaxdiff latents RUN --out "):
-        latent_cache.read(tmp_path / "out", "train")
-    files.write(tmp_path / "out", {"train": some()}, 10, ORIGIN)
-    assert latent_cache.read(tmp_path / "out", "train").num_examples == 15
+        latent_cache.read_latents(tmp_path / "out", "train")
+    files.write_latents(tmp_path / "out", {"train": some()}, 10, ORIGIN)
+    assert latent_cache.read_latents(tmp_path / "out", "train").num_examples == 15
 
 
 def test_a_cache_is_never_overwritten(cached, autoencoder, tfds_dir):
     before = {path.name: path.stat().st_mtime_ns for path in cached.iterdir()}
     with pytest.raises(ConfigError, match=r"exists already and stays as it is; remove it, or choose another --out$"):
-        latent_cache.cache(autoencoder, cached, data_dir=tfds_dir)
+        latent_cache.write_latents(autoencoder, cached, data_dir=tfds_dir)
     with pytest.raises(ConfigError, match="exists already"):
-        files.write(cached, {}, 10, files.opened(cached)[1])
+        files.write_latents(cached, {}, 10, files.open_latents(cached)[1])
     assert before == {path.name: path.stat().st_mtime_ns for path in cached.iterdir()}
 
 
@@ -291,24 +291,24 @@ def test_what_cannot_be_cached(autoencoder, tmp_path, tfds_dir):
     ):
         run_, splits = arguments
         with pytest.raises(error) as raised:
-            latent_cache.cache(run_, tmp_path / "out", splits, data_dir=tfds_dir)
+            latent_cache.write_latents(run_, tmp_path / "out", splits, data_dir=tfds_dir)
         assert message in str(raised.value)
         assert "\n" not in str(raised.value)
     with pytest.raises(ConfigError, match="--batch-size must be at least 1, got 0"):
-        latent_cache.cache(autoencoder, tmp_path / "out", data_dir=tfds_dir, batch_size=0)
+        latent_cache.write_latents(autoencoder, tmp_path / "out", data_dir=tfds_dir, batch_size=0)
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
 def test_a_cache_that_fits_is_taken(cached, autoencoder, tmp_path):
     """Also when the run has moved."""
     shutil.copytree(autoencoder, tmp_path / "moved")
-    assert latent_cache.of(named(cached, flip=True), tmp_path / "moved").num_examples == 1498
+    assert latent_cache.load_latents(named(cached, flip=True), tmp_path / "moved").num_examples == 1498
 
 
 def test_latents_of_another_autoencoder(cached, autoencoder, other, tmp_path, tfds_dir):
     prints = [lineage.fingerprint(workdir) for workdir in (autoencoder, other)]
     with pytest.raises(ConfigError) as raised:
-        latent_cache.of(named(cached), other)
+        latent_cache.load_latents(named(cached), other)
     assert str(raised.value) == (
         f"latents {cached} are of the autoencoder {autoencoder} as it was then ({prints[0]}), {other} is another ({prints[1]}); "
         f"write them anew: jaxdiff latents {other} --out DIR, and set data.latents to it"
@@ -317,7 +317,7 @@ def test_latents_of_another_autoencoder(cached, autoencoder, other, tmp_path, tf
         data=named(cached), model=dataclasses.replace(TINY, multipliers=(1,)), sources=Sources(autoencoder=str(other))
     )
     with pytest.raises(ConfigError, match="is another"):
-        train.train(config, tmp_path / "run", tfds_dir)
+        train.train_run(config, tmp_path / "run", tfds_dir)
     assert not (tmp_path / "run").exists()
 
 
@@ -339,7 +339,7 @@ def test_latents_of_another_autoencoder(cached, autoencoder, other, tmp_path, tf
 )
 def test_latents_of_other_images(plain, autoencoder, changes, message):
     with pytest.raises((ConfigError, DataError)) as raised:
-        latent_cache.of(dataclasses.replace(named(plain, split="test"), **changes), autoencoder)
+        latent_cache.load_latents(dataclasses.replace(named(plain, split="test"), **changes), autoencoder)
     assert message.format(plain) in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -347,7 +347,9 @@ def test_latents_of_other_images(plain, autoencoder, changes, message):
 @pytest.fixture(scope="module")
 def plain(autoencoder, tmp_path_factory, tfds_dir):
     """Of one split, without mirrored images."""
-    return latent_cache.cache(autoencoder, tmp_path_factory.mktemp("caches") / "plain", ("test",), data_dir=tfds_dir).directory
+    return latent_cache.write_latents(
+        autoencoder, tmp_path_factory.mktemp("caches") / "plain", ("test",), data_dir=tfds_dir
+    ).directory
 
 
 def test_directories_that_are_no_cache(plain, autoencoder, tmp_path, tfds_dir):
@@ -356,7 +358,7 @@ def test_directories_that_are_no_cache(plain, autoencoder, tmp_path, tfds_dir):
     (tmp_path / "cut" / "metadata.json").write_text('{"fingerprint": "0')
     for directory in (tmp_path / "nowhere", autoencoder, prepared, tmp_path / "cut"):
         with pytest.raises(ConfigError) as raised:
-            latent_cache.check(named(directory), autoencoder)
+            latent_cache.check_latents(named(directory), autoencoder)
         assert str(raised.value) == f"{directory} is no cache of latents; write one: jaxdiff latents RUN --out {directory}"
 
 
@@ -374,6 +376,6 @@ def test_damaged_files_are_found(plain, autoencoder, tmp_path, monkeypatch, in_m
     if damage == "gone":
         path.unlink()
     with pytest.raises(DataError) as raised:
-        latent_cache.of(named(tmp_path / "copy", split="test"), autoencoder).rows(np.arange(299))
+        latent_cache.load_latents(named(tmp_path / "copy", split="test"), autoencoder).rows(np.arange(299))
     assert str(raised.value).startswith(f"latents {tmp_path / 'copy'}")
     assert "\n" not in str(raised.value)

@@ -315,11 +315,11 @@ def test_links_of_a_topology():
 
 
 def test_where_programs_are_kept(monkeypatch, tmp_path):
-    assert answer.kept(tmp_path) == tmp_path
+    assert answer.cache_dir(tmp_path) == tmp_path
     monkeypatch.setenv("JAXDIFF_CACHE_DIR", str(tmp_path))
-    assert answer.kept() == tmp_path / "plan"
+    assert answer.cache_dir() == tmp_path / "plan"
     monkeypatch.delenv("JAXDIFF_CACHE_DIR")
-    assert answer.kept().parts[-3:] == (".cache", "jaxdiff", "plan")
+    assert answer.cache_dir().parts[-3:] == (".cache", "jaxdiff", "plan")
 
 
 def test_a_child_that_fails_ends_in_one_line():

@@ -80,7 +80,7 @@ def losses(workdir, after=0):
 
 def final_state(workdir):
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return checkpoint.restore(workdir, lineage.placed(build.state_shapes(lineage.read_config(workdir)), single))
+    return checkpoint.restore(workdir, lineage.with_sharding(build.state_shapes(lineage.read_config(workdir)), single))
 
 
 def assert_equal(a, b):
@@ -307,8 +307,8 @@ with watch.deadline(0.2, "not in {:g} s"):
 
 
 def test_one_process_alone_agrees_with_itself():
-    assert distributed.agreed({"a": [1]}) == {"a": [1]}
-    assert distributed.first()
-    assert not distributed.several()
-    assert distributed.who() == ""
-    assert [distributed.everywhere(well) for well in (True, False)] == [True, False]
+    assert distributed.broadcast_from_first({"a": [1]}) == {"a": [1]}
+    assert distributed.is_first()
+    assert not distributed.is_multi_process()
+    assert distributed.line_prefix() == ""
+    assert [distributed.all_true(well) for well in (True, False)] == [True, False]

@@ -44,7 +44,7 @@ def test_quiet_means_no_bar(monkeypatch, capsys, level, shown):
 
 def test_what_is_short_shows_nothing(monkeypatch, capsys):
     monkeypatch.setattr(logging.getLogger("jaxdiff"), "level", logging.INFO)
-    assert list(progress.over(range(3), "working", "piece")) == [0, 1, 2]
+    assert list(progress.track(range(3), "working", "piece")) == [0, 1, 2]
     assert "piece" not in capsys.readouterr().err
 
 

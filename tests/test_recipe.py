@@ -36,7 +36,7 @@ def test_a_sampler_is_the_one_of_its_name_whatever_eta(name):
 def test_spacings_are_even_in_what_they_are_named_for(schedule):
     def levels(spacing):
         made = Experiment(diffusion=Diffusion(schedule=schedule), sampling=Sampling(steps=8, spacing=spacing))
-        found = build.levels(made)
+        found = build.sampling_levels(made)
         assert found.sigma.shape == (9,)
         assert float(found.sigma[-1]) == 0
         return found[:-1]
@@ -66,10 +66,10 @@ def test_a_learned_schedule_gives_the_levels_of_its_params():
     module = build.learned_logsnr()
     schedule = module.init(jax.random.key(0), jnp.zeros((1,)))["params"]
     schedule["l3"] = schedule["l3"].at[20].set(30.0)
-    found = build.levels(learned, {"network": {}, "schedule": schedule})[:-1].logsnr
+    found = build.sampling_levels(learned, {"network": {}, "schedule": schedule})[:-1].logsnr
     times = jnp.linspace(1, 1 / 50, 50)
     np.testing.assert_allclose(found, module.apply({"params": schedule}, times), rtol=1e-4, atol=1e-3)
-    assert np.max(np.abs(found - build.levels(learned)[:-1].logsnr)) > 3
+    assert np.max(np.abs(found - build.sampling_levels(learned)[:-1].logsnr)) > 3
     guiding = config.load("configs/digits_classifier.py")
     build.check_guiding(learned, guiding, "here")
     karras = dataclasses.replace(guiding, diffusion=Diffusion(schedule="karras"))

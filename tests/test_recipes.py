@@ -96,8 +96,8 @@ def test_recipe_trains_and_samples(path, trained):
 @pytest.mark.parametrize("path", LADDERS, ids=lambda path: path.stem)
 def test_ladder_names_recipes_that_can_be_sampled(path, tmp_path):
     made = config.load_ladder(path)
-    runs = ladder.runs(made, tmp_path / path.stem)
-    names = {place.name.split(",")[0] for place in ladder.rungs(made, runs)}
+    runs = ladder.ladder_runs(made, tmp_path / path.stem)
+    names = {place.name.split(",")[0] for place in ladder.ladder_rungs(made, runs)}
     students = {pathlib.Path(name).stem for name in made.students}
     assert students < names
     taught = {stage.workdir.name for stage in runs if stage.config.objective == "diffusion"}

@@ -92,7 +92,7 @@ def assert_stands_alone(page, path):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tfds_dir):
     workdir = tmp_path_factory.mktemp("runs") / ODD
-    run.train(CONFIG, workdir, tfds_dir)
+    run.train_run(CONFIG, workdir, tfds_dir)
     return workdir
 
 
@@ -254,17 +254,17 @@ def test_copies_are_told_from_new_images():
     rng = np.random.default_rng(1)
     train, test = (rng.integers(0, 256, (200, 4, 4, 1), np.uint8) for _ in range(2))
     fresh = rng.uniform(-1, 1, (30, 4, 4, 1))
-    honest = neighbours.compared(fresh, of_pixels(train), of_pixels(test), flip=False)
+    honest = neighbours.compare(fresh, of_pixels(train), of_pixels(test), flip=False)
     assert honest.copies == (0, 0.0)
     assert not honest.memorises
     assert "0 of 30 samples are within a third of the latter" in str(honest)
     assert str(honest).endswith("nothing here is copied from training images.")
-    expected = np.median(brute_force(data.normalized(test), data.normalized(train)).min(axis=1))
+    expected = np.median(brute_force(data.normalize(test), data.normalize(train)).min(axis=1))
     assert f"{expected:.3f} from a held-out image" in str(honest)
     copied = fresh.copy()
-    copied[:4] = data.normalized(train[:4, :, ::-1])  # mirrored, as training with flips has seen them
-    assert not neighbours.compared(copied, of_pixels(train), of_pixels(test), flip=False).memorises
-    found = neighbours.compared(copied, of_pixels(train), of_pixels(test), flip=True)
+    copied[:4] = data.normalize(train[:4, :, ::-1])  # mirrored, as training with flips has seen them
+    assert not neighbours.compare(copied, of_pixels(train), of_pixels(test), flip=False).memorises
+    found = neighbours.compare(copied, of_pixels(train), of_pixels(test), flip=True)
     assert found.copies == (4, 0.0)
     assert found.memorises
     np.testing.assert_allclose(found.images[:4, 0], copied[:4], atol=1e-6)
@@ -275,24 +275,24 @@ def test_near_images_that_are_as_usual_are_no_copies():
     rng = np.random.default_rng(2)
     train = rng.integers(0, 256, (100, 4, 4, 1), np.uint8)
     test = np.concatenate([train[:40], rng.integers(0, 256, (60, 4, 4, 1), np.uint8)])
-    samples = data.normalized(np.concatenate([train[60:80], rng.integers(0, 256, (30, 4, 4, 1), np.uint8)]))
-    found = neighbours.compared(samples, of_pixels(train), of_pixels(test), flip=False)
+    samples = data.normalize(np.concatenate([train[60:80], rng.integers(0, 256, (30, 4, 4, 1), np.uint8)]))
+    found = neighbours.compare(samples, of_pixels(train), of_pixels(test), flip=False)
     assert found.copies == (20, 0.4)
     assert not found.memorises
 
 
 @pytest.mark.slow
 def test_strips_end_with_the_samples(trained):
-    """Those that `run.generation` gives; and in between DDIM's own steps."""
-    (found,) = run_record.read([trained])
-    ways = strips.drawn(found, num=3)
+    """Those that `train.image_sampler` gives; and in between DDIM's own steps."""
+    (found,) = run_record.read_runs([trained])
+    ways = strips.denoising_strips(found, num=3)
     _, params = lineage.read_params(CONFIG, trained)
-    images = run.generation(CONFIG, workdir=trained)(params, np.arange(3), CONFIG.seed)
+    images = run.image_sampler(CONFIG, workdir=trained)(params, np.arange(3), CONFIG.seed)
     assert ways.after == [0, 1, 2, 3]
     for each in (ways.noisy, ways.clean):
         assert each.shape == (4, 3, 8, 8, 1)
         np.testing.assert_allclose(each[-1], images, atol=1e-5)
-    levels = build.levels(CONFIG)
+    levels = build.sampling_levels(CONFIG)
     for number in range(3):
         t, s = levels[number], levels[number + 1]
         moved = jd.transfer(ways.noisy[number] * np.hypot(t.alpha, t.sigma), ways.clean[number], t, s)
@@ -327,7 +327,7 @@ def test_the_trajectory_of_a_cascade_ends_with_its_sample():
     [(1, 9, [0, 1]), (3, 9, [0, 1, 2, 3]), (50, 3, [0, 25, 50]), (8, 9, list(range(9))), (1000, 5, [0, 250, 500, 750, 1000])],
 )
 def test_strips_are_of_even_distances(steps, most, numbers):
-    assert build.shown(steps, most) == numbers
+    assert build.evenly_spaced_steps(steps, most) == numbers
 
 
 @pytest.mark.slow
@@ -340,8 +340,8 @@ def test_strips_of_latents_are_decoded():
     shapes = [build.state_shapes(made, sources).params, build.state_shapes(codec).params]
     params, frozen = jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
     args = params, jax.random.key(0), {"label": np.arange(2, dtype=np.int32)}, {"autoencoder": frozen}
-    x, x0 = jax.jit(build.strips(made, sources))(*args)
-    images = jax.jit(build.generator(made, sources))(*args)
+    x, x0 = jax.jit(build.denoising_trajectory(made, sources))(*args)
+    images = jax.jit(build.image_generator(made, sources))(*args)
     assert x.shape == x0.shape == (3, 2, 8, 8, 1)
     np.testing.assert_allclose(x[-1], images, atol=1e-4)
     np.testing.assert_allclose(x0[-1], images, atol=1e-4)
@@ -355,30 +355,30 @@ def test_noise_of_any_schedule_is_shown_in_unit_size():
     made = dataclasses.replace(CONFIG, diffusion=diffusion, sampling=sampling)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), build.state_shapes(made).params)
     given = {"label": np.zeros(20, np.int32)}
-    x, _ = jax.jit(build.strips(made))(params, jax.random.key(0), given)
-    assert float(build.levels(made)[0].sigma) > 50
+    x, _ = jax.jit(build.denoising_trajectory(made))(params, jax.random.key(0), given)
+    assert float(build.sampling_levels(made)[0].sigma) > 50
     assert float(x[0].std()) == pytest.approx(1, abs=0.1)
 
 
 def test_settings_say_what_differs_and_what_is_set():
     records = [
-        run_record.Record("one", None, CONFIG, "", 0, []),
-        run_record.Record("two", None, dataclasses.replace(CONFIG, steps=7, diffusion=Diffusion(prediction="x0")), "", 0, []),
+        run_record.RunRecord("one", None, CONFIG, "", 0, []),
+        run_record.RunRecord("two", None, dataclasses.replace(CONFIG, steps=7, diffusion=Diffusion(prediction="x0")), "", 0, []),
     ]
     found = settings.groups(records)
     differ = {
-        part: [(each.name, each.values, each.set) for each in rows] for part, rows in settings.chosen(found, "differ").items()
+        part: [(each.name, each.values, each.set) for each in rows] for part, rows in settings.select(found, "differ").items()
     }
     assert differ == {
         "run": [("steps", ["2", "7"], [True, True])],
         "diffusion": [("prediction", ["v", "x0"], [False, True])],
     }
     alike = {
-        (part, each.name): (each.values[0], each.default) for part, rows in settings.chosen(found, "set").items() for each in rows
+        (part, each.name): (each.values[0], each.default) for part, rows in settings.select(found, "set").items() for each in rows
     }
     assert alike["model", "multipliers"] == ("1", "1, 2, 2, 2")
     assert alike["optimizer", "learning_rate"] == ("0.01", "0.0002")
-    numbers = [sum(map(len, settings.chosen(found, kind).values())) for kind in ("differ", "set", "default")]
+    numbers = [sum(map(len, settings.select(found, kind).values())) for kind in ("differ", "set", "default")]
     assert sum(numbers) == sum(map(len, found.values()))
 
 
@@ -402,7 +402,7 @@ def test_quality_is_grouped_by_how_it_was_measured(tmp_path):
     (workdir / "evaluations" / "d.json").write_text("{")
     old = {"agreement": 0.98, "accuracy": 0.97, "frechet": 7.0, "frechet_real": 3.0, "num_real": 300, "num": 1000}
     (workdir / "samples.json").write_text(json.dumps({"step": 2, "sampling": SAMPLING, "report": old}))
-    groups = quality.groups(run_record.read([workdir]))
+    groups = quality.groups(run_record.read_runs([workdir]))
     found = [[(row.how, row.calls, *(each.value for each in row.measures.values())) for row in group.rows] for group in groups]
     assert found == [
         [("ddim, 10 steps, guidance 2", 20, 12.0, 0.9), ("heun, 10 steps, guidance 2", 38, 9.0, 0.9)],
@@ -427,13 +427,13 @@ def test_calls_are_those_of_the_network():
         (CONFIG, {"sampler": "heun"}, 38),
         (student, {}, 10),
     ):
-        assert quality.calls(made, {**SAMPLING, **changes}) == number
+        assert quality.calls_of(made, {**SAMPLING, **changes}) == number
 
 
 def test_curves_are_logarithmic_where_values_are_far_apart(monkeypatch):
     monkeypatch.setattr(curves, "inline", lambda figure, name: figure)
     rows = [{"step": step, "loss": 10.0 ** (-step / 10), "rate": 5.0 + step, "gap": float("nan")} for step in range(21)]
-    plots = curves.metrics([run_record.Record("run", None, CONFIG, "", 0, rows)])
+    plots = curves.metrics([run_record.RunRecord("run", None, CONFIG, "", 0, rows)])
     assert list(plots) == ["loss", "rate"]
     assert [figure.axes[0].get_yscale() for figure in plots.values()] == ["log", "linear"]
     x, y = plots["rate"].axes[0].get_lines()[0].get_data()
@@ -444,7 +444,7 @@ def test_long_curves_are_means_of_neighbours(monkeypatch):
     monkeypatch.setattr(curves, "inline", lambda figure, name: figure)
     monkeypatch.setattr(curves, "MOST", 5)
     rows = [{"step": step, "loss": float(step % 2)} for step in range(20)]
-    (figure,) = curves.metrics([run_record.Record("run", None, CONFIG, "", 0, rows)]).values()
+    (figure,) = curves.metrics([run_record.RunRecord("run", None, CONFIG, "", 0, rows)]).values()
     x, y = figure.axes[0].get_lines()[0].get_data()
     assert x.tolist() == [1.5, 5.5, 9.5, 13.5, 17.5]
     assert y.tolist() == [0.5] * 5
@@ -460,7 +460,7 @@ def test_a_recipe_is_known_by_name_and_content(tmp_path):
         workdir = tmp_path / about[:3] / name if about else tmp_path / f"{changed.seed}" / name
         workdir.mkdir(parents=True)
         (workdir / "config.json").write_text(json.dumps(config.to_dict(changed)))
-        assert run_record.read([workdir])[0].about == about
+        assert run_record.read_runs([workdir])[0].about == about
 
 
 @pytest.mark.slow

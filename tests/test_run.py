@@ -55,7 +55,7 @@ def wait_until(process, happened, seconds=180):
 def final_state(workdir):
     config = lineage.read_config(workdir)
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return checkpoint.restore(workdir, lineage.placed(train.recipe.state_shapes(config), single))
+    return checkpoint.restore(workdir, lineage.with_sharding(train.recipe.state_shapes(config), single))
 
 
 def assert_same_run(a, b):
@@ -228,7 +228,7 @@ def test_default_names_tell_how_samples_were_made():
         ({"guidance": 0.0, "classifier": "runs/c", "classifier_scale": 2.5}, "ddim_50_guidance_0_by_c_2.5_seed_3.png"),
     ):
         sampling = dataclasses.replace(recipe.sampling, **changes)
-        assert train.default_name(dataclasses.replace(recipe, sampling=sampling), 3) == name
+        assert train.sample_file_name(dataclasses.replace(recipe, sampling=sampling), 3) == name
 
 
 def test_runs_that_cannot_guide_or_be_guided(answer, tmp_path, unbroken, guiding):

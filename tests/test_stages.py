@@ -85,7 +85,7 @@ def test_a_missing_stage_is_said_in_one_line(folder, tmp_path, capsys):
     made = lineage.read_config(folder / "latent")
     made = dataclasses.replace(made, sources=dataclasses.replace(made.sources, autoencoder=str(kl)))
     with pytest.raises(ConfigError, match=r"kl is at step 3 of 5; its latents are measured at the end: train it on"):
-        lineage.params(made)
+        lineage.source_params(made)
     assert cli.main([*recipes, str(kl)]) == 1
     assert "is where a stage of this recipe is trained" in capsys.readouterr().err
 
@@ -94,11 +94,11 @@ def test_a_recipe_that_starts_from_itself_is_refused(tmp_path):
     path = tmp_path / "loop.py"
     path.write_text(LATENT.format(kl=path))
     with pytest.raises(ConfigError, match=r"loop\.py starts from itself"):
-        stages.resolved(config.load(path), tmp_path / "run")
+        stages.resolve_sources(config.load(path), tmp_path / "run")
 
 
 def test_stages_of_a_cascade_come_in_order(tmp_path):
-    resolved, before = stages.resolved(config.load("configs/mnist_32.py"), tmp_path / "mnist_32")
+    resolved, before = stages.resolve_sources(config.load("configs/mnist_32.py"), tmp_path / "mnist_32")
     assert [stage.workdir.name for stage in before] == ["mnist_8", "mnist_16"]
     assert resolved.sources.base == str(tmp_path / "mnist_16")
     assert before[1].config.sources.base == str(tmp_path / "mnist_8")
@@ -112,17 +112,17 @@ def test_latents_of_another_autoencoder_are_refused(folder, tmp_path, tfds_dir):
     values["sources"]["autoencoder"] = str(tmp_path / "kl")
     made = config.from_dict(values)
     step, params = lineage.read_params(made, tmp_path / "latent")
-    same = run.generation(made, workdir=tmp_path / "latent")(params, np.arange(4), 0)
+    same = run.image_sampler(made, workdir=tmp_path / "latent")(params, np.arange(4), 0)
     other = dataclasses.replace(lineage.read_config(tmp_path / "kl"), seed=1)
     shutil.rmtree(tmp_path / "kl")
-    run.train(other, tmp_path / "kl", tfds_dir)
+    run.train_run(other, tmp_path / "kl", tfds_dir)
     expected = "was trained with the autoencoder .* as it was then .* is another .*; name that one"
     with pytest.raises(ConfigError, match=expected):
-        run.generation(made, workdir=tmp_path / "latent")
+        run.image_sampler(made, workdir=tmp_path / "latent")
     with pytest.raises(ConfigError, match=expected):
-        run.train(dataclasses.replace(made, steps=4), tmp_path / "latent", tfds_dir)
+        run.train_run(dataclasses.replace(made, steps=4), tmp_path / "latent", tfds_dir)
     assert step == 3
-    assert np.abs(same - run.generation(made)(params, np.arange(4), 0)).max() > 1e-3  # it would have decoded something else
+    assert np.abs(same - run.image_sampler(made)(params, np.arange(4), 0)).max() > 1e-3  # it would have decoded something else
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_latents_of_another_autoencoder_are_refused(folder, tmp_path, tfds_dir):
 def test_an_image_that_the_autoencoder_cannot_encode_is_refused(folder, change, message):
     made = lineage.read_config(folder / "latent")
     with pytest.raises(ConfigError, match=message):
-        lineage.configs(dataclasses.replace(made, data=dataclasses.replace(made.data, **change)))
+        lineage.source_configs(dataclasses.replace(made, data=dataclasses.replace(made.data, **change)))
 
 
 def test_a_network_must_fit_the_latents(folder):
@@ -145,7 +145,7 @@ def test_a_network_must_fit_the_latents(folder):
         ({"attention": (8,)}, r"model.attention must be sizes that the network has on latents of .*: \[4\]"),
     ):
         with pytest.raises(ConfigError, match=message):
-            lineage.configs(dataclasses.replace(made, model=dataclasses.replace(made.model, **change)))
+            lineage.source_configs(dataclasses.replace(made, model=dataclasses.replace(made.model, **change)))
 
 
 def test_what_has_no_meaning_in_latents_is_refused(folder, capsys):
@@ -163,9 +163,9 @@ def test_what_has_no_meaning_in_latents_is_refused(folder, capsys):
 def test_samples_are_decoded_latents(folder, tmp_path):
     """By hand: the levels walked along in latent space, then the decoder."""
     made = lineage.read_config(folder / "latent")
-    sources, frozen = lineage.configs(made), lineage.params(made)
+    sources, frozen = lineage.source_configs(made), lineage.source_params(made)
     _, params = lineage.read_params(made, folder / "latent")
-    images = jax.jit(build.generator(made, sources))(params, jax.random.key(0), np.arange(4), frozen)
+    images = jax.jit(build.image_generator(made, sources))(params, jax.random.key(0), np.arange(4), frozen)
     codec = build.codec(sources["autoencoder"])
 
     def undecoded(networks, params, z):
@@ -173,7 +173,7 @@ def test_samples_are_decoded_latents(folder, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(codec), "decode", undecoded)
-        z = jax.jit(build.generator(made, sources))(params, jax.random.key(0), np.arange(4), frozen)
+        z = jax.jit(build.image_generator(made, sources))(params, jax.random.key(0), np.arange(4), frozen)
     assert z.shape == (4, 4, 4, 2)
     np.testing.assert_allclose(images, codec.decode(frozen["autoencoder"], z), atol=1e-5)
 
@@ -183,16 +183,16 @@ def test_runs_that_moved_together_find_each_other(folder, tmp_path):
     values["sources"]["autoencoder"] = "runs/that/is/gone/kl"
     made = config.from_dict(values)
     with pytest.raises(ConfigError, match="no run in runs/that/is/gone/kl"):
-        lineage.configs(made)
-    assert lineage.configs(made, folder / "latent") == {"autoencoder": lineage.read_config(folder / "kl")}
-    assert set(lineage.params(made, folder / "latent")) == {"autoencoder"}
+        lineage.source_configs(made)
+    assert lineage.source_configs(made, folder / "latent") == {"autoencoder": lineage.read_config(folder / "kl")}
+    assert set(lineage.source_params(made, folder / "latent")) == {"autoencoder"}
 
 
 def test_a_run_on_pixels_does_not_go_on_in_latents(folder, tmp_path):
     shutil.copytree(folder / "latent", tmp_path / "pixels")
     (tmp_path / "pixels" / "sources.json").unlink()
     with pytest.raises(ConfigError, match=r"was begun without sources\.autoencoder"):
-        lineage.record(lineage.read_config(folder / "latent"), tmp_path / "pixels")
+        lineage.record_sources(lineage.read_config(folder / "latent"), tmp_path / "pixels")
 
 
 def test_latents_that_were_not_measured_are_refused(folder):
@@ -209,7 +209,7 @@ def test_a_stage_of_a_cascade_sees_levels_of_its_training():
     diffusion = dataclasses.replace(large.diffusion, schedule="lognormal", sampling_schedule="karras", prediction="edm")
     large = dataclasses.replace(large, diffusion=diffusion)
     base = dataclasses.replace(base, cascade=config.Cascade(), sources=config.Sources())
-    first, last = build.stages(large, None, {"label": np.zeros(2)}, {"base": base}, {"base": None})
+    first, last = build.cascade_stages(large, None, {"label": np.zeros(2)}, {"base": base}, {"base": None})
     assert first.augmentation is None
     np.testing.assert_allclose(last.augmentation.logsnr, build.SCHEDULES["lognormal"]()(large.cascade.augmentation).logsnr)
     build.check_cascade(large, base, "here")

@@ -83,12 +83,12 @@ def changed(config, changes):
 
 def untrained(workdir, config, seed=0):
     """A run of random params, at its last step, with latents of another mean and scale than 0 and 1."""
-    shapes, rng = build.state_shapes(config, lineage.configs(config)), np.random.default_rng(seed)
+    shapes, rng = build.state_shapes(config, lineage.source_configs(config)), np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes.params)
     if "latent" in params:
         params["latent"] = {"shift": np.array([0.5, -1.0], np.float32), "scale": np.array([2.0, 0.5], np.float32)}
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    lineage.record(config, workdir)
+    lineage.record_sources(config, workdir)
     with checkpoint.manager(workdir) as to:
         last = np.full((), config.steps, np.int32)
         checkpoint.save(to, dataclasses.replace(state, step=last, params=params, ema={"ema": params}), to_dict(config))
@@ -121,7 +121,7 @@ def trained(folder, tfds_dir):
         if not (folder / name).exists():
             config = made(folder, name)
             train(pathlib.Path(config.sources.teacher).name)
-            assert run.train(config, folder / name, tfds_dir) is None
+            assert run.train_run(config, folder / name, tfds_dir) is None
         return folder / name
 
     return train
@@ -158,14 +158,14 @@ def losses(workdir):
 
 def begun(config, workdir):
     """Layout and state with which training begins or goes on."""
-    sources, frozen = lineage.configs(config, workdir), lineage.params(config, workdir, build.FROZEN)
+    sources, frozen = lineage.source_configs(config, workdir), lineage.source_params(config, workdir, build.FROZEN)
     layout = build.layout(config, frozen, sources)
-    return layout, rounds.start(config, workdir, layout, frozen, sources)
+    return layout, rounds.initial_or_restored_state(config, workdir, layout, frozen, sources)
 
 
 def average(config, workdir, step):
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return checkpoint.restore_ema(workdir, "ema", lineage.placed(build.state_shapes(config).params, single), step)[1]
+    return checkpoint.restore_ema(workdir, "ema", lineage.with_sharding(build.state_shapes(config).params, single), step)[1]
 
 
 def assert_equal(one, other):
@@ -182,7 +182,7 @@ def relabelled(workdir, target, **changes):
 
 def scored(folder, config):
     """`(step, scale) -> loss` of random params, another average and the teacher, at fixed noise; compiled once."""
-    sources, frozen = lineage.configs(config), lineage.params(config, places=build.FROZEN)
+    sources, frozen = lineage.source_configs(config), lineage.source_params(config, places=build.FROZEN)
     shapes, rng = build.state_shapes(config, sources), np.random.default_rng(1)
     state = jax.tree.map(lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
     state = dataclasses.replace(state, frozen=frozen)
@@ -212,16 +212,16 @@ def test_a_guided_student_starts_as_its_teacher(folder, tmp_path):
     assert_equal(state.ema["ema"], state.params)
     x, level = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32), process.cosine()(np.float32(0.5))
     label = np.arange(4)
-    expected = build.conditional(lineage.read_config(folder / "teacher"), teacher, label)(x, level)
+    expected = build.conditional_denoiser(lineage.read_config(folder / "teacher"), teacher, label)(x, level)
     assert np.abs(expected).max() > 0.1
     for scale in (1.0, 4.0):
         given = {"label": label, "guidance": np.full(4, scale, np.float32)}
-        np.testing.assert_array_equal(build.conditional(config, state.params, given)(x, level), expected)
+        np.testing.assert_array_equal(build.conditional_denoiser(config, state.params, given)(x, level), expected)
 
 
 def test_a_teacher_is_guided_by_the_scale(folder):
     """A student that is its teacher lacks (scale - 1) times the difference that a label makes."""
-    teacher = lineage.params(made(folder, "guided"))["teacher"]
+    teacher = lineage.source_params(made(folder, "guided"))["teacher"]
     change = {"distillation.clip": False, "sampling.guidance": 1.0}
     found = []
     for scale in (1.0, 2.0, 3.0):
@@ -256,7 +256,7 @@ def signalled(config, workdir, data_dir, step, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", saving)
-        assert run.train(config, workdir, data_dir) == "SIGINT"
+        assert run.train_run(config, workdir, data_dir) == "SIGINT"
     return checkpoint.steps(workdir)[-1]
 
 
@@ -294,7 +294,7 @@ def test_each_round_begins_anew(trained, tmp_path):
     assert int(state.step) == 3
     student, ended_with = jax.device_get((average(config, workdir, 3), state.params))
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(ended_with), jax.tree.leaves(student), strict=True))
-    turned = rounds.turned(config, layout, state)
+    turned = rounds.start_next_round(config, layout, state)
     for tree in (turned.params, turned.ema["ema"], turned.frozen["teacher"]):
         assert_equal(tree, student)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(turned.opt_state))
@@ -310,7 +310,7 @@ def test_a_round_begins_from_the_first_average_that_the_config_names(folder):
     params = {"kernel": jnp.zeros((2,))}
     averages = {"a": {"kernel": jnp.full((2,), 1.0)}, "z": {"kernel": jnp.full((2,), 2.0)}}
     state = TrainState(jnp.int32(3), params, averages, build.optimizer(config).init(params), {"teacher": params})
-    turned = jax.jit(partial(build.turned, config))(state)
+    turned = jax.jit(partial(build.next_round_state, config))(state)
     for tree in (turned.params, turned.frozen["teacher"], *turned.ema.values()):
         np.testing.assert_array_equal(tree["kernel"], 2.0)
 
@@ -323,7 +323,7 @@ def test_rounds_go_on_bit_for_bit(folder, trained, tmp_path, tfds_dir, monkeypat
     assert signalled(config, workdir, tfds_dir, 4, monkeypatch) == 5
     _, state = begun(config, workdir)
     assert_equal(state.frozen["teacher"], average(config, unbroken, 3))
-    assert run.train(config, workdir, tfds_dir) is None
+    assert run.train_run(config, workdir, tfds_dir) is None
     assert checkpoint.steps(workdir) == [3, 6, 9]
     (_, one), (_, other) = (begun(config, each) for each in (unbroken, workdir))
     assert_equal((one.params, one.ema, one.opt_state), (other.params, other.ema, other.opt_state))
@@ -365,7 +365,7 @@ def test_what_a_progressive_student_does_not_know(trained, refused, flags, messa
 def test_rounds_are_as_long_as_they_were(folder, trained, tfds_dir):
     workdir = trained("progressive")
     with pytest.raises(ConfigError, match="was made by another config: steps was 9, now 12; choose another --workdir"):
-        run.train(made(folder, "progressive", steps=12), workdir, tfds_dir)
+        run.train_run(made(folder, "progressive", steps=12), workdir, tfds_dir)
 
 
 def test_a_student_of_every_level_overshoots(trained, drawn, refused):
@@ -398,7 +398,7 @@ def test_every_way_to_consistency_trains(folder, tmp_path, tfds_dir, drawn, curr
     change = {"distillation.curriculum": curriculum, **VARIANTS[curriculum]}
     change |= {"sampling.spacing": change.get("distillation.spacing", "time")}
     config, workdir = made(folder, "consistency", **change), tmp_path / "run"
-    assert run.train(config, workdir, tfds_dir) is None
+    assert run.train_run(config, workdir, tfds_dir) is None
     assert np.isfinite(losses(workdir)).all()
     assert len(losses(workdir)) == 2
     assert drawn(workdir, "--steps", "2").std() > 0
@@ -474,15 +474,15 @@ def test_samples_walk_along_the_levels_of_the_checkpoint(trained, tmp_path):
     config = lineage.read_config(workdir)
     _, params = lineage.read_params(config, workdir)
     labels = np.arange(10)
-    before = run.generation(config, workdir=workdir)(params, labels, 0)
+    before = run.image_sampler(config, workdir=workdir)(params, labels, 0)
     (path,) = (workdir / "checkpoints" / "2" / "meta").glob("metadata")
     meta = json.loads(path.read_text())
     meta["levels"]["alpha"][0] *= 0.99
     path.write_text(json.dumps(meta))
-    moved = run.generation(config, workdir=workdir)(params, labels, 0)
+    moved = run.image_sampler(config, workdir=workdir)(params, labels, 0)
     assert (before != moved).any()
     given = lineage.read_levels(config, workdir)
-    np.testing.assert_array_equal(build.levels(config, None, given).alpha, given[::2].alpha)
+    np.testing.assert_array_equal(build.sampling_levels(config, None, given).alpha, given[::2].alpha)
 
 
 def test_a_doubling_list_is_coarse_early_and_whole_late():
@@ -523,7 +523,7 @@ def test_a_teacher_must_be_of_the_same_kind(folder, tmp_path, student, change, m
     (tmp_path / "teacher" / "config.json").write_text(json.dumps(to_dict(validated(changed(TEACHER, change)))))
     config = changed(made(folder, student), {"sources.teacher": str(tmp_path / "teacher")})
     with pytest.raises(ConfigError, match=message) as caught:
-        lineage.configs(config)
+        lineage.source_configs(config)
     assert "\n" not in str(caught.value)
 
 
@@ -532,14 +532,14 @@ def test_a_student_is_sampled_without_its_teacher(trained, tmp_path, tfds_dir, d
     alone = relabelled(workdir, tmp_path / "alone", **{"sources.teacher": "gone/teacher"})
     np.testing.assert_array_equal(drawn(alone), drawn(workdir))
     with pytest.raises(ConfigError, match="no run in gone/teacher; train one: jaxdiff train CONFIG --workdir gone/teacher"):
-        run.train(changed(lineage.read_config(alone), {"steps": 3}), alone, tfds_dir)
+        run.train_run(changed(lineage.read_config(alone), {"steps": 3}), alone, tfds_dir)
 
 
 def test_a_student_goes_on_with_its_own_teacher(folder, trained, tmp_path, tfds_dir):
     other = untrained(tmp_path / "other", made(folder, "teacher"), seed=1)
     alone = relabelled(trained("consistency"), tmp_path / "alone", **{"sources.teacher": str(other)})
     with pytest.raises(ConfigError, match=r"was trained with the teacher .* as it was then .* is another .*; name that one"):
-        run.train(changed(lineage.read_config(alone), {"steps": 3}), alone, tfds_dir)
+        run.train_run(changed(lineage.read_config(alone), {"steps": 3}), alone, tfds_dir)
 
 
 def test_adapters_are_trained_and_kept_alone(folder, trained, tmp_path, drawn, refused):
@@ -561,12 +561,12 @@ def test_adapters_are_trained_and_kept_alone(folder, trained, tmp_path, drawn, r
 
 def test_adapters_start_as_their_teacher(folder, tmp_path):
     config = made(folder, "adapted")
-    sources = lineage.configs(config)
+    sources = lineage.source_configs(config)
     _, state = begun(config, tmp_path)
     key, labels = jax.random.key(0), np.arange(4)
-    adapted = jax.jit(build.generator(config, sources))(state.params, key, labels, state.frozen)
+    adapted = jax.jit(build.image_generator(config, sources))(state.params, key, labels, state.frozen)
     whole = changed(config, {"distillation.lora_rank": 0})
-    np.testing.assert_array_equal(jax.jit(build.generator(whole))(state.frozen["teacher"], key, labels), adapted)
+    np.testing.assert_array_equal(jax.jit(build.image_generator(whole))(state.frozen["teacher"], key, labels), adapted)
 
 
 def test_a_student_in_latents(folder, trained, tmp_path, drawn):
@@ -576,7 +576,7 @@ def test_a_student_in_latents(folder, trained, tmp_path, drawn):
     other = untrained(tmp_path / "other", AUTOENCODER, seed=1)
     config = changed(lineage.read_config(workdir), {"sources.autoencoder": str(other)})
     with pytest.raises(ConfigError, match=f"sources.autoencoder {other} is not that of the teacher .*latent_teacher, .*kl; name"):
-        lineage.configs(config, tmp_path / "run")
+        lineage.source_configs(config, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -590,7 +590,7 @@ def test_students_train_alike_however_they_are_spread(folder, trained, tmp_path,
             for tree in (state.params, state.frozen["teacher"]):
                 assert not all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(tree))
         workdir = tmp_path / "_".join(map(str, change.values()))
-        assert run.train(config, workdir, tfds_dir) is None
+        assert run.train_run(config, workdir, tfds_dir) is None
         assert len(losses(workdir)) == config.steps
         np.testing.assert_allclose(losses(workdir), losses(plain), rtol=1e-4)
 

@@ -41,7 +41,7 @@ RUNS = {"kl": AUTOENCODER, "pixels": PIXELS, "latent": LATENT, "consistency": CO
 
 def untrained(workdir, made, seed):
     """A run of random params, in its EMAs other ones, at its last step."""
-    sources = lineage.configs(made, workdir)
+    sources = lineage.source_configs(made, workdir)
     shapes, rng = build.state_shapes(made, sources), np.random.default_rng(seed)
     draws = [jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes.params) for _ in range(3)]
     for params in draws if made.objective == "autoencoder" else ():
@@ -50,7 +50,7 @@ def untrained(workdir, made, seed):
     state = dataclasses.replace(
         rest, step=np.full((), made.steps, np.int32), params=draws[0], ema={"ema": draws[1], "slow": draws[2]}
     )
-    levels = build.student_levels(made) if config.on_list(made) else None
+    levels = build.student_levels(made) if config.uses_discrete_levels(made) else None
     with checkpoint.manager(workdir) as to:
         checkpoint.save(to, state, config.to_dict(made), levels and vars(levels))
     (workdir / "config.json").write_text(json.dumps(config.to_dict(made)))
@@ -73,8 +73,8 @@ def runs(tmp_path_factory):
 def test_a_trained_run_draws_what_jaxdiff_sample_draws(runs, name, ema, sampling):
     made, labels = lineage.read_config(runs / name), np.arange(4)
     made = dataclasses.replace(made, sampling=dataclasses.replace(made.sampling, **sampling))
-    drawn = train.generation(made, workdir=runs / name)(lineage.read_params(made, runs / name, ema)[1], labels, 5)
-    found = trained.opened(runs / name, ema, **sampling)
+    drawn = train.image_sampler(made, workdir=runs / name)(lineage.read_params(made, runs / name, ema)[1], labels, 5)
+    found = trained.load_run(runs / name, ema, **sampling)
     assert found.step == made.steps
 
     @jax.jit
@@ -89,18 +89,18 @@ def test_a_trained_run_draws_what_jaxdiff_sample_draws(runs, name, ema, sampling
 
 def test_images_are_encoded_to_latents_of_the_run_and_decoded_by_its_autoencoder(runs):
     made, x0 = lineage.read_config(runs / "kl"), np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 1)).astype(np.float32)
-    params, networks, found = lineage.read_params(made, runs / "kl")[1], build.codec(made), trained.opened(runs / "latent")
+    params, networks, found = lineage.read_params(made, runs / "kl")[1], build.codec(made), trained.load_run(runs / "latent")
     z = networks.encode(params, x0).mean
     assert found.shape == z.shape[1:] == (4, 4, 2)
     np.testing.assert_allclose(found.encode(x0), z, atol=1e-5)
     np.testing.assert_allclose(found.decode(z), networks.decode(params, z), atol=1e-5)
-    pixels = trained.opened(runs / "pixels")
+    pixels = trained.load_run(runs / "pixels")
     assert pixels.encode(x0) is x0
     assert pixels.decode(x0) is x0
 
 
 def test_params_of_a_trained_run_are_arguments_of_what_it_is_an_argument_to(runs):
-    found = trained.opened(runs / "pixels")
+    found = trained.load_run(runs / "pixels")
     x, labels, level = jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,), jnp.int32), found.levels[0]
     program = jax.make_jaxpr(lambda denoiser, x: denoiser(labels)(x, level))(found.denoiser, x)
     assert len(program.in_avals) == len(jax.tree.leaves(found.denoiser)) + 1
@@ -118,4 +118,4 @@ def test_params_of_a_trained_run_are_arguments_of_what_it_is_an_argument_to(runs
 )
 def test_what_a_trained_run_is_not_is_refused(runs, name, sampling, message):
     with pytest.raises(ConfigError, match=message):
-        trained.opened(runs / name, **sampling)
+        trained.load_run(runs / name, **sampling)

@@ -51,12 +51,12 @@ def examine(data_dir: str | None = None) -> Findings:
     versions = {name: version for name in (*SHOWN, *BESIDE) if (version := _version(name))}
     devices, reason = _devices()
     data = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or pathlib.Path.home() / "tensorflow_datasets")
-    disks = {"here": pathlib.Path.cwd(), "data": data, "caches": files.cache()}
+    disks = {"here": pathlib.Path.cwd(), "data": data, "caches": files.cache_dir()}
     parts = {
         "versions": [f"python {platform.python_version()}", *(f"{name} {version}" for name, version in versions.items())],
         "devices": (_counted(devices) or ["none"]) + [f"JAX_PLATFORMS is {asked}" for asked in _asked()],
         f"data sets in {data}": _prepared(data) or ["none yet; digits is prepared on first use, others by: jaxdiff data mnist"],
-        f"caches in {files.cache()}": _sizes(files.cache()) or ["none yet"],
+        f"caches in {files.cache_dir()}": _sizes(files.cache_dir()) or ["none yet"],
         "disk": [f"{name}: {_free(path) / 1e9:.1f} GB free" for name, path in disks.items()],
     }
     problems = [*_unfitting("jax", versions), *_unfitting("jaxdiff", versions), *_unused(devices, reason, versions)]

@@ -2,6 +2,18 @@
 
 from jaxdiff.data.batches import batches
 from jaxdiff.data.latents import Moments, Rows
-from jaxdiff.data.read import IN_MEMORY, Images, ImageSpec, fitted, images, normalized, of, with_context
+from jaxdiff.data.read import IN_MEMORY, Images, ImageSpec, fit_image, load_images, load_split, normalize, with_context
 
-__all__ = ["IN_MEMORY", "ImageSpec", "Images", "Moments", "Rows", "batches", "fitted", "images", "normalized", "of", "with_context"]
+__all__ = [
+    "IN_MEMORY",
+    "ImageSpec",
+    "Images",
+    "Moments",
+    "Rows",
+    "batches",
+    "fit_image",
+    "load_split",
+    "normalize",
+    "load_images",
+    "with_context",
+]

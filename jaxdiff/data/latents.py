@@ -59,7 +59,7 @@ def check_free(directory: pathlib.Path) -> None:
         raise ConfigError(f"{directory} exists already and stays as it is; remove it, or choose another --out")
 
 
-def write(directory: pathlib.Path, splits: Mapping[str, Iterable[Rows]], num_classes: int, origin: Origin) -> None:
+def write_latents(directory: pathlib.Path, splits: Mapping[str, Iterable[Rows]], num_classes: int, origin: Origin) -> None:
     """Writes the splits, each as batches of `mean`, `std` and `label` in order; the directory appears whole or not at all.
 
     tfds's own builders shuffle, which beyond 1000 MB a split needs TensorFlow; its sequential writer does not.
@@ -88,7 +88,7 @@ def write(directory: pathlib.Path, splits: Mapping[str, Iterable[Rows]], num_cla
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def opened(directory: pathlib.Path) -> tuple[Any, Origin]:
+def open_latents(directory: pathlib.Path) -> tuple[Any, Origin]:
     """The tfds builder of latents and what they were made of.
 
     Raises:
@@ -102,14 +102,14 @@ def opened(directory: pathlib.Path) -> tuple[Any, Origin]:
     return builder, origin._replace(image_shape=tuple(origin.image_shape))
 
 
-def moments(directory: pathlib.Path, split: str, flip: bool = False) -> Moments:
+def load_moments(directory: pathlib.Path, split: str, flip: bool = False) -> Moments:
     """The moments of a split, or of a slice such as `train[:90%]`, read from disk; with `flip` those of mirrored images too.
 
     Raises:
         ConfigError: the directory holds no latents.
         DataError: no such split, no mirrored images, or a damaged file, which a call of `rows` finds.
     """
-    builder, _ = opened(directory)
+    builder, _ = open_latents(directory)
     known = [name for name in builder.info.splits if not name.endswith(MIRRORED)]
     asked = re.findall(r"(?:^|\+)\s*([\w-]+)", split)
     if not asked or not set(asked) <= set(known):

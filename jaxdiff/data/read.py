@@ -77,18 +77,18 @@ class Images(NamedTuple):
         own = indices % self.num_examples
         pixels, label = self.fetch(own)
         mirrored = (indices >= self.num_examples)[:, None, None, None]
-        found = {"image": normalized(np.where(mirrored, pixels[:, :, ::-1], pixels)), "label": label}
+        found = {"image": normalize(np.where(mirrored, pixels[:, :, ::-1], pixels)), "label": label}
         return found if self.context is None else {**found, "context": self.context(own)}
 
 
-def of(c: ImageSpec, split: str, data_dir: str | None = None) -> Images:
+def load_images(c: ImageSpec, split: str, data_dir: str | None = None) -> Images:
     """The images of a split of a config's data set, as the config wants them.
 
     Raises:
         DataError: as `images` does.
     """
     height, width, channels = c.image_shape
-    whole = images(c.name, split, (height * c.reduce, width * c.reduce, channels), c.fit, data_dir)
+    whole = load_split(c.name, split, (height * c.reduce, width * c.reduce, channels), c.fit, data_dir)
     if c.reduce == 1:
         return whole
 
@@ -117,7 +117,7 @@ def with_context(source: Images, c: ImageSpec, split: str, channels: int, data_d
     return source._replace(context=context)
 
 
-def images(name: str, split: str, image_shape: tuple[int, int, int], fit: Fit = "pad", data_dir: str | None = None) -> Images:
+def load_split(name: str, split: str, image_shape: tuple[int, int, int], fit: Fit = "pad", data_dir: str | None = None) -> Images:
     """The images of a tfds split, padded, resized or cropped to the shape (see `fitted`); `digits` is prepared on first use.
 
     Raises:
@@ -129,13 +129,13 @@ def images(name: str, split: str, image_shape: tuple[int, int, int], fit: Fit = 
         raise DataError(f"data: {name} has {shape[-1]} channels; set data.image_shape to end in {shape[-1]}")
 
     def decode(examples: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        pixels = np.stack([fitted(example["image"], image_shape, fit) for example in examples])
+        pixels = np.stack([fit_image(example["image"], image_shape, fit) for example in examples])
         return pixels, np.array([example["label"] for example in examples], np.int32)
 
     rest = (len(source), info.features["label"].num_classes, shape)
     if len(source) * np.prod(image_shape) > IN_MEMORY:
         return Images(lambda indices: decode(source.__getitems__(indices.tolist())), *rest)
-    starts = progress.over(range(0, len(source), 256), f"decoding {name} {split}", "batch")
+    starts = progress.track(range(0, len(source), 256), f"decoding {name} {split}", "batch")
     try:
         parts = [decode(source.__getitems__(list(range(i, min(i + 256, len(source)))))) for i in starts]
     except RuntimeError as error:
@@ -144,12 +144,12 @@ def images(name: str, split: str, image_shape: tuple[int, int, int], fit: Fit = 
     return Images(lambda indices: (pixels[indices], labels[indices]), *rest)
 
 
-def normalized(pixels: np.ndarray) -> np.ndarray:
+def normalize(pixels: np.ndarray) -> np.ndarray:
     """uint8 pixels as float32 in [-1, 1]."""
     return pixels.astype(np.float32) / 127.5 - 1
 
 
-def fitted(image: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.ndarray:
+def fit_image(image: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.ndarray:
     """One uint8 image brought to a shape: padded with zeros on all sides, or resized (bicubic, antialiased), or the middle of it.
 
     Raises:

@@ -2,10 +2,20 @@
 
 from jaxdiff.evaluate.features import Features, Network, extract, inception
 from jaxdiff.evaluate.intervals import Interval, bootstrap, share
-from jaxdiff.evaluate.measures import MEASURES, Judge, judge, known
-from jaxdiff.evaluate.reference_classifier import accuracy, classifier, train_judge
+from jaxdiff.evaluate.measures import MEASURES, Evaluator, evaluator, known_measures
+from jaxdiff.evaluate.reference_classifier import accuracy, classifier, train_classifier
 from jaxdiff.evaluate.reference_statistics import DataSet, Reference, data_set, reference
-from jaxdiff.evaluate.results import FOLDER, Record, Result, Spec, check_same, of_run, read, table, write
+from jaxdiff.evaluate.results import (
+    FOLDER,
+    Record,
+    Result,
+    Spec,
+    check_same,
+    read_record,
+    results_of_run,
+    results_table,
+    write_record,
+)
 from jaxdiff.evaluate.statistics import frechet_distance, inception_score, kernel_distance, precision_recall
 
 __all__ = [
@@ -14,7 +24,7 @@ __all__ = [
     "DataSet",
     "Features",
     "Interval",
-    "Judge",
+    "Evaluator",
     "Network",
     "Record",
     "Reference",
@@ -29,15 +39,15 @@ __all__ = [
     "frechet_distance",
     "inception",
     "inception_score",
-    "judge",
+    "evaluator",
     "kernel_distance",
-    "known",
-    "of_run",
+    "known_measures",
+    "results_of_run",
     "precision_recall",
-    "read",
+    "read_record",
     "reference",
     "share",
-    "table",
-    "train_judge",
-    "write",
+    "results_table",
+    "train_classifier",
+    "write_record",
 ]

@@ -25,7 +25,7 @@ def digest(*parts: Any) -> str:
     return found.hexdigest()[:8]
 
 
-def arrays(path: pathlib.Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def cached_arrays(path: pathlib.Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays of a .npz file; made, and written there, if there is none or it is damaged."""
     try:
         with np.load(path) as file:  # its archive has a checksum of each array
@@ -36,7 +36,7 @@ def arrays(path: pathlib.Path, make: Callable[[], Mapping[str, np.ndarray]]) -> 
         log.warning("%s is damaged and made again (%s)", path, str(error).splitlines()[0] if str(error) else type(error).__name__)
     made: dict[str, Any] = {name: np.asarray(value) for name, value in make().items()}
     try:
-        with files.whole(path) as draft, draft.open("wb") as file:
+        with files.atomic_write(path) as draft, draft.open("wb") as file:
             np.savez(file, **made)
     except OSError as error:
         log.warning("%s cannot be kept (%s)", path, error.strerror)

@@ -81,7 +81,7 @@ def extract(
     compiled = jax.jit(seen, in_shardings=(everywhere, rows), out_shardings=rows)
     variables, parts = jax.device_put(network.variables, everywhere), []
     with jax.default_matmul_precision("highest"):  # else a TPU computes float32 in bfloat16, a GPU in TF32
-        for start in progress.over(range(0, num, size), f"features of {what}", "batch"):
+        for start in progress.track(range(0, num, size), f"features of {what}", "batch"):
             images = fetch(np.arange(start, start + size) % num)
             found = jax.device_get(compiled(variables, jax.device_put(images, rows)))
             parts.append([each[: num - start] for each in found])

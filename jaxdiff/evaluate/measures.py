@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdiff.data import normalized
+from jaxdiff.data import normalize
 from jaxdiff.evaluate import statistics
 from jaxdiff.evaluate.features import Features, Network, extract
 from jaxdiff.evaluate.intervals import Interval, bootstrap, share
@@ -68,14 +68,14 @@ MEASURES: dict[str, Callable[[Seen, Reference], Interval]] = {
 }
 
 
-class Judge(NamedTuple):
+class Evaluator(NamedTuple):
     """By what samples are measured: its spec, and `measure(samples [N, H, W, C] in [-1, 1], labels [N]) -> Result`."""
 
     spec: Spec
     measure: Callable[[np.ndarray, np.ndarray], Result]
 
 
-def judge(network: Network, source: DataSet, num: int, names: Sequence[str] = (), batch_size: int = 500) -> Judge:
+def evaluator(network: Network, source: DataSet, num: int, names: Sequence[str] = (), batch_size: int = 500) -> Evaluator:
     """The judge that measures what is named, or all that the network allows, of sets of up to `num` images.
 
     Sets are smaller where there are fewer real images, since most measures are biased by the number, and held-out ones are to
@@ -84,7 +84,7 @@ def judge(network: Network, source: DataSet, num: int, names: Sequence[str] = ()
     Raises:
         ConfigError: a name is unknown or needs other logits, or there are too few images for intervals.
     """
-    names = known(names, network)
+    names = known_measures(names, network)
     num = min(num, source.train.num_examples, source.held_out.num_examples)
     if num < LEAST:
         raise ConfigError(f"evaluate: {num} images of a set are too few for intervals; give at least {LEAST}")
@@ -94,16 +94,16 @@ def judge(network: Network, source: DataSet, num: int, names: Sequence[str] = ()
     held_out = measured(names, held, real, "held-out images")
 
     def measure(samples: np.ndarray, labels: np.ndarray) -> Result:
-        images = normalized(to_uint8(samples))  # the real ones have 8 bits too
+        images = normalize(to_uint8(samples))  # the real ones have 8 bits too
         features = extract(network, lambda rows: images[rows], len(images), batch_size, "samples")
         sets = np.arange(len(samples) // num * num).reshape(-1, num)
         found = measured(names, Seen(features, labels, sets), real, "samples")
         return Result(spec, found, held_out, len(samples))
 
-    return Judge(spec, measure)
+    return Evaluator(spec, measure)
 
 
-def known(names: Sequence[str], network: Network) -> list[str]:
+def known_measures(names: Sequence[str], network: Network) -> list[str]:
     """The names, or all that the network allows.
 
     Raises:
@@ -122,4 +122,4 @@ def known(names: Sequence[str], network: Network) -> list[str]:
 
 def measured(names: Sequence[str], seen: Seen, real: Reference, what: str) -> dict[str, Interval]:
     """The measures by name."""
-    return {name: MEASURES[name](seen, real) for name in progress.over(names, f"measuring {what}", "measure")}
+    return {name: MEASURES[name](seen, real) for name in progress.track(names, f"measuring {what}", "measure")}

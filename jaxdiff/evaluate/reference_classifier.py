@@ -13,7 +13,7 @@ import optax
 from flax import traverse_util
 from jax import Array
 
-from jaxdiff.data import Images, normalized
+from jaxdiff.data import Images, normalize
 from jaxdiff.evaluate import feature_cache
 from jaxdiff.evaluate.features import Network
 from jaxdiff.evaluate.reference_statistics import DataSet
@@ -27,8 +27,8 @@ SEED, BATCH_SIZE = 0, 64
 
 def classifier(source: DataSet, epochs: int) -> Network:
     """The classifier of a data set, trained for so many epochs; out of the cache, if it was before."""
-    path = files.cache() / "judges" / f"{source.file}_{epochs}_epochs_seed_{SEED}_version_{VERSION}.npz"
-    flat: Any = feature_cache.arrays(path, lambda: _flat(train_judge(source.train, epochs)))
+    path = files.cache_dir() / "judges" / f"{source.file}_{epochs}_epochs_seed_{SEED}_version_{VERSION}.npz"
+    flat: Any = feature_cache.cached_arrays(path, lambda: _flat(train_classifier(source.train, epochs)))
     params = traverse_util.unflatten_dict(flat, sep="/")
     model = Classifier(source.train.num_classes)
 
@@ -41,7 +41,7 @@ def classifier(source: DataSet, epochs: int) -> Network:
     return Network(name, "none", apply, params, labels=True)
 
 
-def train_judge(train: Images, epochs: int, seed: int = SEED, batch_size: int = BATCH_SIZE) -> Any:
+def train_classifier(train: Images, epochs: int, seed: int = SEED, batch_size: int = BATCH_SIZE) -> Any:
     """The params of a classifier of the training images, shifted by at most one pixel at random."""
     images, labels = train.fetch(np.arange(train.num_examples))
     model = Classifier(train.num_classes)
@@ -49,12 +49,12 @@ def train_judge(train: Images, epochs: int, seed: int = SEED, batch_size: int = 
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, epochs * num_steps))
     step = jax.jit(train_step(partial(_classification, model), optimizer, {}), donate_argnums=0)
     init_key, key = jax.random.split(jax.random.key(seed))
-    state = initial_state(jax.jit(model.init)(init_key, normalized(images[:1]))["params"], optimizer, {})
+    state = initial_state(jax.jit(model.init)(init_key, normalize(images[:1]))["params"], optimizer, {})
     with progress.bar(epochs * num_steps, "training the classifier", "step") as bar:
         for first in range(0, epochs * num_steps, num_steps):
             order = np.asarray(jax.random.permutation(jax.random.fold_in(key, first), len(images)))
             for rows in np.split(order[: num_steps * batch_size], num_steps):
-                state, metrics = step(state, {"image": normalized(images[rows]), "label": labels[rows]}, key)
+                state, metrics = step(state, {"image": normalize(images[rows]), "label": labels[rows]}, key)
                 jax.block_until_ready(metrics)  # so that the bar tells the truth
                 bar.update()
     return jax.device_get(state.params)
@@ -67,7 +67,7 @@ def _flat(params: Any) -> Any:
 def accuracy(label: Callable[[np.ndarray], Array | np.ndarray], test: Images, chunk: int = 500) -> float:
     """The share of the test images whose label `label(images [B, H, W, C]) -> labels [B]` says."""
     images, truth = test.fetch(np.arange(test.num_examples))
-    parts = [np.asarray(label(normalized(images[i : i + chunk]))) for i in range(0, len(images), chunk)]
+    parts = [np.asarray(label(normalize(images[i : i + chunk]))) for i in range(0, len(images), chunk)]
     return float(np.mean(np.concatenate(parts) == truth))
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdiff import data
-from jaxdiff.data import Images, ImageSpec, normalized
+from jaxdiff.data import Images, ImageSpec, normalize
 from jaxdiff.evaluate import feature_cache
 from jaxdiff.evaluate.features import Features, Network, extract
 from jaxdiff.evaluate.statistics import Gaussian, gaussian, mean_kernel
@@ -45,7 +45,7 @@ def data_set(c: ImageSpec, data_dir: str | None = None) -> DataSet:
     Raises:
         DataError: it cannot be read.
     """
-    train, held_out = (data.of(c, split, data_dir) for split in (c.split, c.held_out))
+    train, held_out = (data.load_images(c, split, data_dir) for split in (c.split, c.held_out))
     size, shaped = "x".join(map(str, c.image_shape)), train.native_shape != c.image_shape
     how = (f" ({c.fit})" if shaped else "") + (f", averaged over {c.reduce}x{c.reduce}" if c.reduce > 1 else "")
     name = f"{c.name} {c.split}, {train.num_examples} images of {size}{how}, held-out ones of {c.held_out}, {held_out.num_examples}"
@@ -55,11 +55,13 @@ def data_set(c: ImageSpec, data_dir: str | None = None) -> DataSet:
 
 def reference(network: Network, source: DataSet, batch_size: int = 500) -> Reference:
     """The reference of a data set as a network sees it; out of the cache, if it was made before."""
-    path = files.cache() / "references" / f"{source.file}_{feature_cache.digest(network.name, network.resize, network.dtype)}.npz"
+    path = (
+        files.cache_dir() / "references" / f"{source.file}_{feature_cache.digest(network.name, network.resize, network.dtype)}.npz"
+    )
     held = spread(source.held_out.num_examples, KEPT)
 
     def seen(images: Images, rows: np.ndarray, what: str) -> Features:
-        return extract(network, lambda indices: normalized(images.fetch(rows[indices])[0]), len(rows), batch_size, what)
+        return extract(network, lambda indices: normalize(images.fetch(rows[indices])[0]), len(rows), batch_size, what)
 
     def make() -> dict[str, np.ndarray]:
         features = seen(source.train, np.arange(source.train.num_examples), "the training images").features
@@ -74,7 +76,7 @@ def reference(network: Network, source: DataSet, batch_size: int = 500) -> Refer
             "probabilities": held_out.probabilities,
         }
 
-    found = feature_cache.arrays(path, make)
+    found = feature_cache.cached_arrays(path, make)
     law = Gaussian(found["mean"], found["covariance"])
     held_out = Features(found["held_out"], found["probabilities"])
     return Reference(law, float(found["mean_kernel"]), found["train"], held_out, source.held_out.fetch(held)[1])

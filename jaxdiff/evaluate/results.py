@@ -95,17 +95,17 @@ class Record:
         return ", ".join(words)
 
 
-def write(path: pathlib.Path, evaluation: Record) -> None:
+def write_record(path: pathlib.Path, evaluation: Record) -> None:
     """Writes an evaluation as JSON, in place of what is there."""
     found = {field.name: getattr(evaluation, field.name) for field in dataclasses.fields(Record) if field.name != "result"}
     result = evaluation.result
     found |= {"samples": result.samples, "spec": dataclasses.asdict(result.spec)}
     for name, values in (("metrics", result.metrics), ("held_out", result.held_out)):
         found[name] = {each: interval._asdict() for each, interval in values.items()}
-    files.write(path, json.dumps(found, indent=2) + "\n")
+    files.write_text(path, json.dumps(found, indent=2) + "\n")
 
 
-def read(path: pathlib.Path) -> Record:
+def read_record(path: pathlib.Path) -> Record:
     """The evaluation that `write` wrote.
 
     Raises:
@@ -120,13 +120,13 @@ def read(path: pathlib.Path) -> Record:
         raise ConfigError(f"{path} holds no evaluation; move it away, and run: jaxdiff evaluate {path.parents[1]}") from error
 
 
-def of_run(workdir: pathlib.Path) -> list[Record]:
+def results_of_run(workdir: pathlib.Path) -> list[Record]:
     """What a run's directory holds.
 
     Raises:
         ConfigError: nothing.
     """
-    found = [read(path) for path in sorted((workdir / FOLDER).glob("*.json"))]
+    found = [read_record(path) for path in sorted((workdir / FOLDER).glob("*.json"))]
     if not found:
         raise ConfigError(f"{workdir} has no evaluations; run: jaxdiff evaluate {workdir}")
     return sorted(found, key=lambda each: -each.calls)
@@ -152,7 +152,7 @@ def check_same(specs: Mapping[str, Spec]) -> None:
                 )
 
 
-def table(rows: Sequence[tuple[str, Record]]) -> str:
+def results_table(rows: Sequence[tuple[str, Record]]) -> str:
     """Evaluations by the names of their runs as a table in Markdown, each measure with its interval, held-out images last.
 
     Raises:

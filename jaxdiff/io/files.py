@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A draft beside `path` to write to; it takes the place of `path` at the end of the block, and goes if the block fails."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -21,13 +21,13 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
         draft.unlink(missing_ok=True)
 
 
-def cache() -> pathlib.Path:
+def cache_dir() -> pathlib.Path:
     """Where things are kept that can be made again: JAXDIFF_CACHE_DIR, or the user's cache."""
     named = os.environ.get("JAXDIFF_CACHE_DIR")
     return pathlib.Path(named) if named else pathlib.Path.home() / ".cache" / "jaxdiff"
 
 
-def write(path: pathlib.Path, text: str) -> None:
+def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(text)

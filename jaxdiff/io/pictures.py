@@ -31,13 +31,13 @@ def grid(images: np.ndarray, columns: int, min_size: int = 48) -> np.ndarray:
 def save_grid(path: pathlib.Path, images: np.ndarray, columns: int) -> None:
     """Writes `grid` as a PNG file, whole or not at all."""
     picture = grid(images, columns)
-    with files.whole(path) as draft:
+    with files.atomic_write(path) as draft:
         Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(draft, format="PNG")
 
 
 def save_npz(path: pathlib.Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Writes `image` uint8 `[N, H, W, C]` and `label` `[N]` as a .npz file, whole or not at all."""
-    with files.whole(path) as draft, draft.open("wb") as file:
+    with files.atomic_write(path) as draft, draft.open("wb") as file:
         np.savez_compressed(file, image=to_uint8(images), label=labels)
 
 

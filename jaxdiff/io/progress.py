@@ -40,7 +40,7 @@ def bar(total: int | None, desc: str, unit: str, patience: float = PATIENCE, **h
                     shown.last_print_t += shown.delay  # tqdm clears no line of which it thinks that it never was shown
 
 
-def over(items: Iterable[T], desc: str, unit: str, total: int | None = None) -> Iterator[T]:
+def track(items: Iterable[T], desc: str, unit: str, total: int | None = None) -> Iterator[T]:
     """The items, with a bar."""
     total = len(items) if total is None and hasattr(items, "__len__") else total  # type: ignore[arg-type]
     with bar(total, desc, unit) as shown:
@@ -56,7 +56,7 @@ def waiting(desc: str) -> Iterator[None]:
         yield
 
 
-def say(line: str) -> None:
+def print_above(line: str) -> None:
     """Prints a line on stdout, above the bars."""
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()

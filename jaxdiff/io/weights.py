@@ -13,7 +13,7 @@ from jaxdiff.io.errors import ConfigError
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path | str, network: str) -> Iterator[Any]:
+def open_npz(path: pathlib.Path | str, network: str) -> Iterator[Any]:
     """The arrays of a .npz file by name, each read when it is asked for.
 
     Raises:
@@ -29,13 +29,13 @@ def opened(path: pathlib.Path | str, network: str) -> Iterator[Any]:
         raise ConfigError(f"{path} holds no weights of {network} ({reason})") from error
 
 
-def fitted(path: pathlib.Path | str, network: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def load_npz(path: pathlib.Path | str, network: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """The arrays of a .npz file, float32, whose names and shapes are these and no others; PyTorch's counts of batches apart.
 
     Raises:
         ConfigError: they are not.
     """
-    with opened(path, network) as file:
+    with open_npz(path, network) as file:
         names = {name for name in file if not name.endswith("num_batches_tracked")}
         for kind, other in (("lacks", shapes.keys() - names), ("also holds", names - shapes.keys())):
             if other:

@@ -186,7 +186,7 @@ def load(path: pathlib.Path | str) -> dict[str, Any]:
     """
     like = jax.eval_shape(InceptionV3().init, jax.random.key(0), jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32))
     shapes = {_name(where): tuple(leaf.shape[n] for n in THEIRS[leaf.ndim]) for where, leaf in jax.tree.leaves_with_path(like)}
-    arrays = weights.fitted(path, "InceptionV3 for FID, as torch-fidelity names it", shapes)
+    arrays = weights.load_npz(path, "InceptionV3 for FID, as torch-fidelity names it", shapes)
     return jax.tree.map_with_path(lambda where, leaf: jnp.asarray(arrays[_name(where)].transpose(OURS[leaf.ndim])), like)
 
 

@@ -1,6 +1,6 @@
 """Training: the state, one pure step, and the loop over it."""
 
-from jaxdiff.training.loop import loop, mean_metrics, stop_signals, together
+from jaxdiff.training.loop import loop, mean_metrics, scan_steps, stop_signals
 from jaxdiff.training.step import (
     Batch,
     Gradient,
@@ -9,9 +9,9 @@ from jaxdiff.training.step import (
     Params,
     Step,
     TrainState,
+    as_float32,
     initial_state,
     train_step,
-    widened,
 )
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "loop",
     "mean_metrics",
     "stop_signals",
-    "together",
+    "scan_steps",
     "train_step",
-    "widened",
+    "as_float32",
 ]

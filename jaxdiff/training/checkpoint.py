@@ -41,7 +41,7 @@ def manager(workdir: pathlib.Path, keep: int = 3, keep_every: int | None = None)
     Raises:
         CheckpointError: the last save failed, on a full disk for example.
     """
-    if distributed.first():
+    if distributed.is_first():
         _remove_unfinished(workdir)
     kept: Any = {"max_to_keep": keep, "keep_period": keep_every}
     options = ocp.CheckpointManagerOptions(**kept, create=True, enable_async_checkpointing=True)
@@ -49,7 +49,9 @@ def manager(workdir: pathlib.Path, keep: int = 3, keep_every: int | None = None)
     try:
         yield made
     except BaseException as error:
-        if distributed.several() and not isinstance(error, NonFiniteError):  # which all meet; else the others would not close
+        if distributed.is_multi_process() and not isinstance(
+            error, NonFiniteError
+        ):  # which all meet; else the others would not close
             raise
         with _saving(made):
             made.close()
@@ -82,7 +84,7 @@ def save(
         return
     with _saving(to):
         to.wait_until_finished()
-    if distributed.first():
+    if distributed.is_first():
         _check_room(to, items)
     meta: dict[str, Any] = {
         "step": step,
@@ -106,15 +108,15 @@ def restore(workdir: pathlib.Path, like: TrainState) -> TrainState | None:
     Raises:
         CheckpointError: there are checkpoints, but none can be read. They stay where they are.
     """
-    found = distributed.agreed(steps(workdir))
+    found = distributed.broadcast_from_first(steps(workdir))
     if not found:
         return None
     newest, items = _newest(workdir, found, _items(like), together=True)
-    if distributed.first():
+    if distributed.is_first():
         for step in found:
             if step > newest:
                 _move_away(workdir, step)
-    distributed.agreed(None)
+    distributed.broadcast_from_first(None)
     ema = {name: items[_ema_item(name)] for name in like.ema}
     return replace(like, step=items["step"]["step"], params=items["params"], ema=ema, opt_state=items["opt_state"])
 
@@ -229,7 +231,7 @@ def _restored(directory: pathlib.Path, like: Mapping[str, Any]) -> Any:
 
 def _agree(reason: str, directory: pathlib.Path, together: bool) -> None:
     """Raises the reason; with `together` also where another process has one."""
-    if not (distributed.everywhere(not reason) if together else not reason):
+    if not (distributed.all_true(not reason) if together else not reason):
         raise CheckpointError(reason or f"checkpoint {directory} cannot be read by another process")
 
 

@@ -36,7 +36,7 @@ _LOST = r"Gloo|NCCL|Connection|^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED
 _SIGNALS = (None, "SIGTERM", "SIGINT")
 
 
-def start(coordinator: str | None = None, num: int | None = None, index: int | None = None) -> None:
+def initialize(coordinator: str | None = None, num: int | None = None, index: int | None = None) -> None:
     """Joins this process to the others, before any device is used: those named, or those of SLURM or a TPU pod; else nothing.
 
     Raises:
@@ -63,7 +63,7 @@ def start(coordinator: str | None = None, num: int | None = None, index: int | N
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"the processes could not be joined: {str(error).splitlines()[0]}") from error
     sys.excepthook = _end
-    if not first():
+    if not is_first():
         logging.getLogger("jaxdiff").setLevel(logging.ERROR)
 
 
@@ -83,59 +83,59 @@ def _check(coordinator: str | None, num: int | None, index: int | None) -> None:
         raise ConfigError(f"--process-id must be 0 to {num - 1} of --num-processes {num}, got {index}")
 
 
-def several() -> bool:
+def is_multi_process() -> bool:
     """Whether there are other processes."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def first() -> bool:
+def is_first() -> bool:
     """Whether this process is the one that writes and prints."""
-    return not several() or jax.process_index() == 0
+    return not is_multi_process() or jax.process_index() == 0
 
 
-def watched(step_timeout: float | None, workdir: pathlib.Path) -> contextlib.AbstractContextManager[Callable[[bool], None]]:
+def step_watchdog(step_timeout: float | None, workdir: pathlib.Path) -> contextlib.AbstractContextManager[Callable[[bool], None]]:
     """The watch of a run's steps (`watchdog.steps`), whose stacks go to `workdir`; None is that of one of several processes.
 
     The first process ends last: its end would end the others before they have said their line.
     """
-    limit = step_timeout if step_timeout is not None else STEP_TIMEOUT if several() else 0
+    limit = step_timeout if step_timeout is not None else STEP_TIMEOUT if is_multi_process() else 0
     stacks = pathlib.Path(workdir) / f"hung-{jax.process_index()}.txt"
-    return watchdog.steps(limit, who(), stacks, linger=LINGER if several() and first() else 0)
+    return watchdog.steps(limit, line_prefix(), stacks, linger=LINGER if is_multi_process() and is_first() else 0)
 
 
-def agreed(value: Any) -> Any:
+def broadcast_from_first(value: Any) -> Any:
     """The first process's value, of what JSON can hold, on all; all must ask, and wait for the last."""
-    if not several():
+    if not is_multi_process():
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    text = text if first() else np.zeros(length, np.uint8)
+    text = text if is_first() else np.zeros(length, np.uint8)
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes())
 
 
-def everywhere(well: bool) -> bool:
+def all_true(well: bool) -> bool:
     """Whether it is so on all processes; all must ask."""
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(well)))) if several() else well
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(well)))) if is_multi_process() else well
 
 
 @contextlib.contextmanager
-def in_turn() -> Iterator[None]:
+def first_process_first() -> Iterator[None]:
     """The block, first on the first process and then on the others, which find what it left on disk."""
-    if not first():
-        agreed(None)
+    if not is_first():
+        broadcast_from_first(None)
     yield
-    if first():
-        agreed(None)
+    if is_first():
+        broadcast_from_first(None)
 
 
-def local(tree: Any) -> Any:
+def replicate_locally(tree: Any) -> Any:
     """The arrays whole on this process's first device, however they are sharded; all processes must ask."""
 
     def whole(leaf: jax.Array) -> Any:
         return leaf if leaf.is_fully_addressable else leaf.addressable_data(0)
 
     device = jax.local_devices()[0]
-    if several():
+    if is_multi_process():
         tree = jax.jit(_same, out_shardings=jax.tree.map(_replicated, tree))(tree)
     return jax.device_put(jax.tree.map(whole, tree), device)
 
@@ -149,9 +149,9 @@ def _replicated(leaf: jax.Array) -> Any:
     return sharding.update(spec=jax.P()) if isinstance(sharding, jax.sharding.NamedSharding) else sharding
 
 
-def spread(tree: Any, sharding: Any) -> Any:
+def shard_from_host(tree: Any, sharding: Any) -> Any:
     """The arrays, which each process holds whole, sharded over the devices of all."""
-    if not several():
+    if not is_multi_process():
         return jax.device_put(tree, sharding)
 
     def place(leaf: Any, where: jax.sharding.Sharding) -> jax.Array:
@@ -168,7 +168,7 @@ def stop_signals() -> Iterator[Callable[[], str | None]]:
     What they answer each other is read two steps later, when it has arrived.
     """
     with training.stop_signals() as mine:
-        if not several():
+        if not is_multi_process():
             yield mine
             return
         found: list[str] = []
@@ -192,43 +192,43 @@ def _largest(number: int) -> jax.Array:
     return jax.jit(jnp.max, out_shardings=same)(numbers)
 
 
-def leave(status: int) -> int:
+def exit_together(status: int) -> int:
     """The exit status, when all processes are done."""
-    if several():
-        agreed(None)
+    if is_multi_process():
+        broadcast_from_first(None)
         jax.distributed.shutdown()
     return status
 
 
-def abandon(status: int) -> int:
+def exit_now(status: int) -> int:
     """The exit status of a process that failed; where others wait for it, ends it at once, which ends them."""
-    if several():
+    if is_multi_process():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     return status
 
 
-def lost(error: BaseException) -> LostProcessError | None:
+def lost_process(error: BaseException) -> LostProcessError | None:
     """What to say of an error if it is that another process was lost; else None."""
     text = str(error)
-    if not several() or not isinstance(error, jax.errors.JaxRuntimeError) or not re.search(_LOST, text):
+    if not is_multi_process() or not isinstance(error, jax.errors.JaxRuntimeError) or not re.search(_LOST, text):
         return None
     return LostProcessError(
         f"another process was lost ({text.splitlines()[0][:100]}); the same command on all goes on from the last checkpoint"
     )
 
 
-def who() -> str:
+def line_prefix() -> str:
     """What a line on stderr begins with: which process says it, if there are several."""
-    return f"process {jax.process_index()} of {jax.process_count()}: " if several() else ""
+    return f"process {jax.process_index()} of {jax.process_count()}: " if is_multi_process() else ""
 
 
 def _end(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """The except hook of one process of several: the interpreter's own end would wait for the others, and they for it."""
-    found = error if isinstance(error, UserError) else lost(error)
+    found = error if isinstance(error, UserError) else lost_process(error)
     if found:
-        print(f"jaxdiff: {who()}{found}", file=sys.stderr)
+        print(f"jaxdiff: {line_prefix()}{found}", file=sys.stderr)
     else:
         traceback.print_exception(kind, error, trace)
-    abandon(1)
+    exit_now(1)

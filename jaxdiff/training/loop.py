@@ -25,7 +25,7 @@ def loop(step: Step, state: TrainState, batches: Iterable[Batch], key: Array) ->
         yield state, metrics
 
 
-def together(step: Step) -> Step:
+def scan_steps(step: Step) -> Step:
     """`(state, batches [N, B, ...], key) -> (state, metrics [N])`: N steps in one program, one batch after another."""
     return lambda state, batches, key: jax.lax.scan(lambda state, batch: step(state, batch, key), state, batches)
 

@@ -21,7 +21,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from jaxdiff.training import Gradient, TrainState, together
+from jaxdiff.training import Gradient, TrainState, scan_steps
 from jaxdiff.training.sharding import AXES, FSDP, RULES, Rules, shardings, table
 
 NEAR = 8  # devices at most among which a larger mesh shares params, unless told otherwise
@@ -116,14 +116,14 @@ def jit_layout(mesh: Mesh, state: Any, rules: Rules = RULES, gradients: DTypeLik
     """
     sharding = shardings(mesh, state, rules)
     batch = batch_sharding(mesh, rules)
-    across = partial(_gathered, mesh) if whole else partial(_across, mesh, sharding, rules.batch, gradients)
+    across = partial(_whole_batch_gradient, mesh) if whole else partial(_reduced_gradient, mesh, sharding, rules.batch, gradients)
 
     several = NamedSharding(mesh, PartitionSpec(None, *batch.spec))
 
     def compiled(make_step: MakeStep, steps: int = 1) -> Callable:
         inputs = (sharding, batch if steps == 1 else several, replicated(mesh))
         step = make_step(across=across)
-        step = step if steps == 1 else together(step)
+        step = step if steps == 1 else scan_steps(step)
         return jax.jit(step, in_shardings=inputs, out_shardings=(sharding, replicated(mesh)), donate_argnums=0)
 
     def rows(batch_size: int) -> np.ndarray:
@@ -137,7 +137,7 @@ def jit_layout(mesh: Mesh, state: Any, rules: Rules = RULES, gradients: DTypeLik
     return Layout(sharding, lambda state: state, lambda state: state, rows, shard, compiled)
 
 
-def described(layout: Layout, params: Any, batch_size: int) -> str:
+def describe(layout: Layout, params: Any, batch_size: int) -> str:
     """What runs where, as lines: devices and processes, the sizes of the mesh, rows a device, and how params are split."""
     sharding = jax.tree.leaves(layout.sharding)[0]
     device, count = next(iter(sharding.device_set)), jax.process_count()
@@ -152,7 +152,7 @@ def described(layout: Layout, params: Any, batch_size: int) -> str:
     return f"mesh: {sizes} = {mesh.size} devices ({where}), {rows} rows of a batch each\n{table(mesh, params)}"
 
 
-def _gathered(mesh: Mesh, gradient: Gradient) -> Gradient:
+def _whole_batch_gradient(mesh: Mesh, gradient: Gradient) -> Gradient:
     """The gradient of the whole batch, at params that every device has whole."""
 
     def gather(tree: Any) -> Any:
@@ -161,7 +161,7 @@ def _gathered(mesh: Mesh, gradient: Gradient) -> Gradient:
     return lambda params, state, batch, key: gradient(gather(params), gather(state), batch, key)
 
 
-def _across(mesh: Mesh, sharding: Any, rows: tuple[str, ...], dtype: DTypeLike, gradient: Gradient) -> Gradient:
+def _reduced_gradient(mesh: Mesh, sharding: Any, rows: tuple[str, ...], dtype: DTypeLike, gradient: Gradient) -> Gradient:
     """The mean of the gradients that the devices compute of their own rows; each keeps its part."""
     axes = tuple(axis for axis in rows if mesh.shape[axis] > 1)  # tensor is left to XLA, which splits features
     if not axes:
@@ -170,24 +170,24 @@ def _across(mesh: Mesh, sharding: Any, rows: tuple[str, ...], dtype: DTypeLike, 
     split = partial(jax.tree.map, lambda leaf: PartitionSpec(*(name if name in axes else None for name in leaf.spec)))
 
     def shared(params: Any, state: TrainState, batch: Any, key: Any) -> Any:
-        params = jax.tree.map(partial(_whole, axes), params, sharding.params)
-        metrics, grads = gradient(params, jax.tree.map(partial(_whole, axes), state, seen), batch, key)
-        return jax.lax.pmean(metrics, axes), jax.tree.map(partial(_mean, axes, dtype), grads, sharding.params)
+        params = jax.tree.map(partial(_all_gather, axes), params, sharding.params)
+        metrics, grads = gradient(params, jax.tree.map(partial(_all_gather, axes), state, seen), batch, key)
+        return jax.lax.pmean(metrics, axes), jax.tree.map(partial(_reduce_mean, axes, dtype), grads, sharding.params)
 
     inputs = (split(sharding.params), split(seen), PartitionSpec(axes), PartitionSpec())
     outputs = (PartitionSpec(), split(sharding.params))
     return jax.shard_map(shared, mesh=mesh, in_specs=inputs, out_specs=outputs, axis_names=frozenset(axes), check_vma=False)
 
 
-def _whole(axes: tuple[str, ...], leaf: Any, sharding: NamedSharding) -> Any:
+def _all_gather(axes: tuple[str, ...], leaf: Any, sharding: NamedSharding) -> Any:
     """On each device, the array of which the devices along `fsdp` hold a part each."""
-    place = _place(axes, sharding)
+    place = _fsdp_dimension(axes, sharding)
     return leaf if place is None else jax.lax.all_gather(leaf, FSDP, axis=place, tiled=True)
 
 
-def _mean(axes: tuple[str, ...], dtype: DTypeLike, leaf: Any, sharding: NamedSharding) -> Any:
+def _reduce_mean(axes: tuple[str, ...], dtype: DTypeLike, leaf: Any, sharding: NamedSharding) -> Any:
     """On each device, its part of the mean of the devices' arrays, which are summed in `dtype`."""
-    place, total, rest = _place(axes, sharding), leaf.astype(dtype), axes
+    place, total, rest = _fsdp_dimension(axes, sharding), leaf.astype(dtype), axes
     if place is not None:
         total = jax.lax.psum_scatter(total, FSDP, scatter_dimension=place, tiled=True)
         rest = tuple(axis for axis in axes if axis != FSDP)
@@ -195,7 +195,7 @@ def _mean(axes: tuple[str, ...], dtype: DTypeLike, leaf: Any, sharding: NamedSha
     return total.astype(leaf.dtype) / math.prod(sharding.mesh.shape[axis] for axis in axes)
 
 
-def _place(axes: tuple[str, ...], sharding: NamedSharding) -> int | None:
+def _fsdp_dimension(axes: tuple[str, ...], sharding: NamedSharding) -> int | None:
     """The dimension that the devices along `fsdp` share."""
     return list(sharding.spec).index(FSDP) if FSDP in axes and FSDP in sharding.spec else None
 

@@ -22,7 +22,7 @@ def writer(workdir: pathlib.Path, start: int) -> Iterator[tuple[Write, Callable[
     Lines of `metrics.jsonl` after the step `start` are dropped first: a resumed run writes them again. Of several processes
     the first alone writes.
     """
-    if not distributed.first():
+    if not distributed.is_first():
         yield lambda step, values: None, lambda step, pixels: None
         return
     from tensorboardX import SummaryWriter
@@ -46,7 +46,7 @@ def writer(workdir: pathlib.Path, start: int) -> Iterator[tuple[Write, Callable[
         board.close()
 
 
-def show(workdir: pathlib.Path, step: int, shown: Mapping[str, np.ndarray]) -> None:
+def write_pictures(workdir: pathlib.Path, step: int, shown: Mapping[str, np.ndarray]) -> None:
     """Adds pictures `[H, W, C]` by their names to a run's TensorBoard, at a step."""
     from tensorboardX import SummaryWriter
 
@@ -59,7 +59,7 @@ def _cut(path: pathlib.Path, start: int) -> None:
     if not path.exists():
         return
     lines = path.read_text(errors="replace").splitlines(keepends=True)
-    files.write(path, "".join(line for line in lines if line.endswith("\n") and 0 <= _step(line) <= start))
+    files.write_text(path, "".join(line for line in lines if line.endswith("\n") and 0 <= _step(line) <= start))
 
 
 def _step(line: str) -> int:

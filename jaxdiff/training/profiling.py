@@ -16,7 +16,7 @@ from jaxdiff.io.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-def span(text: str) -> tuple[int, int] | None:
+def parse_steps(text: str) -> tuple[int, int] | None:
     """The steps of a trace written as FIRST:LAST; None where nothing is written.
 
     Raises:
@@ -30,7 +30,7 @@ def span(text: str) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def traced(states: Iterator[Any], numbers: range, steps: tuple[int, int] | None, folder: pathlib.Path) -> Iterator[Any]:
+def trace_steps(states: Iterator[Any], numbers: range, steps: tuple[int, int] | None, folder: pathlib.Path) -> Iterator[Any]:
     """The states and metrics of the steps that end at `numbers`, with a trace in `folder` of those from steps[0] to steps[1]."""
     tracing = False
     try:
@@ -50,7 +50,7 @@ def traced(states: Iterator[Any], numbers: range, steps: tuple[int, int] | None,
             jax.profiler.stop_trace()
 
 
-def rate() -> Callable[[int], dict[str, float]]:
+def steps_per_second() -> Callable[[int], dict[str, float]]:
     """A function from the number of a step that is done to `steps_per_s` since the step of the call before; of the first, nothing.
 
     Checkpoints, grids and the log are in it.
@@ -65,7 +65,7 @@ def rate() -> Callable[[int], dict[str, float]]:
     return since
 
 
-def timed(states: Iterator[Any], began: float) -> Iterator[Any]:
+def log_first_step(states: Iterator[Any], began: float) -> Iterator[Any]:
     """The states, saying when the first one is there, in seconds since `began` (`time.perf_counter`)."""
     first = next(states)
     jax.block_until_ready(first)

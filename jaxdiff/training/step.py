@@ -91,7 +91,7 @@ def train_step(
 def _gradient(objective: Objective) -> Gradient:
     def gradient(params: Params, state: TrainState, batch: Batch, key: Array) -> tuple[Metrics, Params]:
         def scored(params: Params) -> tuple[Array, Metrics]:
-            result = objective(params, replace(state, ema=widened(state.ema)), batch, key)
+            result = objective(params, replace(state, ema=as_float32(state.ema)), batch, key)
             return result if isinstance(result, tuple) else (result, {})
 
         (loss, terms), grads = jax.value_and_grad(scored, has_aux=True)(params)
@@ -118,7 +118,7 @@ def _in_parts(gradient: Gradient, parts: int) -> Gradient:
     return summed
 
 
-def widened(ema: Params) -> Params:
+def as_float32(ema: Params) -> Params:
     """The params that an average stands for: float32 where it was kept in bfloat16."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf, ema)
 

@@ -146,7 +146,7 @@ def check_latents(config: Experiment, source: Experiment, where: str) -> None:
         raise ConfigError(f"model.attention must be sizes that the network has on latents of {where}: {sorted(sizes)}")
 
 
-def measured(networks: Codec, params: Any, batches: Any) -> dict[str, np.ndarray]:
+def measure_latents(networks: Codec, params: Any, batches: Any) -> dict[str, np.ndarray]:
     """Mean (`shift`) and standard deviation (`scale`) of each channel of the latents of some batches of images.
 
     The scale of a channel that is constant is 1.

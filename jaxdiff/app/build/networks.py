@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxdiff import likelihood, objectives
 from jaxdiff.app.build.tables import PARAMETERIZATIONS, PIXELS
-from jaxdiff.app.config import STUDENTS, Experiment, varies
+from jaxdiff.app.config import STUDENTS, Experiment, guidance_is_input
 from jaxdiff.denoiser import Denoiser, bounded
 from jaxdiff.guidance import guide
 from jaxdiff.models import autoencoder
@@ -69,7 +69,7 @@ def fields_of(config: Experiment, kind: Any, **others: Any) -> Any:
     return kind(**{name: value for name, value in model.items() if name in kind.__dataclass_fields__}, **others)
 
 
-def conditional(config: Experiment, params: Any, given: Any, dropout_key: Array | None = None) -> Denoiser:
+def conditional_denoiser(config: Experiment, params: Any, given: Any, dropout_key: Array | None = None) -> Denoiser:
     """The denoiser of a config at these params, given labels `[B]` (`num_classes` is none at all) or a mapping."""
     weights = params["network"] if config.diffusion.schedule == "learned" else params
     apply, parameterization = network(unet(config)), PARAMETERIZATIONS[config.diffusion.prediction]
@@ -78,16 +78,16 @@ def conditional(config: Experiment, params: Any, given: Any, dropout_key: Array 
     return objectives.conditional(apply, parameterization, weights, given, dropout_key)
 
 
-def guided(config: Experiment, params: Any, given: Mapping[str, Any], scale: float | Array) -> Denoiser:
+def guided_denoiser(config: Experiment, params: Any, given: Mapping[str, Any], scale: float | Array) -> Denoiser:
     """The config's denoiser, guided by a scale, or one an example `[B]`: its own input where it has that, else from null labels."""
     label = given["label"]
     if config.objective in STUDENTS:
-        scales = {"guidance": jnp.broadcast_to(jnp.asarray(scale, jnp.float32), label.shape)} if varies(config) else {}
-        return conditional(config, params, {**given, **scales})
+        scales = {"guidance": jnp.broadcast_to(jnp.asarray(scale, jnp.float32), label.shape)} if guidance_is_input(config) else {}
+        return conditional_denoiser(config, params, {**given, **scales})
     null = {"label": jnp.full_like(label, config.model.num_classes)}
     if "context" in given:
         null["context"] = jnp.zeros_like(given["context"])
-    with_label, without = (conditional(config, params, each) for each in (given, {**given, **null}))
+    with_label, without = (conditional_denoiser(config, params, each) for each in (given, {**given, **null}))
     if isinstance(scale, int | float) and scale in (0, 1):
         return with_label if scale else without
     scale = jnp.reshape(jnp.asarray(scale), (-1, *(1 for _ in config.data.image_shape)))

@@ -12,11 +12,11 @@ from jax import Array
 
 from jaxdiff import cascade, objectives, process
 from jaxdiff.app.build import autoencoder
-from jaxdiff.app.build.networks import guided, noisy_classifier, vae
+from jaxdiff.app.build.networks import guided_denoiser, noisy_classifier, vae
 from jaxdiff.app.build.students import adapted, sampling_schedule, student_levels
 from jaxdiff.app.build.tables import SAMPLERS, SCHEDULES, SPACINGS
-from jaxdiff.app.build.train_step import NONE, Sources, below, space
-from jaxdiff.app.config import Experiment, on_list
+from jaxdiff.app.build.train_step import NONE, Sources, space, strip_prefix
+from jaxdiff.app.config import Experiment, uses_discrete_levels
 from jaxdiff.denoiser import Denoiser, clip
 from jaxdiff.guidance import classifier_guide
 from jaxdiff.io.errors import ConfigError
@@ -25,19 +25,19 @@ from jaxdiff.models import classifier
 ROUNDING = 0.1  # of a schedule's logsnr at its ends, in float32
 
 
-def levels(config: Experiment, params: Any = None, trained: process.Level | None = None) -> process.Level:
+def sampling_levels(config: Experiment, params: Any = None, trained: process.Level | None = None) -> process.Level:
     """The levels `[N + 1]` along which the config's sampler walks, of a learned schedule at these params.
 
     Of a student of a list every so many of its levels, `trained` if given.
     """
-    if on_list(config):
+    if uses_discrete_levels(config):
         trained = student_levels(config) if trained is None else trained
         return trained[:: (trained.sigma.size - 1) // config.sampling.steps]
     spaced, t_min = SPACINGS[config.sampling.spacing]
     return process.grid(spaced(sampling_schedule(config, params)), config.sampling.steps, t_min)
 
 
-def generator(config: Experiment, sources: Sources = NONE, trained: process.Level | None = None) -> Callable[..., Array]:
+def image_generator(config: Experiment, sources: Sources = NONE, trained: process.Level | None = None) -> Callable[..., Array]:
     """The pure function `(params, key, given, frozen) -> images [B, H, W, C]` of the config's sampler.
 
     Images lie in [-1, 1]; decoded ones may reach beyond.
@@ -50,14 +50,14 @@ def generator(config: Experiment, sources: Sources = NONE, trained: process.Leve
 
     def generate(params: Any, key: Array, given: Array | Mapping[str, Array], frozen: Mapping[str, Any] = NONE) -> Array:
         given = given if isinstance(given, Mapping) else {"label": given}
-        path = stages(config, params, given, sources, frozen, trained)
+        path = cascade_stages(config, params, given, sources, frozen, trained)
         x = cascade.sample(path, key, len(given["label"]))
         return autoencoder.codec(sources["autoencoder"]).decode(frozen["autoencoder"], x) if "autoencoder" in sources else x
 
     return generate
 
 
-def strips(
+def denoising_trajectory(
     config: Experiment, sources: Sources = NONE, trained: process.Level | None = None, most: int = 9
 ) -> Callable[..., tuple[Array, Array]]:
     """The pure function `(params, key, given, frozen) -> (x, x0)`, what `generator` sees on its way, each `[K, B, H, W, C]`.
@@ -67,7 +67,10 @@ def strips(
     """
 
     def walk(params: Any, key: Array, given: Mapping[str, Array], frozen: Mapping[str, Any] = NONE) -> tuple[Array, Array]:
-        path, after = stages(config, params, given, sources, frozen, trained), shown(config.sampling.steps, most)
+        path, after = (
+            cascade_stages(config, params, given, sources, frozen, trained),
+            evenly_spaced_steps(config.sampling.steps, most),
+        )
         x, x0 = cascade.trajectory(path, key, len(given["label"]), after)
         level = path[-1].levels[jnp.array(after)]
         x = x / jnp.hypot(level.alpha, level.sigma)[:, None, None, None, None]
@@ -79,12 +82,12 @@ def strips(
     return walk
 
 
-def shown(steps: int, most: int) -> list[int]:
+def evenly_spaced_steps(steps: int, most: int) -> list[int]:
     """At most so many numbers of steps that a sampler has done, in even distances, from none to all."""
     return np.unique(np.linspace(0, steps, min(most, steps + 1)).round().astype(int)).tolist()
 
 
-def stages(
+def cascade_stages(
     config: Experiment,
     params: Any,
     given: Mapping[str, Array],
@@ -95,11 +98,11 @@ def stages(
     """The cascade that ends with the config's model, most often of one stage, each stage sampled as its own config says."""
     before = []
     if "base" in sources:
-        before = stages(sources["base"], frozen["base"], given, below(sources, "base"), below(frozen, "base"))
+        before = cascade_stages(sources["base"], frozen["base"], given, strip_prefix(sources, "base"), strip_prefix(frozen, "base"))
     sampling, shape = config.sampling, space(config, sources)
     time = jnp.asarray(config.cascade.augmentation)  # of the training schedule, by whose levels the network has seen the base
     augmentation = SCHEDULES[config.diffusion.schedule]()(time) if before else None
-    walked = levels(config, params, trained)
+    walked = sampling_levels(config, params, trained)
     return [
         *before,
         cascade.Stage(
@@ -115,7 +118,7 @@ def stages(
 
 def _denoiser(config: Experiment, params: Any, given: Mapping[str, Array], sources: Sources, frozen: Mapping[str, Any]) -> Denoiser:
     sampling = config.sampling
-    denoise = guided(config, adapted(config)(frozen, params), given, sampling.guidance)
+    denoise = guided_denoiser(config, adapted(config)(frozen, params), given, sampling.guidance)
     if "classifier" in sources:
         apply = classifier.network(noisy_classifier(sources["classifier"]))
         log_prob = objectives.label_log_prob(apply, frozen["classifier"], given["label"])
@@ -123,7 +126,7 @@ def _denoiser(config: Experiment, params: Any, given: Mapping[str, Array], sourc
     return clip(denoise) if sampling.clip else denoise  # last: at high noise the classifier's gradient counts for much
 
 
-def prior_generator(config: Experiment) -> Callable[..., Array]:
+def prior_image_generator(config: Experiment) -> Callable[..., Array]:
     """The pure function `(params, key, given, ...) -> images [B, H, W, C]` of a VAE, as many as labels, which it does not read."""
     parts = vae(config)
 
@@ -136,7 +139,7 @@ def prior_generator(config: Experiment) -> Callable[..., Array]:
     return generate
 
 
-def labeller(config: Experiment) -> Callable[[Any, Array, Array, process.Level], Array]:
+def noisy_labels(config: Experiment) -> Callable[[Any, Array, Array, process.Level], Array]:
     """The pure function `(params, key, x0 [B, ...], level []) -> labels [B]`: what a classifier calls x0 noised to that level."""
     apply = classifier.network(noisy_classifier(config))
 
@@ -181,7 +184,7 @@ def check_guiding(config: Experiment, guiding: Experiment, where: str) -> None:
             raise ConfigError(f"the classifier {where} has {name} {its}, the diffusion run {mine}; train one with {mine}")
     ends = np.array([1.0, 0.0], np.float32)
     learned = config.diffusion.schedule == "learned"  # where it goes between its ends is in the params
-    walked = np.asarray((sampling_schedule(config)(ends) if learned else levels(config)[:-1]).logsnr)
+    walked = np.asarray((sampling_schedule(config)(ends) if learned else sampling_levels(config)[:-1]).logsnr)
     first, last = np.asarray(SCHEDULES[guiding.diffusion.schedule]()(ends).logsnr)
     if walked.min() < first - ROUNDING or walked.max() > last + ROUNDING:
         raise ConfigError(

@@ -12,9 +12,9 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import losses, objectives, process
-from jaxdiff.app.build.networks import conditional, guided, learned_logsnr
+from jaxdiff.app.build.networks import conditional_denoiser, guided_denoiser, learned_logsnr
 from jaxdiff.app.build.tables import SCHEDULES, SIZES, SOLVERS, SPACINGS
-from jaxdiff.app.config import FAMILIES, Experiment, round_steps, rounds
+from jaxdiff.app.config import FAMILIES, Experiment, num_rounds, round_steps
 from jaxdiff.denoiser import Denoiser, clip
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.models import lora, schedule
@@ -45,7 +45,7 @@ def student_levels(config: Experiment, step: int | None = None) -> process.Level
         with jax.ensure_compile_time_eval():  # a number, also where samples are traced
             return whole[:: d.steps // int(np.asarray(_curriculum(config)(jnp.asarray(before))))]
     if config.objective == "progressive" and step is not None:
-        return whole[:: 2 ** (min(before // round_steps(config), rounds(config) - 1) + (not d.every_level))]
+        return whole[:: 2 ** (min(before // round_steps(config), num_rounds(config) - 1) + (not d.every_level))]
     return whole
 
 
@@ -59,7 +59,7 @@ def adapted(config: Experiment) -> Callable[[Mapping[str, Any], Any], Any]:
 def objective(config: Experiment, sources: Mapping[str, Experiment], condition: Condition, weight: losses.Weight) -> Objective:
     """The training objective of a student, on images or latents as they come."""
     d = config.distillation
-    fixed, own = SCHEDULES[config.diffusion.schedule](), partial(conditional, config)
+    fixed, own = SCHEDULES[config.diffusion.schedule](), partial(conditional_denoiser, config)
     if config.objective == "guided":
         made = objectives.guided(own, _teacher(config, sources), fixed, weight, condition=condition)
     elif config.objective == "progressive":
@@ -69,7 +69,7 @@ def objective(config: Experiment, sources: Mapping[str, Experiment], condition: 
             student_levels(config),
             weight,
             condition=condition,
-            halvings=lambda step: jnp.minimum(step // round_steps(config), rounds(config) - 1),
+            halvings=lambda step: jnp.minimum(step // round_steps(config), num_rounds(config) - 1),
             every_level=d.every_level,
         )
     else:
@@ -78,7 +78,7 @@ def objective(config: Experiment, sources: Mapping[str, Experiment], condition: 
 
 
 def _consistency(config: Experiment, teacher: objectives.Teacher | None, condition: Condition, weight: losses.Weight) -> Objective:
-    d, own = config.distillation, partial(conditional, config)
+    d, own = config.distillation, partial(conditional_denoiser, config)
     fixed = SCHEDULES[config.diffusion.schedule]()
     distance = losses.squared_error if d.distance == "squared" else losses.pseudo_huber(d.huber)
     if d.curriculum == "continuous":
@@ -115,7 +115,7 @@ def _teacher(config: Experiment, sources: Mapping[str, Experiment]) -> objective
 
     def teacher(frozen: Any, given: Mapping[str, Array]) -> Denoiser:
         given = dict(given)
-        denoise = guided(source, frozen["teacher"], given, given.pop("guidance", scale))
+        denoise = guided_denoiser(source, frozen["teacher"], given, given.pop("guidance", scale))
         return clip(denoise) if config.distillation.clip else denoise
 
     return teacher
@@ -127,10 +127,10 @@ def init_params(config: Experiment, key: Array, whole: Callable[[Array], Any]) -
     return lora.init(key, jax.eval_shape(whole, key), rank) if rank else whole(key)
 
 
-def overlaid(params: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+def copy_matching(params: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
     """The params, those of the same name in `others` as they are there."""
     return {
-        name: overlaid(each, others.get(name, {})) if isinstance(each, Mapping) else jnp.copy(others.get(name, each))
+        name: copy_matching(each, others.get(name, {})) if isinstance(each, Mapping) else jnp.copy(others.get(name, each))
         for name, each in params.items()
     }
 

@@ -18,7 +18,7 @@ from jaxdiff.app.build import autoencoder as compression
 from jaxdiff.app.build import students
 from jaxdiff.app.build.networks import learned_logsnr, noisy_classifier, unet, vae
 from jaxdiff.app.build.tables import PARAMETERIZATIONS, SCHEDULES, WEIGHTS
-from jaxdiff.app.config import STUDENTS, Experiment, round_steps, varies
+from jaxdiff.app.config import STUDENTS, Experiment, guidance_is_input, round_steps
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.models import autoencoder, classifier, schedule
 from jaxdiff.models.unet import network
@@ -30,7 +30,7 @@ NONE: Sources = types.MappingProxyType({})
 FROZEN = ("autoencoder", "features", "teacher")  # places whose params training reads
 
 
-def below(given: Mapping[str, Any], place: str) -> dict[str, Any]:
+def strip_prefix(given: Mapping[str, Any], place: str) -> dict[str, Any]:
     """What a run is given by place, for the run at a place: `base.base` becomes `base`."""
     return {name.removeprefix(f"{place}."): value for name, value in given.items() if name.startswith(f"{place}.")}
 
@@ -79,7 +79,7 @@ def _condition(config: Experiment) -> objectives.Condition:
     named = {"label": objectives.labels(config.model.num_classes, rate)}
     if config.model.context_channels:
         named["context"] = objectives.contexts(jnp.zeros(()), rate)
-    if varies(config):
+    if guidance_is_input(config):
         named["guidance"] = objectives.guidance_scales(*config.distillation.guidance)
     c = config.cascade
     if c.factor == 1:
@@ -119,7 +119,7 @@ def init(config: Experiment, key: Array, sources: Sources = NONE) -> TrainState:
             given["context"] = jnp.zeros((1, 1, config.model.context_channels))
         if config.cascade.factor > 1:
             given |= {"spatial": image, "augmentation": jnp.zeros((1,))}
-        if varies(config):
+        if guidance_is_input(config):
             given["guidance"] = jnp.zeros((1,))
         params = students.init_params(config, key, lambda key: unet(config).init(key, *inputs, **given)["params"])
     if config.diffusion.schedule == "learned":
@@ -127,16 +127,16 @@ def init(config: Experiment, key: Array, sources: Sources = NONE) -> TrainState:
     return initial_state(params, optimizer(config), config.ema, ema_dtype=config.ema_dtype)
 
 
-def begun(config: Experiment, state: TrainState, teacher: Any) -> TrainState:
+def init_from_teacher(config: Experiment, state: TrainState, teacher: Any) -> TrainState:
     """The state at step 0, with the teacher's params where the student has the same."""
     if config.distillation.lora_rank:
         return state
-    return initial_state(students.overlaid(state.params, teacher), optimizer(config), config.ema, ema_dtype=config.ema_dtype)
+    return initial_state(students.copy_matching(state.params, teacher), optimizer(config), config.ema, ema_dtype=config.ema_dtype)
 
 
-def turned(config: Experiment, state: TrainState) -> TrainState:
+def next_round_state(config: Experiment, state: TrainState) -> TrainState:
     """The state at the beginning of the next round: the student's average is its teacher, and what it starts from."""
-    student = training.widened(state.ema[next(iter(config.ema))])  # jit sorts names
+    student = training.as_float32(state.ema[next(iter(config.ema))])  # jit sorts names
     frozen = {**state.frozen, "teacher": jax.tree.map(jnp.copy, student)}
     fresh = initial_state(student, optimizer(config), config.ema, frozen, config.ema_dtype)
     return TrainState(state.step, fresh.params, fresh.ema, fresh.opt_state, fresh.frozen)

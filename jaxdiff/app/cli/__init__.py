@@ -56,13 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # tfds and orbax warn of what a user cannot mend; we say their errors
     _keep_compiled()
     try:
-        return distributed.leave(_run(argv[0], argv[1:]))
+        return distributed.exit_together(_run(argv[0], argv[1:]))
     except KeyboardInterrupt:
-        return distributed.abandon(130)
+        return distributed.exit_now(130)
     except Exception as error:
         status, said = 2 if isinstance(error, UsageError) else 1, _said(error)
     print(said, file=sys.stderr)  # when the error's frames are gone, and with them their progress bars
-    return distributed.abandon(status)
+    return distributed.exit_now(status)
 
 
 def _said(error: Exception) -> str:
@@ -70,8 +70,8 @@ def _said(error: Exception) -> str:
     from jaxdiff.training import distributed
 
     known = error if isinstance(error, UserError) else _refused(error) if isinstance(error, OSError) else None
-    known = known or distributed.lost(error) or global_flags.absent(error) or global_flags.exhausted(error)
-    who = f"jaxdiff: {distributed.who()}"
+    known = known or distributed.lost_process(error) or global_flags.missing_device(error) or global_flags.out_of_memory(error)
+    who = f"jaxdiff: {distributed.line_prefix()}"
     return who + " ".join(str(known).split()) if known else f"{''.join(traceback.format_exception(error))}{who}{BUG}"
 
 
@@ -89,7 +89,7 @@ def _keep_compiled() -> None:
     from jaxdiff.io import files
 
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        jax.config.update("jax_compilation_cache_dir", str(files.cache() / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(files.cache_dir() / "compiled"))
 
 
 def _run(name: str, argv: list[str]) -> int:
@@ -101,7 +101,7 @@ def _run(name: str, argv: list[str]) -> int:
     words = arguments.parsed(name, kind, argv)
     if isinstance(words, int):
         return words
-    with global_flags.prepared(words):
+    with global_flags.apply_global_flags(words):
         return function(words.own)
 
 

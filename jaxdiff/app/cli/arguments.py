@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxdiff.app.cli import help
-from jaxdiff.app.cli.global_flags import Everywhere, Words
+from jaxdiff.app.cli.global_flags import GlobalFlags, Words
 from jaxdiff.app.config import Experiment, load
 from jaxdiff.io.errors import ConfigError, UsageError
 
@@ -30,16 +30,16 @@ def parsed(name: str, kind: Any, argv: list[str]) -> Words | int:
     default = _default(name, kind, argv)
     if wanted := [number for number, word in enumerate(argv) if word in HELP]:
         group = next((word for word in argv[wanted[0] + 1 :][:1] if not word.startswith("-") and not word.endswith(".py")), "")
-        print(help.text(name, kind, Everywhere, default, group))
+        print(help.text(name, kind, GlobalFlags, default, group))
         return 0
-    both = [("own", Annotated[kind, tyro.conf.arg(name="")]), ("everywhere", Annotated[Everywhere, tyro.conf.arg(name="")])]
+    both = [("own", Annotated[kind, tyro.conf.arg(name="")]), ("everywhere", Annotated[GlobalFlags, tyro.conf.arg(name="")])]
     typed: Any = dataclasses.make_dataclass("Typed", both)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             found = tyro.cli(
                 typed,
-                default=None if default is None else typed(default, Everywhere()),
+                default=None if default is None else typed(default, GlobalFlags()),
                 args=argv,
                 prog=f"jaxdiff {name}",
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone),

@@ -10,7 +10,7 @@ import tyro
 
 from jaxdiff.app.cli import flags
 from jaxdiff.app.cli.flags import Flag
-from jaxdiff.app.cli.global_flags import Everywhere
+from jaxdiff.app.cli.global_flags import GlobalFlags
 
 ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"  # bash's way, in zsh
 BASH = """_jaxdiff() {{
@@ -53,7 +53,7 @@ def completion(args: Completion) -> int:
 
 def _known(kind: Any) -> list[Flag]:
     """What may be typed after a command, the names of a positional's values among it."""
-    return [*flags.of(kind), *flags.of(Everywhere), Flag("--help", "", (), "", "show all flags")]
+    return [*flags.of(kind), *flags.of(GlobalFlags), Flag("--help", "", (), "", "show all flags")]
 
 
 def _bash(known: Mapping[str, list[Flag]], shell: str) -> str:

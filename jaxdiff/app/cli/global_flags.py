@@ -21,7 +21,7 @@ _TOO_MUCH = r"RESOURCE_EXHAUSTED|exceeding 2 \*\* 64"  # in those where memory i
 
 
 @dataclass(frozen=True)
-class Everywhere:
+class GlobalFlags:
     """Flags of every command."""
 
     device: Literal["cpu", "gpu", "tpu"] | None = None
@@ -34,11 +34,11 @@ class Words(NamedTuple):
     """A command's own arguments, and those that every command has."""
 
     own: Any
-    everywhere: Everywhere
+    everywhere: GlobalFlags
 
 
 @contextlib.contextmanager
-def prepared(words: Words) -> Iterator[None]:
+def apply_global_flags(words: Words) -> Iterator[None]:
     """Runs the block as the flags say; log lines in it are printed above progress bars.
 
     Raises:
@@ -79,7 +79,7 @@ def _use(device: str, later: bool) -> None:
         raise ConfigError(f"--device {device}: JAX finds none here, {_present()}")
 
 
-def absent(error: BaseException) -> str | None:
+def missing_device(error: BaseException) -> str | None:
     """What to say of JAX's error that a device is not there, such as one that JAX_PLATFORMS asks for; of any other None."""
     frames = traceback.extract_tb(error.__traceback__)
     inside = bool(frames) and frames[-1].filename.endswith("xla_bridge.py")  # where also assertions fail
@@ -92,7 +92,7 @@ def absent(error: BaseException) -> str | None:
     return f"JAX cannot use {wanted or 'its devices'} ({_first(error)}); {_present()}"
 
 
-def exhausted(error: BaseException) -> str | None:
+def out_of_memory(error: BaseException) -> str | None:
     """What to say of an error that memory is full; of any other None."""
     if not isinstance(error, MemoryError) and not re.search(_TOO_MUCH, str(error)):
         return None

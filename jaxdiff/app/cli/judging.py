@@ -16,7 +16,7 @@ from jaxdiff.app.config import Experiment, SamplerName, Spacing, validated
 from jaxdiff.io.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jaxdiff.evaluate import Judge
+    from jaxdiff.evaluate import Evaluator
 
 
 MEASURING = ("sampler", "spacing", "eta", "guidance", "classifier", "classifier_scale", "epochs", "features", "weights")
@@ -108,7 +108,7 @@ def _stored(args: Evaluate) -> int:
     from jaxdiff import evaluate
 
     refuse(args, (*MEASURING, *ASKED, "num", "steps", "labels"), "does not go with --stored, which samples nothing")
-    print(evaluate.table([(path.name, each) for path in args.runs for each in evaluate.of_run(path)]))
+    print(evaluate.results_table([(path.name, each) for path in args.runs for each in evaluate.results_of_run(path)]))
     return 0
 
 
@@ -123,14 +123,14 @@ def _samples(args: Evaluate) -> int:
     rows = []
     for path, config in configs.items():
         ema = f"_ema_{args.ema}" if args.ema else ""
-        name = train.default_name(config, config.seed).removesuffix(".png") + ema
-        drawn = finish.draw(config, path, labels[path], args.num, args.data_dir, args.ema)
-        print(finish.show(config, drawn, path / "samples" / f"{name}.png", len(labels[path])))
+        name = train.sample_file_name(config, config.seed).removesuffix(".png") + ema
+        drawn = finish.draw_samples(config, path, labels[path], args.num, args.data_dir, args.ema)
+        print(finish.save_sample_grid(config, drawn, path / "samples" / f"{name}.png", len(labels[path])))
         out = path / evaluate.FOLDER / (name + ("_inception" if args.weights else "") + ".json")
-        rows.append((path.name, finish.measure(config, drawn, judges[path], out, args.ema)))
+        rows.append((path.name, finish.evaluate_samples(config, drawn, judges[path], out, args.ema)))
         print(f"what was measured: {out}" if len(configs) > 1 else f"{rows[0][1].result}\n{out}", flush=True)
     if len(configs) > 1:
-        print(f"\n{evaluate.table(rows)}")
+        print(f"\n{evaluate.results_table(rows)}")
     return 0
 
 
@@ -148,7 +148,7 @@ def _sampling(path: pathlib.Path, args: Evaluate) -> Experiment:
     return validated(dataclasses.replace(config, **changes), where="jaxdiff evaluate")
 
 
-def _judges(configs: Mapping[pathlib.Path, Experiment], args: Evaluate) -> dict[pathlib.Path, Judge]:
+def _judges(configs: Mapping[pathlib.Path, Experiment], args: Evaluate) -> dict[pathlib.Path, Evaluator]:
     """What measures each run's samples: one for all that were trained on the same images."""
     from jaxdiff.app.runs import finish
 
@@ -158,7 +158,7 @@ def _judges(configs: Mapping[pathlib.Path, Experiment], args: Evaluate) -> dict[
         c, epochs, unlabelled = config.data, config.evaluation.epochs, not config.model.num_classes
         same = (c.name, c.split, c.held_out, c.image_shape, c.fit, c.reduce, epochs, unlabelled)
         if same not in made:
-            made[same] = finish.judge(config, args.num, epochs, args.data_dir, weights=args.weights, names=names)
+            made[same] = finish.run_evaluator(config, args.num, epochs, args.data_dir, weights=args.weights, names=names)
         found[path] = made[same]
     return found
 
@@ -187,7 +187,7 @@ def _likelihood(args: Evaluate) -> int:
     bits.estimators(config, names, effort)  # before the checkpoint is read
     step, params = lineage.read_params(config, workdir)
     how: Any = {"split": args.split, "num": args.num, "batch_size": args.batch_size, "data_dir": args.data_dir}
-    print(bits.report(config, workdir, step, params, names, effort, conditional=args.labels != "none", **how))
+    print(bits.evaluate_likelihood(config, workdir, step, params, names, effort, conditional=args.labels != "none", **how))
     print(workdir / "likelihood.json")
     return 0
 
@@ -204,7 +204,7 @@ def verify(args: Verify) -> int:
         raise ConfigError(f"--num must be at least 2, got {args.num}")
     if args.order is not None and not 0 < args.order < 100:
         raise ConfigError(f"--order must be above 0 and below 100, got {args.order}")
-    seed, sampler = bounded_seed(args.seed), sampler_spec.sampler(args.sampler)
+    seed, sampler = bounded_seed(args.seed), sampler_spec.load_sampler(args.sampler)
     jax.devices()  # whose absence is not the sampler's fault
     denoiser = oracles.flow_map if args.consistency else oracles.denoiser
     try:

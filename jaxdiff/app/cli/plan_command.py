@@ -55,7 +55,7 @@ def plan(args: Plan) -> int:
 
     config = validated(args.experiment, where="jaxdiff plan")
     job = plans.Job(
-        config, args.what, plans.topology(args.topology, args.slices), plans.kept(args.cache_dir), args.limit_s, args.full
+        config, args.what, plans.topology(args.topology, args.slices), plans.cache_dir(args.cache_dir), args.limit_s, args.full
     )
     job = plans.with_batch(job, args.batch) if args.batch else job
     if args.largest_batch and args.sweep:

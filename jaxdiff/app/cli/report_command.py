@@ -39,6 +39,6 @@ def report(args: Report) -> int:
         raise ConfigError(f"--out {out}: write a name that ends in .html")
     from jaxdiff.app import report as page
 
-    page.write(args.runs, out, args.num, args.data_dir)
+    page.write_report(args.runs, out, args.num, args.data_dir)
     print(out)
     return 0

@@ -18,7 +18,7 @@ from jaxdiff.samplers import Sampler
 BUILT_IN = ("ddim", "ddpm", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc", "euler_maruyama", "consistency")
 
 
-def sampler(text: str) -> Sampler | Callable[..., Any]:
+def load_sampler(text: str) -> Sampler | Callable[..., Any]:
     """The sampler of that name: a `Sampler`, a function `(denoise, x, levels, key) -> x0`, or what a call without arguments
     gives of the two.
 

@@ -94,16 +94,16 @@ def sample(args: Sample) -> int:
     chosen = [config.model.num_classes] if from_prior else parse_labels(args.labels, config.model.num_classes)
     if args.labels == "none" and config.model.num_classes and not config.diffusion.label_dropout:
         raise ConfigError("--labels none: this run was trained with labels alone (diffusion.label_dropout 0)")
-    labels = train.cycling(chosen, args.num)
+    labels = train.cycle_labels(chosen, args.num)
     seed = bounded_seed(args.seed)
-    name = f"prior_seed_{seed}.png" if from_prior else train.default_name(config, seed)
+    name = f"prior_seed_{seed}.png" if from_prior else train.sample_file_name(config, seed)
     out = args.out or args.run / "samples" / name
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
     check_writable(out)
     step, params = lineage.read_params(config, args.run, args.ema)
     context = None if args.context is None else vectors(args.context)
-    images = train.generation(config, args.batch_size, args.run)(params, labels, seed, context)
+    images = train.image_sampler(config, args.batch_size, args.run)(params, labels, seed, context)
     if out.suffix == ".npz":
         pictures.save_npz(out, images, labels)
     else:
@@ -118,7 +118,7 @@ def latents(args: Latents) -> int:
 
     splits = [name.strip() for name in args.split.split(",")]
     how: Any = {"data_dir": args.data_dir, "batch_size": args.batch_size, "flip": args.flip}
-    print(caches.cache(args.run, args.out or args.run / "latents", splits, **how))
+    print(caches.write_latents(args.run, args.out or args.run / "latents", splits, **how))
     return 0
 
 

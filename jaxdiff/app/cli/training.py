@@ -76,7 +76,7 @@ def train(args: Train) -> int:
     """`jaxdiff train`: the exit status."""
     from jaxdiff.app.runs import stages
 
-    config, before = stages.resolved(validated(args.experiment, where="jaxdiff train"), args.workdir)
+    config, before = stages.resolve_sources(validated(args.experiment, where="jaxdiff train"), args.workdir)
     _join(args.processes)
     left = _left(before)
     if left and not args.with_stages:
@@ -93,9 +93,9 @@ def _train(config: Experiment, workdir: pathlib.Path, args: Train) -> int | None
     from jaxdiff.app.runs import train as run
     from jaxdiff.training import distributed, profiling
 
-    if stopped := run.train(config, workdir, args.data_dir, args.processes.step_timeout, profiling.span(args.profile)):
+    if stopped := run.train_run(config, workdir, args.data_dir, args.processes.step_timeout, profiling.parse_steps(args.profile)):
         return _stopped(stopped, workdir)
-    if distributed.first():
+    if distributed.is_first():
         print(_report(config, workdir, args.data_dir))
     return None
 
@@ -123,20 +123,20 @@ def ladder(args: Ladder) -> int:
     config = load_ladder(args.config)
     config = config if args.seed is None else dataclasses.replace(config, seed=bounded_seed(args.seed))
     workdir = args.workdir or pathlib.Path("runs") / args.config.stem
-    trained = ladders.runs(config, workdir)
-    if not list(ladders.rungs(config, trained)):
+    trained = ladders.ladder_runs(config, workdir)
+    if not list(ladders.ladder_rungs(config, trained)):
         raise ConfigError(f"{args.config}: no student or baseline takes {config.calls} calls; choose others")
     _join(args.processes)
     for stage in _left(trained):
         _print(f"rung {stage.workdir}: {stage.command}")
-        if stopped := run.train(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout):
+        if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout):
             return _stopped(stopped, stage.workdir)
-    if not distributed.first():
+    if not distributed.is_first():
         return 0
-    rows = ladders.measured(config, workdir, list(ladders.rungs(config, trained)), args.data_dir)
-    text = ladders.table(rows)
-    files.write(workdir / "table.md", text + "\n")
-    ladders.draw(rows, workdir / "ladder.png")
+    rows = ladders.measure_rungs(config, workdir, list(ladders.ladder_rungs(config, trained)), args.data_dir)
+    text = ladders.markdown_table(rows)
+    files.write_text(workdir / "table.md", text + "\n")
+    ladders.draw_figure(rows, workdir / "ladder.png")
     print(f"{text}\n{workdir / 'table.md'}, {workdir / 'ladder.png'}, and a grid for each place")
     return 0
 
@@ -144,7 +144,7 @@ def ladder(args: Ladder) -> int:
 def _join(wanted: Processes) -> None:
     from jaxdiff.training import distributed
 
-    distributed.start(wanted.coordinator, wanted.num_processes, wanted.process_id)
+    distributed.initialize(wanted.coordinator, wanted.num_processes, wanted.process_id)
 
 
 def _left(before: list[stages.Stage]) -> list[stages.Stage]:
@@ -152,7 +152,7 @@ def _left(before: list[stages.Stage]) -> list[stages.Stage]:
     from jaxdiff.app.runs import stages
     from jaxdiff.training import distributed
 
-    unfinished = distributed.agreed([str(stage.workdir) for stage in stages.unfinished(before)])
+    unfinished = distributed.broadcast_from_first([str(stage.workdir) for stage in stages.unfinished(before)])
     return [stage for stage in before if str(stage.workdir) in unfinished]
 
 
@@ -167,5 +167,5 @@ def _stopped(name: str, workdir: pathlib.Path) -> int:
 def _print(line: str) -> None:
     from jaxdiff.training import distributed
 
-    if distributed.first():
+    if distributed.is_first():
         print(line)

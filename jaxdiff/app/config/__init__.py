@@ -7,15 +7,15 @@ from jaxdiff.app.config.distillation import (
     DENOISERS,
     STUDENTS,
     Distillation,
-    halvings,
+    guidance_is_input,
     network_calls,
-    on_list,
+    num_halvings,
+    num_rounds,
     round_steps,
-    rounds,
     sampler_calls,
     sampling_steps,
     steps_within,
-    varies,
+    uses_discrete_levels,
 )
 from jaxdiff.app.config.fields import (
     Autoencoder,
@@ -34,22 +34,22 @@ from jaxdiff.app.config.fields import (
     Vae,
 )
 from jaxdiff.app.config.ladder import Ladder
-from jaxdiff.app.config.validation import FAMILIES, a_run_of, differences, from_dict, load, load_ladder, to_dict, validated
+from jaxdiff.app.config.validation import FAMILIES, differences, from_dict, load, load_ladder, to_dict, validated, with_article
 
 __all__ = [
     "DENOISERS",
     "FAMILIES",
     "STUDENTS",
     "Distillation",
-    "halvings",
+    "num_halvings",
     "network_calls",
-    "on_list",
+    "uses_discrete_levels",
     "round_steps",
-    "rounds",
+    "num_rounds",
     "sampler_calls",
     "sampling_steps",
     "steps_within",
-    "varies",
+    "guidance_is_input",
     "Autoencoder",
     "Cascade",
     "Data",
@@ -69,7 +69,7 @@ __all__ = [
     "differences",
     "from_dict",
     "load",
-    "a_run_of",
+    "with_article",
     "to_dict",
     "validated",
 ]

@@ -56,28 +56,28 @@ class Distillation:
     """Train low-rank adapters of the teacher's kernels alone, of this rank; 0: all params."""
 
 
-def varies(c: Any) -> bool:
+def guidance_is_input(c: Any) -> bool:
     """Whether the guidance scale is an input of the config's network."""
     return c.objective in STUDENTS and c.distillation.guidance[0] != c.distillation.guidance[1]
 
 
-def on_list(c: Any) -> bool:
+def uses_discrete_levels(c: Any) -> bool:
     """Whether the config's student knows the levels of one list alone."""
     listed = c.distillation.curriculum in ("constant", "doubling", "square_root")
     return c.objective == "progressive" or (c.objective == "consistency" and listed)
 
 
-def rounds(c: Any) -> int:
+def num_rounds(c: Any) -> int:
     """Into how many rounds the training steps of a config are cut: one, but of progressive distillation one a halving."""
     return max((c.distillation.steps // c.distillation.final_steps).bit_length() - 1, 1) if c.objective == "progressive" else 1
 
 
 def round_steps(c: Any) -> int:
     """Training steps of a round."""
-    return c.steps // rounds(c)
+    return c.steps // num_rounds(c)
 
 
-def halvings(c: Any) -> int:
+def num_halvings(c: Any) -> int:
     """After how many rounds the student is there that the config's sampling asks for."""
     return (c.distillation.steps * _stride(c) // c.sampling.steps).bit_length() - 1
 
@@ -86,7 +86,7 @@ def sampling_steps(c: Any) -> list[int]:
     """The numbers of sampling steps that a student of a list was trained for, most first."""
     d = c.distillation
     if c.objective == "progressive":
-        return [_stride(c) * d.steps // 2**halving for halving in range(1, rounds(c) + 1)]
+        return [_stride(c) * d.steps // 2**halving for halving in range(1, num_rounds(c) + 1)]
     return [num for num in range(d.steps, 0, -1) if d.steps % num == 0]
 
 
@@ -132,7 +132,7 @@ def rules(c: Any) -> Iterator[tuple[str, str, bool]]:
         yield from _progressive_rules(c)
     if c.objective == "consistency":
         yield from _consistency_rules(c)
-    if on_list(c):
+    if uses_discrete_levels(c):
         yield from _list_rules(c)
 
 
@@ -170,7 +170,7 @@ def _student_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
     yield "distillation.clip", "False in latent space, whose values have no bounds", not (c.sources.autoencoder and d.clip)
     yield "distillation.lora_rank", "at least 0", d.lora_rank >= 0
     input_of = "0 where the scale is an input, of which the teacher has no params"
-    yield "distillation.lora_rank", input_of, not (d.lora_rank and varies(c))
+    yield "distillation.lora_rank", input_of, not (d.lora_rank and guidance_is_input(c))
     yield "distillation.lora_rank", "0 without sources.teacher, which it adapts", not d.lora_rank or bool(c.sources.teacher)
     low, high = d.guidance
     inside = f"{low:g}, the guidance that" if low == high else f"between {low:g} and {high:g}, the guidance that"
@@ -182,8 +182,8 @@ def _progressive_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
     yield "distillation.steps", "a power of two, at least 2", _power_of_two(d.steps) and d.steps > 1
     fewer = _power_of_two(d.final_steps) and d.final_steps < d.steps
     yield "distillation.final_steps", f"a power of two below distillation.steps, {d.steps}", fewer
-    even = f"divisible by the {rounds(c)} rounds from {d.steps} steps to {d.final_steps}"
-    yield "steps", even, c.steps % rounds(c) == 0
+    even = f"divisible by the {num_rounds(c)} rounds from {d.steps} steps to {d.final_steps}"
+    yield "steps", even, c.steps % num_rounds(c) == 0
     yield "sampling.sampler", "ddim (or overshoot) for a progressive student", c.sampling.sampler in ("ddim", "overshoot")
     yield "sampling.every", "0 for a progressive student, whose rounds are sampled at their ends", c.sampling.every == 0
 

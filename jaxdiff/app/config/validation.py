@@ -186,20 +186,20 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
     yield "sampling.eta", "0 for a sampler that is not ddim", c.sampling.sampler == "ddim" or c.sampling.eta == 0
     named = bool(c.sampling.classifier)
     yield "sampling.classifier_scale", "1 unless sampling.classifier names a run", named or c.sampling.classifier_scale == 1
-    of_run = f"0 for {a_run_of(c.objective)}, which draws no samples while it trains"
+    of_run = f"0 for {with_article(c.objective)}, which draws no samples while it trains"
     denoises = c.objective in distillation.DENOISERS
     yield "sampling.every", of_run, denoises or c.sampling.every == 0
     only = [(f"model.{name}", distillation.DENOISERS) for name in ("fourier", "heads", "transformer", "context_channels")]
     for name, where in (("model.dropout", (*distillation.DENOISERS, "classifier")), *only):
-        yield name, f"not set for {a_run_of(c.objective)}, whose network has none", c.objective in where or not _value(c, name)
+        yield name, f"not set for {with_article(c.objective)}, whose network has none", c.objective in where or not _value(c, name)
     yield "sampling.classifier", "empty for all but denoisers", denoises or not c.sampling.classifier
     coded = c.objective in ("vae", "autoencoder")
-    yield "evaluation.num", f"0 for {a_run_of(c.objective)}, which has no labels", not coded or c.evaluation.num == 0
+    yield "evaluation.num", f"0 for {with_article(c.objective)}, which has no labels", not coded or c.evaluation.num == 0
     yield from _dispatch_rules(c)
     yield from _source_rules(c)
     yield from distillation.rules(c)
     learned = c.diffusion.schedule == "learned"
-    yield "diffusion.schedule", f"a fixed one for {a_run_of(c.objective)}", not learned or c.objective == "diffusion"
+    yield "diffusion.schedule", f"a fixed one for {with_article(c.objective)}", not learned or c.objective == "diffusion"
     yield "diffusion.weight", "elbo with a learned schedule, which lowers its variance", not learned or c.diffusion.weight == "elbo"
     short = c.diffusion.schedule in ("learned", "linear_logsnr")
     same = c.diffusion.sampling_schedule in ("", "linear_logsnr")
@@ -225,8 +225,8 @@ def _source_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
     diffusion, compresses = c.objective in distillation.DENOISERS, c.objective == "autoencoder"
     height, width, _ = c.data.image_shape
     for name in ("autoencoder", "base"):
-        yield f"sources.{name}", f"empty for {a_run_of(c.objective)}", diffusion or not _value(c, f"sources.{name}")
-    yield "sources.features", f"empty for {a_run_of(c.objective)}", compresses or not c.sources.features
+        yield f"sources.{name}", f"empty for {with_article(c.objective)}", diffusion or not _value(c, f"sources.{name}")
+    yield "sources.features", f"empty for {with_article(c.objective)}", compresses or not c.sources.features
     wants = c.autoencoder.perceptual > 0
     yield (
         "sources.features",
@@ -267,7 +267,7 @@ def _source_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
     yield "model.context_channels", needs, not attends or bool(c.model.transformer)
 
 
-def a_run_of(objective: str) -> str:
+def with_article(objective: str) -> str:
     """The objective after its article."""
     return f"an {objective}" if objective[0] in "aeiou" else f"a {objective}"
 

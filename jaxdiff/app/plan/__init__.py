@@ -1,6 +1,6 @@
 """What the TPU compiler says of a config's real step on chips that are only described: memory, work, collectives, a bound."""
 
-from jaxdiff.app.plan.answer import answer, kept
+from jaxdiff.app.plan.answer import answer, cache_dir
 from jaxdiff.app.plan.chips import CHIPS, Chip, Topology, topology
 from jaxdiff.app.plan.plans import Job, Plan, planned
 from jaxdiff.app.plan.search import conclusion, largest_batch, recommendation, sweep, variants, with_batch
@@ -14,7 +14,7 @@ __all__ = [
     "Topology",
     "answer",
     "conclusion",
-    "kept",
+    "cache_dir",
     "largest_batch",
     "planned",
     "recommendation",

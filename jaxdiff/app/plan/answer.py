@@ -13,11 +13,11 @@ from jaxdiff.app.plan.plans import Job, Plan, planned
 from jaxdiff.io import files, progress
 
 
-def kept(directory: pathlib.Path | None = None) -> pathlib.Path:
+def cache_dir(directory: pathlib.Path | None = None) -> pathlib.Path:
     """Where compiled programs are kept: in a directory, by default of the environment's or the user's cache."""
     if directory is not None:
         return directory
-    return files.cache() / "plan"
+    return files.cache_dir() / "plan"
 
 
 def answer(job: Job, largest: bool = False, variants: Sequence[Job] = (), as_json: bool = False) -> bool:
@@ -44,11 +44,11 @@ def answer(job: Job, largest: bool = False, variants: Sequence[Job] = (), as_jso
 def _shown(plans: Iterator[Plan], most: int | None, conclude: Callable[[Sequence[Plan]], str], as_json: bool) -> Iterator[Plan]:
     """The plans, at `most` so many, each printed as soon as it is known."""
     done: list[Plan] = []
-    for each in progress.over(plans, "compiling", "program", most):
+    for each in progress.track(plans, "compiling", "program", most):
         done.append(each)
         lines = summary.table([each]).splitlines()
         if not as_json:
-            progress.say("\n".join(lines if len(done) == 1 else lines[1:]))
+            progress.print_above("\n".join(lines if len(done) == 1 else lines[1:]))
         yield each
     if as_json:
         print(json.dumps({"plans": [summary.values(each) for each in done], "conclusion": conclude(done)}, indent=2))

@@ -78,7 +78,7 @@ def topology(name: str, slices: int = 1) -> Topology:
     return Topology(name, slices, CHIPS[kind], sides)
 
 
-def described(where: Topology) -> list[Any]:
+def device_descriptions(where: Topology) -> list[Any]:
     """The devices of a topology, of which none need be there. Call it in a child process: libtpu may abort."""
     from jax.experimental import topologies
 

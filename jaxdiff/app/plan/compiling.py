@@ -88,7 +88,7 @@ def program(job: dict[str, Any]) -> tuple[Compiled, dict[str, Any]]:
         kept = pathlib.Path(job["cache"], f"{about['key']}.gz")
         if found is None:
             return Compiled(**json.loads(gzip.decompress(kept.read_bytes()))), {**about, "cached": True}
-        with files.whole(kept) as draft:
+        with files.atomic_write(kept) as draft:
             draft.write_bytes(gzip.compress(json.dumps(found._asdict()).encode()))
         return found, {**about, "cached": False}
 

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.app import build
-from jaxdiff.app.config import Experiment, a_run_of, from_dict, load
-from jaxdiff.app.plan.chips import VALID, Topology, described, topology
+from jaxdiff.app.config import Experiment, from_dict, load, with_article
+from jaxdiff.app.plan.chips import VALID, Topology, device_descriptions, topology
 from jaxdiff.app.runs import lineage
 from jaxdiff.io.errors import ConfigError, UserError
 
@@ -53,7 +53,7 @@ def main(job: pathlib.Path) -> int:
 
 def _devices(where: Topology) -> list[Any]:
     try:
-        return described(where)
+        return device_descriptions(where)
     except Exception as error:  # libtpu's own
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--topology {where.name}: the TPU compiler knows none ({reason}); write {VALID}") from error
@@ -84,9 +84,9 @@ def _training(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.s
 def _sampling(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.sharding.Mesh, list[str]]:
     """What `jaxdiff sample` runs for each batch, on one device as it does."""
     if config.objective in ("classifier", "autoencoder"):
-        raise ConfigError(f"--what sample: {a_run_of(config.objective)} draws no samples; plan its training")
-    sources, frozen = started_from(config, lineage.sampled_with(config))
-    generate = build.prior_generator(config) if config.objective == "vae" else build.generator(config, sources)
+        raise ConfigError(f"--what sample: {with_article(config.objective)} draws no samples; plan its training")
+    sources, frozen = started_from(config, lineage.sampling_sources(config))
+    generate = build.prior_image_generator(config) if config.objective == "vae" else build.image_generator(config, sources)
     given = _batch(config, sources, config.sampling.num)
     given = {name: given[name] for name in ("label", "context") if name in given}
     mesh = jax.sharding.Mesh(np.asarray(devices[:1]), ("data",))
@@ -133,7 +133,7 @@ def started_from(config: Experiment, places: tuple[str, ...]) -> tuple[dict[str,
             continue
         path = pathlib.Path(name)
         source = sources[place] = load(path) if path.suffix == ".py" else lineage.read_config(path)
-        its, below = started_from(source, lineage.sampled_with(source))
+        its, below = started_from(source, lineage.sampling_sources(source))
         frozen[place] = build.state_shapes(source, its).params
         if place == "base":
             sources |= {f"base.{each}": value for each, value in its.items()}

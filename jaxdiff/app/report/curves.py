@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from jaxdiff.app.report.run_record import Record
+from jaxdiff.app.report.run_record import RunRecord
 
 COLOURS = ("#3b7dd8", "#e0792b", "#2e9d63", "#b558b8", "#c9453e", "#8b7a1c")  # that are seen on white and on black
 COLOURS += ("#2d9aa8", "#7a6ad8", "#7d858d", "#d4508f", "#6a9a1f", "#a0643c")
@@ -34,7 +34,7 @@ class Line(NamedTuple):
     marker: str = ""
 
 
-def metrics(records: Sequence[Record]) -> dict[str, Markup]:
+def metrics(records: Sequence[RunRecord]) -> dict[str, Markup]:
     """A plot of each metric over the steps, with a line a run."""
     names = {name for record in records for row in record.metrics for name in row} - {"step"}
     ordered = sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))

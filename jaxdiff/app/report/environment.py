@@ -16,7 +16,7 @@ import jaxdiff
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
-def found() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Versions, devices and the moment, by name; without what cannot be told."""
     kinds = collections.Counter(device.device_kind for device in jax.devices())
     versions = {"jaxdiff": jaxdiff.__version__, "jaxdiff's git commit": _commit(), "Python": platform.python_version()}

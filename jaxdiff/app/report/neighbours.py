@@ -61,7 +61,7 @@ class Neighbours(NamedTuple):
         return f"{medians}; {near}: {verdict}."
 
 
-def compared(samples: np.ndarray, train: Images, test: Images, flip: bool, k: int = 5, most: int = 8) -> Neighbours:
+def compare(samples: np.ndarray, train: Images, test: Images, flip: bool, k: int = 5, most: int = 8) -> Neighbours:
     """Samples `[N, H, W, C]` beside held-out images, at most 500; the nearest are shown of the first `most` samples.
 
     With `flip` also the mirrored training images, which training has seen.
@@ -85,7 +85,7 @@ def nearest(queries: np.ndarray, source: Images, indices: np.ndarray, k: int) ->
     flat = queries.reshape(len(queries), -1).astype(np.float32)
     size, k = max(1, CHUNK // flat.shape[1]), min(k, len(indices))
     best, where = np.zeros((len(flat), 0), np.float32), np.zeros((len(flat), 0), np.int64)
-    for start in progress.over(range(0, len(indices), size), "nearest images", "part"):
+    for start in progress.track(range(0, len(indices), size), "nearest images", "part"):
         part = indices[start : start + size]
         images = source.rows(part)["image"].reshape(len(part), -1)
         squared = np.sum(images**2, axis=1)[None] - 2 * flat @ images.T  # and |query|^2, which is the same for all

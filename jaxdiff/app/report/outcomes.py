@@ -14,7 +14,7 @@ from jaxdiff.app.config import STUDENTS
 from jaxdiff.app.report import quality
 from jaxdiff.app.report.curves import COLOURS, Line, plot
 from jaxdiff.app.report.images import grid_file
-from jaxdiff.app.report.run_record import Record, contents
+from jaxdiff.app.report.run_record import RunRecord, read_json
 from jaxdiff.app.runs import finish as reports
 from jaxdiff.app.runs import lineage
 from jaxdiff.io.errors import UserError
@@ -31,7 +31,7 @@ CAPTIONS = {
 }
 
 
-class Ending(NamedTuple):
+class Outcome(NamedTuple):
     """A picture (a data URI) or a plot with its caption, and figures by name."""
 
     caption: str
@@ -40,7 +40,7 @@ class Ending(NamedTuple):
     figures: tuple[tuple[str, str], ...] = ()
 
 
-def found(record: Record, data_dir: str | None = None) -> list[Ending]:
+def outcomes(record: RunRecord, data_dir: str | None = None) -> list[Outcome]:
     """What a run's end has written; made now where the run is trained to its end and has none.
 
     Raises:
@@ -52,26 +52,26 @@ def found(record: Record, data_dir: str | None = None) -> list[Ending]:
         finish(config, workdir, data_dir=data_dir)
     names = ("samples", *CAPTIONS) if config.objective in FINISH else ("samples",)
     pictures = [(name, workdir / f"{name}.png") for name in dict.fromkeys(names)]
-    endings = [Ending(CAPTIONS[name], image=grid_file(path)) for name, path in pictures if path.is_file()]
+    endings = [Outcome(CAPTIONS[name], image=grid_file(path)) for name, path in pictures if path.is_file()]
     return [*endings, *_accuracy(workdir), *_likelihood(workdir)]
 
 
-def _accuracy(workdir: pathlib.Path) -> list[Ending]:
-    rows = sorted(contents(workdir / "accuracy.json").get("levels", []), key=lambda row: row["logsnr"])
+def _accuracy(workdir: pathlib.Path) -> list[Outcome]:
+    rows = sorted(read_json(workdir / "accuracy.json").get("levels", []), key=lambda row: row["logsnr"])
     if not rows:
         return []
     line = Line("accuracy", COLOURS[0], [row["logsnr"] for row in rows], [row["accuracy"] for row in rows], marker="o")
     shown = tuple((f"logsnr {row['logsnr']:.1f}", f"{row['accuracy']:.1%}") for row in rows)
-    return [Ending("Held-out images named right, by how noisy they are", plot=plot([line], "logsnr", "accuracy"), figures=shown)]
+    return [Outcome("Held-out images named right, by how noisy they are", plot=plot([line], "logsnr", "accuracy"), figures=shown)]
 
 
-def _likelihood(workdir: pathlib.Path) -> list[Ending]:
-    estimates = contents(workdir / "likelihood.json").get("estimates", {})
+def _likelihood(workdir: pathlib.Path) -> list[Outcome]:
+    estimates = read_json(workdir / "likelihood.json").get("estimates", {})
     shown = tuple((name, f"{each['value']:.3f} ± {each['standard_error']:.3f} {each['unit']}") for name, each in estimates.items())
-    return [Ending("Likelihood, with its standard error", figures=shown)] if shown else []
+    return [Outcome("Likelihood, with its standard error", figures=shown)] if shown else []
 
 
-def figures(record: Record, measured: Sequence[quality.Group]) -> dict[str, str]:
+def figures(record: RunRecord, measured: Sequence[quality.Group]) -> dict[str, str]:
     """The run in a few figures, by name."""
     c, latest = record.config, record.metrics[-1] if record.metrics else {}
     shape = " x ".join(map(str, c.data.image_shape))
@@ -81,10 +81,10 @@ def figures(record: Record, measured: Sequence[quality.Group]) -> dict[str, str]
     if "loss" in latest:
         found["last loss"] = f"{latest['loss']:.4g}"
     if c.objective in ("diffusion", *STUDENTS):
-        found["sampled by"] = quality.described(vars(c.sampling))
-        found["network calls"] = str(quality.calls(c, vars(c.sampling)))
+        found["sampled by"] = quality.describe_sampling(vars(c.sampling))
+        found["network calls"] = str(quality.calls_of(c, vars(c.sampling)))
     found |= _best(record, measured)
-    rebuilt = contents(record.workdir / "reconstruction.json")
+    rebuilt = read_json(record.workdir / "reconstruction.json")
     if "psnr" in rebuilt:
         found |= {"PSNR": f"{rebuilt['psnr']:.2f} dB", "compression": f"{rebuilt['ratio']:.3g} times fewer numbers"}
     if "codebook_usage" in rebuilt:
@@ -92,7 +92,7 @@ def figures(record: Record, measured: Sequence[quality.Group]) -> dict[str, str]
     return {name: value for name, value in found.items() if value}
 
 
-def _best(record: Record, measured: Sequence[quality.Group]) -> dict[str, str]:
+def _best(record: RunRecord, measured: Sequence[quality.Group]) -> dict[str, str]:
     """The run's lowest distance and the calls that it takes: its FID, or in the measurement that has most of its samplers."""
     for name in ("fid", "frechet"):
         rows = [[row for row in group.rows if row.run == record.name and name in row.measures] for group in measured]
@@ -103,9 +103,9 @@ def _best(record: Record, measured: Sequence[quality.Group]) -> dict[str, str]:
     return {}
 
 
-def _size(record: Record) -> str:
+def _size(record: RunRecord) -> str:
     try:
-        sources = lineage.configs(record.config, record.workdir, ("autoencoder",))
+        sources = lineage.source_configs(record.config, record.workdir, ("autoencoder",))
         shapes: Any = build.state_shapes(record.config, sources).params
     except UserError:
         return ""

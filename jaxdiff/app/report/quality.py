@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from jaxdiff.app.config import Experiment, network_calls
 from jaxdiff.app.report.curves import COLOURS, Line, plot
-from jaxdiff.app.report.run_record import Record, contents
+from jaxdiff.app.report.run_record import RunRecord, read_json
 from jaxdiff.app.runs import lineage
 from jaxdiff.io.errors import UserError
 
@@ -92,7 +92,7 @@ class Group(NamedTuple):
         return row.method if len({each.run for each in self.rows}) == 1 else f"{row.run}: {row.method}"
 
 
-def groups(records: Sequence[Record]) -> list[Group]:
+def groups(records: Sequence[RunRecord]) -> list[Group]:
     """What is known of the runs' samples, each kind of measurement a group; rows by run, then by calls."""
     found: dict[str, Group] = {}
     for kind in (_evaluations, _reports, _ladders):
@@ -111,13 +111,13 @@ def figure(value: float, name: str) -> str:
     return f"{value:.1%}" if name in SHARES else f"{value:.4f}" if name == "kid" else f"{value:.2f}"
 
 
-def calls(config: Experiment, sampling: Mapping[str, Any]) -> int:
+def calls_of(config: Experiment, sampling: Mapping[str, Any]) -> int:
     """Network calls for a sample, doubled by guidance, but not for a student that has learned it."""
     known = {name: sampling[name] for name in ("sampler", "steps", "guidance") if name in sampling}
     return network_calls(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **known)))
 
 
-def described(sampling: Mapping[str, Any]) -> str:
+def describe_sampling(sampling: Mapping[str, Any]) -> str:
     """A sampler's settings in words."""
     words = [f"{sampling['sampler']}, {sampling['steps']} steps" if sampling["steps"] > 1 else f"{sampling['sampler']}, 1 step"]
     words += [f"{sampling['spacing']} spacing"] * (sampling.get("spacing", "time") != "time")
@@ -127,48 +127,48 @@ def described(sampling: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _evaluations(record: Record) -> Iterator[Group]:
+def _evaluations(record: RunRecord) -> Iterator[Group]:
     for path in sorted((record.workdir / "evaluations").glob("*.json")):
-        found = contents(path)
+        found = read_json(path)
         if not {"sampling", "metrics", "spec"} <= set(found):
             continue
         spec = {name: value for name, value in found["spec"].items() if value not in (None, "")}
         of = "with " + ", ".join(f"{name} {value}" for name, value in spec.items())
-        cost = found.get("calls") or calls(record.config, found["sampling"])
-        row = Row(record.name, described(found["sampling"]), cost, found.get("step"), _measures(found["metrics"]))
+        cost = found.get("calls") or calls_of(record.config, found["sampling"])
+        row = Row(record.name, describe_sampling(found["sampling"]), cost, found.get("step"), _measures(found["metrics"]))
         yield Group("Evaluations", of, [row], _measures(found.get("held_out", {})))
 
 
-def _reports(record: Record) -> Iterator[Group]:
+def _reports(record: RunRecord) -> Iterator[Group]:
     """What runs end with: the judge is trained on the data set."""
     for path in (record.workdir / "samples.json", *sorted((record.workdir / "samples").glob("*.json"))):
-        found = contents(path)
+        found = read_json(path)
         report = found.get("report")
         if not isinstance(report, dict) or "sampling" not in found:
             continue
-        cost = calls(record.config, found["sampling"])
+        cost = calls_of(record.config, found["sampling"])
         yield _judged("Judged by a classifier", record, found["sampling"], cost, found.get("step"), report)
 
 
-def _ladders(record: Record) -> Iterator[Group]:
+def _ladders(record: RunRecord) -> Iterator[Group]:
     """The rows of this run, as it is now, in ladders beside it."""
     for path in sorted({*record.workdir.glob("ladder.json"), *record.workdir.resolve().parent.glob("*/ladder.json")}):
-        rows = [row for row in contents(path).get("rows", []) if row.get("settings", {}).get("run") == _fingerprint(record)]
+        rows = [row for row in read_json(path).get("rows", []) if row.get("settings", {}).get("run") == _fingerprint(record)]
         for row in rows:
             yield _judged(f"Ladder {path.parent.name}", record, row["settings"], row["calls"], record.step, row)
 
 
 def _judged(
-    title: str, record: Record, sampling: Mapping[str, Any], cost: int, step: int | None, found: Mapping[str, Any]
+    title: str, record: RunRecord, sampling: Mapping[str, Any], cost: int, step: int | None, found: Mapping[str, Any]
 ) -> Group:
     """One row by a classifier that was trained on the run's data."""
     measures = {"label_agreement": found.get("agreement"), "frechet": found.get("frechet")}
     real = {"label_agreement": found.get("accuracy"), "frechet": found.get("frechet_real")}
     of = f"by a classifier of {record.config.data.name}; Frechet distances in its features, of {found.get('num_real')} images"
-    return Group(title, of, [Row(record.name, described(sampling), cost, step, _measures(measures))], _measures(real))
+    return Group(title, of, [Row(record.name, describe_sampling(sampling), cost, step, _measures(measures))], _measures(real))
 
 
-def _fingerprint(record: Record) -> str:
+def _fingerprint(record: RunRecord) -> str:
     try:
         return lineage.fingerprint(record.workdir)
     except UserError:

@@ -9,13 +9,13 @@ import jinja2
 
 from jaxdiff.app.report import curves, environment, quality, settings
 from jaxdiff.app.report.images import whole_image
-from jaxdiff.app.report.run_record import read
-from jaxdiff.app.report.sections import TRIED, part
+from jaxdiff.app.report.run_record import read_runs
+from jaxdiff.app.report.sections import TRIED, section
 from jaxdiff.io import files, progress
 from jaxdiff.io.errors import ConfigError
 
 
-def write(workdirs: Sequence[pathlib.Path], out: pathlib.Path, num: int = 50, data_dir: str | None = None) -> None:
+def write_report(workdirs: Sequence[pathlib.Path], out: pathlib.Path, num: int = 50, data_dir: str | None = None) -> None:
     """Writes one self-contained HTML page about runs to `out`, whole or not at all, and its pictures to their TensorBoards.
 
     `num` samples of each newest checkpoint are drawn as its config says, for the pictures of samples, of how some came out of
@@ -24,25 +24,25 @@ def write(workdirs: Sequence[pathlib.Path], out: pathlib.Path, num: int = 50, da
     Raises:
         ConfigError: a directory holds no run, or one is given twice, or `out` cannot be written.
     """
-    records = read(workdirs)
+    records = read_runs(workdirs)
     try:
-        files.write(out.with_suffix(".draft"), "")  # before what takes long
+        files.write_text(out.with_suffix(".draft"), "")  # before what takes long
         out.with_suffix(".draft").unlink()
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
     measured, found = quality.groups(records), settings.groups(records)
     with progress.bar(TRIED * len(records), "report", "part") as bar:
-        parts = [part(record, measured, num, data_dir, bar.update) for record in records]
+        parts = [section(record, measured, num, data_dir, bar.update) for record in records]
     page = _template().render(
         parts=parts,
         title=", ".join(record.name for record in records),
         curves=curves.metrics(records),
         key={record.name: curves.COLOURS[number % len(curves.COLOURS)] for number, record in enumerate(records)},
         quality=measured,
-        settings={kind: settings.chosen(found, kind) for kind in ("differ", "set", "default")},
-        environment=environment.found(),
+        settings={kind: settings.select(found, kind) for kind in ("differ", "set", "default")},
+        environment=environment.environment(),
     )
-    files.write(out, page)
+    files.write_text(out, page)
 
 
 def _template() -> jinja2.Template:

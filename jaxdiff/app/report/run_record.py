@@ -14,7 +14,7 @@ from jaxdiff.io.errors import ConfigError, UserError
 from jaxdiff.training import checkpoint
 
 
-class Record(NamedTuple):
+class RunRecord(NamedTuple):
     """A run: its name on the page, its config, the first line of its recipe (empty if unknown), its newest step, its metrics."""
 
     name: str
@@ -25,7 +25,7 @@ class Record(NamedTuple):
     metrics: list[dict[str, float]]
 
 
-def read(workdirs: Sequence[pathlib.Path]) -> list[Record]:
+def read_runs(workdirs: Sequence[pathlib.Path]) -> list[RunRecord]:
     """The records of runs, named by their directories; by their whole paths where two directories have one name.
 
     Raises:
@@ -40,12 +40,12 @@ def read(workdirs: Sequence[pathlib.Path]) -> list[Record]:
     ]
 
 
-def _record(name: str, workdir: pathlib.Path) -> Record:
+def _record(name: str, workdir: pathlib.Path) -> RunRecord:
     config, steps = lineage.read_config(workdir), checkpoint.steps(workdir)
-    return Record(name, workdir, config, _about(workdir, config), steps[-1] if steps else 0, _metrics(workdir / "metrics.jsonl"))
+    return RunRecord(name, workdir, config, _about(workdir, config), steps[-1] if steps else 0, _metrics(workdir / "metrics.jsonl"))
 
 
-def contents(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object of a JSON file; none where the file is missing, damaged, or holds another thing."""
     try:
         found = json.loads(path.read_text())

@@ -13,7 +13,7 @@ from jaxdiff import data
 from jaxdiff.app.config import STUDENTS
 from jaxdiff.app.report import neighbours, outcomes, quality, strips
 from jaxdiff.app.report.images import grid_file, pixels
-from jaxdiff.app.report.run_record import Record
+from jaxdiff.app.report.run_record import RunRecord
 from jaxdiff.io import pictures
 from jaxdiff.io.errors import UserError
 from jaxdiff.training import metrics
@@ -28,9 +28,9 @@ DENOISE = ("diffusion", *STUDENTS)
 class Part(NamedTuple):
     """A run: key figures, what it ends with, pictures as (caption, data URI), what is drawn of it, and what had to be left out."""
 
-    record: Record
+    record: RunRecord
     figures: dict[str, str]
-    outcomes: list[outcomes.Ending]
+    outcomes: list[outcomes.Outcome]
     grids: list[tuple[str, str]]
     samples: tuple[str, str] | None
     strips: strips.Strips | None
@@ -38,7 +38,7 @@ class Part(NamedTuple):
     missing: list[str]
 
 
-def part(record: Record, measured: Sequence[quality.Group], num: int, data_dir: str | None, done: Callable[[], Any]) -> Part:
+def section(record: RunRecord, measured: Sequence[quality.Group], num: int, data_dir: str | None, done: Callable[[], Any]) -> Part:
     """The part of a run; `done` is called TRIED times. Its pictures go to its TensorBoard too."""
     missing: list[str] = []
 
@@ -54,24 +54,24 @@ def part(record: Record, measured: Sequence[quality.Group], num: int, data_dir: 
 
     objective = record.config.objective
     draws = num > 0 and record.step > 0 and objective in (*DENOISE, "vae")
-    ends = tried("results", lambda: outcomes.found(record, data_dir)) or []
+    ends = tried("results", lambda: outcomes.outcomes(record, data_dir)) or []
     step, images = tried("samples", lambda: strips.samples(record, num, data_dir) if draws else None) or (0, None)
-    ways = tried("denoising", lambda: strips.drawn(record, data_dir) if step and objective in DENOISE else None)
+    ways = tried("denoising", lambda: strips.denoising_strips(record, data_dir) if step and objective in DENOISE else None)
     near = tried("nearest training images", lambda: _neighbours(record, images, data_dir) if images is not None else None)
     samples = None
     if images is not None:
         grid = pictures.grid(images, min(record.config.model.num_classes, 10) or 10)
-        how = quality.described(vars(record.config.sampling)) if objective in DENOISE else "decoded from the prior"
+        how = quality.describe_sampling(vars(record.config.sampling)) if objective in DENOISE else "decoded from the prior"
         samples = f"drawn for this page from step {step:,}: {how}", pixels(grid)
         _to_tensorboard(record, grid, ways, near)
     figures = outcomes.figures(record, measured)
     return Part(record, figures, ends, list(_grids(record.workdir / "samples")), samples, ways, near, missing)
 
 
-def _neighbours(record: Record, samples: np.ndarray, data_dir: str | None) -> neighbours.Neighbours:
+def _neighbours(record: RunRecord, samples: np.ndarray, data_dir: str | None) -> neighbours.Neighbours:
     c = record.config.data
-    train, test = (data.of(c, split, data_dir) for split in (c.split, c.held_out))
-    return neighbours.compared(samples, train, test, c.flip)
+    train, test = (data.load_images(c, split, data_dir) for split in (c.split, c.held_out))
+    return neighbours.compare(samples, train, test, c.flip)
 
 
 def _grids(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
@@ -89,7 +89,7 @@ def _numbered(folder: pathlib.Path, prefix: str) -> dict[int, pathlib.Path]:
     return {int(number): path for number, path in named.items() if number.isdecimal()}
 
 
-def _to_tensorboard(record: Record, grid: np.ndarray, ways: strips.Strips | None, near: neighbours.Neighbours | None) -> None:
+def _to_tensorboard(record: RunRecord, grid: np.ndarray, ways: strips.Strips | None, near: neighbours.Neighbours | None) -> None:
     shown = {"report/samples": grid}
     if ways is not None:
         shown["report/denoising"] = pictures.grid(np.concatenate(ways.rows), columns=len(ways.after))
@@ -97,6 +97,6 @@ def _to_tensorboard(record: Record, grid: np.ndarray, ways: strips.Strips | None
         rows = np.concatenate([near.samples[: len(near.images), None], near.images], axis=1)
         shown["report/nearest_training_images"] = pictures.grid(np.concatenate(rows), columns=rows.shape[1])
     try:
-        metrics.show(record.workdir, record.step, shown)
+        metrics.write_pictures(record.workdir, record.step, shown)
     except OSError as error:  # a run that cannot be written to can be read
         log.warning("pictures were not added to the TensorBoard of %s: %s", record.name, error)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxdiff.app.config import Experiment, to_dict
-from jaxdiff.app.report.run_record import Record
+from jaxdiff.app.report.run_record import RunRecord
 
 
 class Setting(NamedTuple):
@@ -27,19 +27,19 @@ class Setting(NamedTuple):
         return len(set(self.values)) > 1
 
 
-def groups(records: Sequence[Record]) -> dict[str, list[Setting]]:
+def groups(records: Sequence[RunRecord]) -> dict[str, list[Setting]]:
     """The settings of all runs, by the part of the config that holds them."""
     configs, default = [_parts(to_dict(record.config)) for record in records], _parts(to_dict(Experiment()))
     return {
         part: [
-            Setting(name, [written(config[part].get(name)) for config in configs], written(default[part].get(name)))
+            Setting(name, [format_value(config[part].get(name)) for config in configs], format_value(default[part].get(name)))
             for name in dict.fromkeys(name for config in (default, *configs) for name in config[part])
         ]
         for part in default
     }
 
 
-def chosen(found: Mapping[str, list[Setting]], which: str) -> dict[str, list[Setting]]:
+def select(found: Mapping[str, list[Setting]], which: str) -> dict[str, list[Setting]]:
     """Of the groups those settings that `differ` between runs, that are `set` alike in all, or that are left at their `default`."""
     kinds = {
         "differ": lambda setting: setting.differs,
@@ -50,16 +50,16 @@ def chosen(found: Mapping[str, list[Setting]], which: str) -> dict[str, list[Set
     return {part: settings for part, settings in kept.items() if settings}
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as a person would write it."""
     if value is None or value in ("", [], {}):
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(map(written, value))
+        return ", ".join(map(format_value, value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {written(each)}" for name, each in value.items())
+        return ", ".join(f"{name} {format_value(each)}" for name, each in value.items())
     return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.app import build
-from jaxdiff.app.report.run_record import Record
+from jaxdiff.app.report.run_record import RunRecord
 from jaxdiff.app.runs import finish, lineage
-from jaxdiff.app.runs.train import cycling, generation
+from jaxdiff.app.runs.train import cycle_labels, image_sampler
 from jaxdiff.training import checkpoint
 
 STRIPS = 4  # samples whose way is shown
@@ -35,33 +35,33 @@ class Strips(NamedTuple):
         return pairs.transpose(2, 1, 0, 3, 4, 5).reshape(-1, len(pairs), *pairs.shape[3:])
 
 
-def samples(record: Record, num: int, data_dir: str | None = None) -> tuple[int, np.ndarray]:
+def samples(record: RunRecord, num: int, data_dir: str | None = None) -> tuple[int, np.ndarray]:
     """The step of the newest checkpoint, and samples of it `[num, H, W, C]` as the config says; each label in turn."""
     config = record.config
     step, params = lineage.read_params(config, record.workdir)
     labels, context = _given(record, num, data_dir)
-    return step, generation(config, config.evaluation.batch_size, record.workdir)(params, labels, config.seed, context)
+    return step, image_sampler(config, config.evaluation.batch_size, record.workdir)(params, labels, config.seed, context)
 
 
-def drawn(record: Record, data_dir: str | None = None, num: int = STRIPS) -> Strips:
-    """The ways of the samples that `run.generation` gives for these labels and the config's seed."""
+def denoising_strips(record: RunRecord, data_dir: str | None = None, num: int = STRIPS) -> Strips:
+    """The ways of the samples that `train.image_sampler` gives for these labels and the config's seed."""
     config, workdir = record.config, record.workdir
-    needed = lineage.sampled_with(config)
-    sources, frozen = lineage.configs(config, workdir, needed), lineage.params(config, workdir, needed)
+    needed = lineage.sampling_sources(config)
+    sources, frozen = lineage.source_configs(config, workdir, needed), lineage.source_params(config, workdir, needed)
     trained = lineage.read_levels(config, workdir) if checkpoint.steps(workdir) else None
     _, params = lineage.read_params(config, workdir)
     labels, context = _given(record, num, data_dir)
     given = {"label": labels} | ({} if context is None else {"context": context})
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    walk = jax.jit(build.strips(config, sources, trained, COLUMNS))
+    walk = jax.jit(build.denoising_trajectory(config, sources, trained, COLUMNS))
     noisy, clean = walk(params, key, jax.tree.map(jnp.asarray, given), frozen)
-    return Strips(np.asarray(noisy), np.asarray(clean), build.shown(config.sampling.steps, COLUMNS))
+    return Strips(np.asarray(noisy), np.asarray(clean), build.evenly_spaced_steps(config.sampling.steps, COLUMNS))
 
 
-def _given(record: Record, num: int, data_dir: str | None) -> tuple[np.ndarray, np.ndarray | None]:
+def _given(record: RunRecord, num: int, data_dir: str | None) -> tuple[np.ndarray, np.ndarray | None]:
     """Labels in turn; of a run that attends to context those of held-out images, with their context."""
     if record.config.model.context_channels:
         return finish.conditions(record.config, num, data_dir)
     classes = record.config.model.num_classes
     from_prior = record.config.objective == "vae" or not classes
-    return cycling([classes] if from_prior else range(classes), num), None
+    return cycle_labels([classes] if from_prior else range(classes), num), None

@@ -16,7 +16,7 @@ from jaxdiff import evaluate
 from jaxdiff.app import build
 from jaxdiff.app.config import Experiment, network_calls
 from jaxdiff.app.runs import lineage
-from jaxdiff.app.runs.train import cycling, default_name, generation
+from jaxdiff.app.runs.train import cycle_labels, image_sampler, sample_file_name
 from jaxdiff.io import files, pictures, progress
 
 TIMES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of its schedule, at which a classifier is measured
@@ -38,16 +38,16 @@ def finish(
     Writes a grid to `out`, a .png, and what was measured into the run's `evaluations`.
     """
     c = config.evaluation
-    drawn = draw(config, workdir, classes, c.num or config.sampling.num, data_dir)
-    lines = [show(config, drawn, out, len(classes))]
+    drawn = draw_samples(config, workdir, classes, c.num or config.sampling.num, data_dir)
+    lines = [save_sample_grid(config, drawn, out, len(classes))]
     if c.num:
-        judged = judge(config, c.num, c.epochs, data_dir)
-        path = workdir / evaluate.FOLDER / default_name(config, config.seed).replace(".png", ".json")
-        lines += [str(measure(config, drawn, judged, path).result), str(path)]
+        judged = run_evaluator(config, c.num, c.epochs, data_dir)
+        path = workdir / evaluate.FOLDER / sample_file_name(config, config.seed).replace(".png", ".json")
+        lines += [str(evaluate_samples(config, drawn, judged, path).result), str(path)]
     return "\n".join(lines)
 
 
-def draw(
+def draw_samples(
     config: Experiment,
     workdir: pathlib.Path,
     classes: Sequence[int],
@@ -57,27 +57,27 @@ def draw(
 ) -> Drawn:
     """Samples of a run of these classes in turn; with context vectors those of held-out images."""
     step, params = lineage.read_params(config, workdir, ema)
-    labels, context = cycling(classes, num), None
+    labels, context = cycle_labels(classes, num), None
     if config.model.context_channels:
         labels, context = conditions(config, num, data_dir)
-    return Drawn(step, generation(config, config.evaluation.batch_size, workdir)(params, labels, config.seed, context), labels)
+    return Drawn(step, image_sampler(config, config.evaluation.batch_size, workdir)(params, labels, config.seed, context), labels)
 
 
-def show(config: Experiment, drawn: Drawn, out: pathlib.Path, columns: int) -> str:
+def save_sample_grid(config: Experiment, drawn: Drawn, out: pathlib.Path, columns: int) -> str:
     """Writes a grid of the first samples to `out`, a .png; what to print."""
     shown = drawn.samples[: config.sampling.num]
     pictures.save_grid(out, shown, columns=min(columns, 10))
     return f"{len(shown)} samples of step {drawn.step}: {out}"
 
 
-def measure(
-    config: Experiment, drawn: Drawn, judged: evaluate.Judge, path: pathlib.Path, ema: str | None = None
+def evaluate_samples(
+    config: Experiment, drawn: Drawn, judged: evaluate.Evaluator, path: pathlib.Path, ema: str | None = None
 ) -> evaluate.Record:
     """Measures samples by a judge; writes what it finds to `path`, a .json."""
     how, name = dataclasses.asdict(config.sampling), ema or next(iter(config.ema))
     result = judged.measure(drawn.samples, drawn.labels)
     record = evaluate.Record(drawn.step, how, network_calls(config), config.seed, name, result)
-    evaluate.write(path, record)
+    evaluate.write_record(path, record)
     return record
 
 
@@ -85,7 +85,7 @@ def conditions(config: Experiment, num: int, data_dir: str | None) -> tuple[np.n
     """Labels and context vectors of the first images of the test split, over and over."""
     from jaxdiff import data
 
-    test = data.of(config.data, config.data.held_out, data_dir)
+    test = data.load_images(config.data, config.data.held_out, data_dir)
     test = data.with_context(test, config.data, config.data.held_out, config.model.context_channels, data_dir)
     rows = test.rows(np.arange(num) % test.num_examples)
     return rows["label"], rows["context"]
@@ -97,9 +97,9 @@ def finish_vae(config: Experiment, workdir: pathlib.Path, data_dir: str | None =
 
     step, params = lineage.read_params(config, workdir)
     out = pathlib.Path(workdir) / "samples.png"
-    labels = cycling([config.model.num_classes], config.sampling.num)
-    pictures.save_grid(out, generation(config)(params, labels, config.seed), columns=10)
-    drawn = reconstruction.draw(config, workdir, params, data_dir)
+    labels = cycle_labels([config.model.num_classes], config.sampling.num)
+    pictures.save_grid(out, image_sampler(config)(params, labels, config.seed), columns=10)
+    drawn = reconstruction.draw_reconstructions(config, workdir, params, data_dir)
     return "\n".join([f"samples, reconstructions and interpolations of step {step}:", *map(str, [out, *drawn])])
 
 
@@ -108,9 +108,9 @@ def finish_autoencoder(config: Experiment, workdir: pathlib.Path, data_dir: str 
     from jaxdiff.app.runs import reconstruction
 
     step, params = lineage.read_params(config, workdir)
-    found = reconstruction.reconstruction(config, workdir, params, data_dir)
+    found = reconstruction.evaluate_reconstructions(config, workdir, params, data_dir)
     out = pathlib.Path(workdir) / "reconstruction.json"
-    files.write(out, json.dumps({"step": step, **found}, indent=2) + "\n")
+    files.write_text(out, json.dumps({"step": step, **found}, indent=2) + "\n")
     usage = f", {found['codebook_usage']:.1%} of the codes used" if "codebook_usage" in found else ""
     return (
         f"reconstructions of step {step}: PSNR {found['psnr']:.2f} dB, mean of {found['num']} held-out images, "
@@ -123,22 +123,22 @@ def finish_classifier(config: Experiment, workdir: pathlib.Path, data_dir: str |
     from jaxdiff import data
 
     step, params = lineage.read_params(config, workdir)
-    test = data.of(config.data, config.data.held_out, data_dir)
+    test = data.load_images(config.data, config.data.held_out, data_dir)
     levels = build.SCHEDULES[config.diffusion.schedule]()(jnp.array(TIMES))
-    label, key = jax.jit(build.labeller(config)), jax.random.key(config.seed)
+    label, key = jax.jit(build.noisy_labels(config)), jax.random.key(config.seed)
     rows = []
-    for number, time in enumerate(progress.over(TIMES, "measuring", "level")):
+    for number, time in enumerate(progress.track(TIMES, "measuring", "level")):
         accuracy = evaluate.accuracy(lambda images, level=levels[number]: label(params, key, images, level), test)
         rows.append({"time": time, "logsnr": float(levels[number].logsnr), "accuracy": accuracy})
     out = pathlib.Path(workdir) / "accuracy.json"
-    files.write(out, json.dumps({"step": step, "num": test.num_examples, "levels": rows}, indent=2) + "\n")
+    files.write_text(out, json.dumps({"step": step, "num": test.num_examples, "levels": rows}, indent=2) + "\n")
     lines = [
         f"logsnr {row['logsnr']:5.1f}: {row['accuracy']:.1%} of {test.num_examples} held-out images named right" for row in rows
     ]
     return "\n".join([f"accuracy of step {step}: {out}", *lines])
 
 
-def judge(
+def run_evaluator(
     config: Experiment,
     num: int,
     epochs: int,
@@ -146,7 +146,7 @@ def judge(
     *,
     weights: pathlib.Path | None = None,
     names: Sequence[str] = (),
-) -> evaluate.Judge:
+) -> evaluate.Evaluator:
     """What measures `num` samples against the config's data set: by the classifier of it, or InceptionV3 with a file's weights.
 
     The classifier is trained for so many epochs, on first use. What is named is measured, or all that applies.
@@ -157,7 +157,7 @@ def judge(
     """
     source = evaluate.data_set(config.data, data_dir)
     network = evaluate.classifier(source, epochs) if weights is None else evaluate.inception(weights)
-    return evaluate.judge(network, source, num, names or _measures(config, network), config.evaluation.batch_size)
+    return evaluate.evaluator(network, source, num, names or _measures(config, network), config.evaluation.batch_size)
 
 
 def _measures(config: Experiment, network: evaluate.Network) -> list[str]:

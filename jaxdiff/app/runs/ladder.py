@@ -9,7 +9,17 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxdiff.app.config import STUDENTS, Experiment, Ladder, load, on_list, sampler_calls, sampling_steps, steps_within, validated
+from jaxdiff.app.config import (
+    STUDENTS,
+    Experiment,
+    Ladder,
+    load,
+    sampler_calls,
+    sampling_steps,
+    steps_within,
+    uses_discrete_levels,
+    validated,
+)
 from jaxdiff.app.runs import finish, lineage, stages, train
 from jaxdiff.io import files, pictures, progress
 from jaxdiff.io.errors import ConfigError
@@ -27,7 +37,7 @@ class Rung(NamedTuple):
     config: Experiment
 
 
-def runs(ladder: Ladder, workdir: pathlib.Path) -> list[stages.Stage]:
+def ladder_runs(ladder: Ladder, workdir: pathlib.Path) -> list[stages.Stage]:
     """The runs of a ladder in the order of training: its students, each after what it starts from.
 
     Raises:
@@ -37,7 +47,7 @@ def runs(ladder: Ladder, workdir: pathlib.Path) -> list[stages.Stage]:
     for name in ladder.students:
         path = pathlib.Path(name)
         directory = workdir.parent / path.stem
-        config, before = stages.resolved(load(path), directory)
+        config, before = stages.resolve_sources(load(path), directory)
         if config.objective not in STUDENTS:
             raise ConfigError(f"students: {name} trains {config.objective}, which distils nothing; name recipes of {STUDENTS}")
         found += [stage for stage in (*before, stages.Stage(path, directory, config)) if stage not in found]
@@ -49,7 +59,7 @@ def runs(ladder: Ladder, workdir: pathlib.Path) -> list[stages.Stage]:
     return found
 
 
-def rungs(ladder: Ladder, trained: Sequence[stages.Stage]) -> Iterator[Rung]:
+def ladder_rungs(ladder: Ladder, trained: Sequence[stages.Stage]) -> Iterator[Rung]:
     """What is sampled: every teacher by each baseline, then every student, each with all numbers of calls that it can make.
 
     As the runs' own configs say where they are there, else the recipes.
@@ -64,7 +74,7 @@ def rungs(ladder: Ladder, trained: Sequence[stages.Stage]) -> Iterator[Rung]:
             low, high = stage.config.distillation.guidance
             for guidance in [each for each in ladder.guidance if low <= each <= high] or [low]:
                 for calls in ladder.calls:
-                    if not on_list(stage.config) or calls in sampling_steps(stage.config):
+                    if not uses_discrete_levels(stage.config) or calls in sampling_steps(stage.config):
                         yield _rung(stage, "", calls, steps=calls, guidance=guidance)
 
 
@@ -91,7 +101,9 @@ def _rung(stage: stages.Stage, how: str, calls: int, **sampling: Any) -> Rung:
     return Rung(name, calls, stage.workdir, validated(config, where=name))
 
 
-def measured(ladder: Ladder, workdir: pathlib.Path, places: Sequence[Rung], data_dir: str | None = None) -> list[dict[str, Any]]:
+def measure_rungs(
+    ladder: Ladder, workdir: pathlib.Path, places: Sequence[Rung], data_dir: str | None = None
+) -> list[dict[str, Any]]:
     """A row for each place: name, calls, label agreement and Frechet distance of its samples, of which a grid is drawn.
 
     Rows are kept in `ladder.json`; one that is there with the same run and settings is not measured again.
@@ -100,18 +112,18 @@ def measured(ladder: Ladder, workdir: pathlib.Path, places: Sequence[Rung], data
     known = {_identity(row): row for row in _rows(path)}
     judge = functools.cache(lambda: _judge(ladder, places[0].config, data_dir))  # trained when the first row is missing
     rows = []
-    for place in progress.over(places, "climbing", "place"):
+    for place in progress.track(places, "climbing", "place"):
         row = {"name": place.name, "calls": place.calls, "settings": _settings(ladder, place)}
         drawn = workdir / f"{place.name.replace(', ', '_').replace(' ', '_')}_{place.calls}.png"
         if _identity(row) not in known or not drawn.exists():
             known[_identity(row)] = row | judge()(place, drawn)
-            files.write(path, json.dumps({"rows": list(known.values())}, indent=2) + "\n")
+            files.write_text(path, json.dumps({"rows": list(known.values())}, indent=2) + "\n")
         rows.append(known[_identity(row)])
-    files.write(path, json.dumps({"rows": rows}, indent=2) + "\n")
+    files.write_text(path, json.dumps({"rows": rows}, indent=2) + "\n")
     return rows
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table in Markdown, a line a method, for each number of calls label agreement and Frechet distance."""
     calls = sorted({row["calls"] for row in rows})
     found = {(row["name"], row["calls"]): f"{row['agreement']:.1%}, {row['frechet']:.2f}" for row in rows}
@@ -125,7 +137,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
+def draw_figure(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     """Draws the rows, a line a method: network calls against Frechet distance and label agreement, baselines dashed."""
     import matplotlib.figure as figures
 
@@ -152,7 +164,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     named[0].set_yscale("log")
     named[0].axhline(rows[0]["frechet_real"], color="black", linewidth=1, label="held-out images")
     figure.legend(*named[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
-    with files.whole(path) as draft:
+    with files.atomic_write(path) as draft:
         figure.savefig(draft, format="png", dpi=110)
 
 
@@ -179,12 +191,12 @@ def _identity(row: Mapping[str, Any]) -> str:
 
 def _judge(ladder: Ladder, config: Experiment, data_dir: str | None) -> Callable[[Rung, pathlib.Path], dict[str, Any]]:
     """A function that samples a place, draws the first samples, and measures all by the classifier of their data set."""
-    judge = finish.judge(config, ladder.num, ladder.epochs, data_dir, names=("fid", "label_agreement"))
-    labels = train.cycling(range(config.model.num_classes), ladder.num)
+    judge = finish.run_evaluator(config, ladder.num, ladder.epochs, data_dir, names=("fid", "label_agreement"))
+    labels = train.cycle_labels(range(config.model.num_classes), ladder.num)
 
     def judged(place: Rung, drawn: pathlib.Path) -> dict[str, Any]:
         _, params = lineage.read_params(place.config, place.workdir)
-        samples = train.generation(place.config, workdir=place.workdir)(params, labels, ladder.seed)
+        samples = train.image_sampler(place.config, workdir=place.workdir)(params, labels, ladder.seed)
         pictures.save_grid(drawn, samples[: ladder.shown], columns=min(config.model.num_classes, 10))
         found = judge.measure(samples, labels)
         row = {"agreement": found.metrics["label_agreement"].value, "frechet": found.metrics["fid"].value}

@@ -39,7 +39,7 @@ class Cached(NamedTuple):
         return f"latents ({sizes}; {self.num_bytes / 1e6:.1f} MB): {self.directory}"
 
 
-def cache(
+def write_latents(
     run: pathlib.Path,
     out: pathlib.Path,
     splits: Sequence[str] = ("train",),
@@ -80,36 +80,36 @@ def cache(
     lineage.check_measured(config, params, step, run)
     encode, devices = _encoder(build.codec(config), params)
     size = -(-batch_size // devices) * devices
-    sources = {split: data.of(c, split, data_dir) for split in splits}
+    sources = {split: data.load_images(c, split, data_dir) for split in splits}
     parts = {
         name + MIRRORED * mirrored: _encoded(encode, source, mirrored, size, name)
         for name, source in sources.items()
         for mirrored in range(1 + flip)
     }
-    files.write(out, parts, next(iter(sources.values())).num_classes, origin)
+    files.write_latents(out, parts, next(iter(sources.values())).num_classes, origin)
     num_bytes = sum(path.stat().st_size for path in out.iterdir())
     return Cached(out, {name: sources[name.removesuffix(MIRRORED)].num_examples for name in parts}, num_bytes)
 
 
-def of(c: Data, run: pathlib.Path) -> Moments:
+def load_latents(c: Data, run: pathlib.Path) -> Moments:
     """The latents that a config's data names, for training in the latents of the autoencoder `run`.
 
     Raises:
         ConfigError: as `check` does.
         DataError: as `read` does.
     """
-    check(c, run)
-    return read(pathlib.Path(c.latents), c.split, c.flip)
+    check_latents(c, run)
+    return read_latents(pathlib.Path(c.latents), c.split, c.flip)
 
 
-def check(c: Data, run: pathlib.Path) -> None:
+def check_latents(c: Data, run: pathlib.Path) -> None:
     """Whether the latents that a config's data names are those of its images under the autoencoder `run`.
 
     Raises:
         ConfigError: they are no latents, or of another autoencoder, of other images, or without the mirrored ones.
     """
     directory = pathlib.Path(c.latents)
-    _, origin = files.opened(directory)
+    _, origin = files.open_latents(directory)
     anew = f"write them anew: jaxdiff latents {run} --out DIR, and set data.latents to it"
     now = lineage.fingerprint(run)
     if origin.fingerprint != now:
@@ -123,20 +123,20 @@ def check(c: Data, run: pathlib.Path) -> None:
         raise ConfigError(f"data.flip wants mirrored images, which latents {directory} do not hold; {anew} with --flip")
 
 
-def read(directory: pathlib.Path, split: str, flip: bool = False) -> Moments:
+def read_latents(directory: pathlib.Path, split: str, flip: bool = False) -> Moments:
     """The moments of a split, small ones held in memory; with `flip` those of mirrored images after them.
 
     Raises:
         ConfigError: the directory holds no latents.
         DataError: no such split, no mirrored images, or a damaged file.
     """
-    stored = files.moments(directory, split, flip)
+    stored = files.load_moments(directory, split, flip)
     length = stored.num_examples * (1 + flip)
     if length == 0:
         raise DataError(f"latents {directory}, split {split!r}: holds no example")
     if length * _num_bytes(stored.rows(np.zeros(1, np.int64))) > data.IN_MEMORY:
         return stored
-    starts = progress.over(range(0, length, CHUNK), f"reading latents {split}", "batch")
+    starts = progress.track(range(0, length, CHUNK), f"reading latents {split}", "batch")
     parts = [stored.rows(np.arange(start, min(start + CHUNK, length))) for start in starts]
     held = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return stored._replace(rows=lambda indices: {name: values[indices] for name, values in held.items()})
@@ -162,7 +162,7 @@ def _encoded(encode: Callable[[np.ndarray], Any], source: data.Images, mirrored:
     stream = grain.MapDataset.range(0, num, size).map(images)
     batches = stream.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     desc = f"encoding {name}" + ", mirrored" * mirrored
-    for start, rows in zip(starts, progress.over(batches, desc, "batch", len(starts)), strict=True):
+    for start, rows in zip(starts, progress.track(batches, desc, "batch", len(starts)), strict=True):
         mean, std = jax.device_get(encode(rows["image"]))
         if not (np.isfinite(mean).all() and np.isfinite(std).all()):
             raise NonFiniteError("the latents hold values that are no numbers; train the autoencoder anew")

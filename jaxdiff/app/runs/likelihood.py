@@ -18,7 +18,7 @@ from jax import Array
 from jaxdiff import data, likelihood, process
 from jaxdiff.app import build
 from jaxdiff.app.config import STUDENTS, Experiment
-from jaxdiff.data import Images, normalized
+from jaxdiff.data import Images, normalize
 from jaxdiff.io import files, progress
 from jaxdiff.io.errors import ConfigError, NonFiniteError
 from jaxdiff.likelihood import Estimate
@@ -83,18 +83,18 @@ def diffusion_estimators(config: Experiment, effort: Effort) -> dict[str, Estima
 
     def discrete(params, key, x0, label):
         levels = process.grid(smooth(params), effort.steps, t_min=0)
-        denoise = build.conditional(config, params, label)
+        denoise = build.conditional_denoiser(config, params, label)
         return likelihood.discrete_bound(denoise, x0, levels, key, likelihood.discretized_gaussian, num_samples=1)
 
     def continuous(params, key, x0, label):
         learned = config.diffusion.schedule == "learned" and not config.diffusion.sampling_schedule
         schedule = build.sampling_schedule(config, params) if learned else smooth(params)
-        denoise = build.conditional(config, params, label)
+        denoise = build.conditional_denoiser(config, params, label)
         return likelihood.continuous_bound(denoise, x0, schedule, key, likelihood.discretized_gaussian, num_times=effort.times)
 
     def flow(params, key, x0, label, by=likelihood.diffused):
         levels = process.grid(smooth(params), effort.flow_steps, t_min=0)
-        denoise = build.conditional(config, params, label)
+        denoise = build.conditional_denoiser(config, params, label)
 
         def log_density(x, key):
             return likelihood.flow_log_density(denoise, x, levels, key, dpmpp_3m(), divergence)
@@ -141,7 +141,7 @@ def estimators(config: Experiment, names: Sequence[str], effort: Effort) -> dict
     return {name: known[name] for name in names or [name for name in known if name != "flow_uniform"]}
 
 
-def measure(
+def estimate(
     chosen: Mapping[str, Estimator], params: Any, source: Images, num: int, null_label: int | None, batch_size: int, seed: int
 ) -> dict[str, Estimate]:
     """The estimates of the first `num` images, in nats, `[num]` each; with a `null_label` of the unconditional model.
@@ -153,9 +153,9 @@ def measure(
     found: dict[str, Estimate] = {}
     for name, estimator in chosen.items():
         compiled, parts = jax.jit(estimator), []
-        for start in progress.over(range(0, num, size), name, "batch"):
+        for start in progress.track(range(0, num, size), name, "batch"):
             pixels, label = source.fetch(np.arange(start, start + size) % num)
-            x0 = normalized(pixels)
+            x0 = normalize(pixels)
             likelihood.check_data(x0, likelihood.discretized_gaussian)
             label = label if null_label is None else np.full_like(label, null_label)
             parts.append(jax.device_get(compiled(params, jax.random.fold_in(key, start), x0, label)))
@@ -165,7 +165,7 @@ def measure(
     return found
 
 
-def report(
+def evaluate_likelihood(
     config: Experiment,
     workdir: pathlib.Path,
     step: int,
@@ -186,7 +186,7 @@ def report(
             would count pixels that are no data.
     """
     c, chosen = config.data, estimators(config, names, effort)
-    source = data.of(c, split, data_dir)
+    source = data.load_images(c, split, data_dir)
     if c.fit == "pad" and source.native_shape != c.image_shape:
         raise ConfigError(
             f"--likelihood: {workdir} pads images of {source.native_shape} to {c.image_shape}, and padding counts as easy data; "
@@ -196,7 +196,7 @@ def report(
     if num < 2:
         raise ConfigError(f"--likelihood: {num} image has no error bar; give --num and --split at least two")
     unlabelled = config.objective == "vae" or not conditional
-    found = measure(chosen, params, source, num, config.model.num_classes if unlabelled else None, batch_size, config.seed)
+    found = estimate(chosen, params, source, num, config.model.num_classes if unlabelled else None, batch_size, config.seed)
     first = next(iter(found.values()))
     of = f"{split} images of {c.name}" + ("" if unlabelled else ", each given its label")
     if config.objective == "vae" and config.vae.pixels == "binary":
@@ -206,7 +206,7 @@ def report(
     differences = {name: _summary(gap, c.image_shape) for name, gap in gaps.items() if found[name] is not first}
     result = Report(step, num, of, effort, summary, differences)
     text = json.dumps(dataclasses.asdict(result), indent=2, default=float)
-    files.write(pathlib.Path(workdir) / "likelihood.json", text + "\n")
+    files.write_text(pathlib.Path(workdir) / "likelihood.json", text + "\n")
     return result
 
 

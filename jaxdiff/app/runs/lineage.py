@@ -13,11 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.app import build
-from jaxdiff.app.config import STUDENTS, Experiment, a_run_of, from_dict, halvings, on_list, round_steps, sampling_steps
+from jaxdiff.app.config import (
+    STUDENTS,
+    Experiment,
+    from_dict,
+    num_halvings,
+    round_steps,
+    sampling_steps,
+    uses_discrete_levels,
+    with_article,
+)
 from jaxdiff.io import files, weights
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.process import Level
-from jaxdiff.training import checkpoint, distributed, widened
+from jaxdiff.training import as_float32, checkpoint, distributed
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +57,9 @@ def read_config(workdir: pathlib.Path, objective: str | None = None) -> Experime
     config = from_dict(values, where=str(path))
     if objective not in (None, "diffusion" if config.objective in STUDENTS else config.objective):
         hint = " (--classifier takes the classifier)" if "classifier" in (objective, config.objective) else ""
-        raise ConfigError(f"{workdir} is {a_run_of(config.objective)} run, here {a_run_of(str(objective))} run is wanted{hint}")
+        raise ConfigError(
+            f"{workdir} is {with_article(config.objective)} run, here {with_article(str(objective))} run is wanted{hint}"
+        )
     return config
 
 
@@ -60,10 +71,10 @@ def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = Non
     """
     name = ema_name(config, workdir, ema)
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    sources = configs(config, workdir, ("autoencoder",))
-    like = placed(build.state_shapes(config, sources).ema[name], single)
+    sources = source_configs(config, workdir, ("autoencoder",))
+    like = with_sharding(build.state_shapes(config, sources).ema[name], single)
     step, ema = checkpoint.restore_ema(workdir, name, like, _end_of_round(config, workdir))
-    return step, widened(ema)
+    return step, as_float32(ema)
 
 
 def ema_name(config: Experiment, workdir: pathlib.Path, ema: str | None) -> str:
@@ -84,7 +95,7 @@ def read_levels(config: Experiment, workdir: pathlib.Path) -> Level | None:
     Raises:
         ConfigError: the config's levels are none of them.
     """
-    if not on_list(config):
+    if not uses_discrete_levels(config):
         return None
     step, found = checkpoint.read_levels(workdir, _end_of_round(config, workdir))
     trained, mine = (
@@ -107,16 +118,16 @@ def _end_of_round(config: Experiment, workdir: pathlib.Path) -> int | None:
     if config.objective != "progressive":
         return None
     length, saved = round_steps(config), checkpoint.steps(workdir)
-    if halvings(config) * length not in saved:
+    if num_halvings(config) * length not in saved:
         known = [num for number, num in enumerate(sampling_steps(config), 1) if number * length in saved]
         raise ConfigError(
             f"{workdir} has no student of {config.sampling.steps} steps yet, but of {', '.join(map(str, known)) or 'none'}; "
             "train it on, or choose --steps"
         )
-    return halvings(config) * length
+    return num_halvings(config) * length
 
 
-def placed(shapes: Any, sharding: Any) -> Any:
+def with_sharding(shapes: Any, sharding: Any) -> Any:
     """The shapes with a sharding each, or one for all."""
 
     def place(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
@@ -127,7 +138,7 @@ def placed(shapes: Any, sharding: Any) -> Any:
     return jax.tree.map(place, shapes, sharding)
 
 
-def directories(config: Experiment, workdir: pathlib.Path | None = None) -> dict[str, pathlib.Path]:
+def source_directories(config: Experiment, workdir: pathlib.Path | None = None) -> dict[str, pathlib.Path]:
     """The directories of the runs that a config names, by place; a file of weights is none.
 
     One that is not where it was is looked for beside the config's own run, `workdir`.
@@ -142,12 +153,12 @@ def directories(config: Experiment, workdir: pathlib.Path | None = None) -> dict
     return {p: beside[p] if not path.exists() and beside[p].exists() else path for p, path in found.items()}
 
 
-def sampled_with(config: Experiment) -> tuple[str, ...]:
+def sampling_sources(config: Experiment) -> tuple[str, ...]:
     """The places of the runs that sampling needs: of a teacher only the student that adapts it."""
     return ("autoencoder", "base", "classifier", *(["teacher"] if config.distillation.lora_rank else []))
 
 
-def configs(
+def source_configs(
     config: Experiment, workdir: pathlib.Path | None = None, places: tuple[str, ...] | None = None
 ) -> dict[str, Experiment]:
     """The configs of the runs that a config, of the run in `workdir`, starts from, and under `base.` those of its base.
@@ -159,7 +170,7 @@ def configs(
     """
     wanted = {"autoencoder": "autoencoder", "base": "diffusion", "teacher": "diffusion"}
     found: dict[str, Experiment] = {}
-    for place, directory in directories(config, workdir).items():
+    for place, directory in source_directories(config, workdir).items():
         if places is not None and place not in places:
             continue
         source = found[place] = read_config(directory, wanted.get(place, "classifier"))
@@ -179,17 +190,17 @@ def configs(
                 log.warning("the teacher %s is at step %d of %d", directory, saved[-1], source.steps)
         elif place == "base":
             build.check_cascade(config, source, str(directory))
-            found |= {f"base.{name}": below for name, below in configs(source, directory, sampled_with(source)).items()}
+            found |= {f"base.{name}": below for name, below in source_configs(source, directory, sampling_sources(source)).items()}
     return found
 
 
-def params(config: Experiment, workdir: pathlib.Path | None = None, places: tuple[str, ...] | None = None) -> dict[str, Any]:
+def source_params(config: Experiment, workdir: pathlib.Path | None = None, places: tuple[str, ...] | None = None) -> dict[str, Any]:
     """The params of the runs that a config starts from, by place; of those `places` alone if given.
 
     Raises:
         ConfigError: the run in `workdir` was trained on another autoencoder than is there now.
     """
-    where = directories(config, workdir)
+    where = source_directories(config, workdir)
     if workdir is not None:
         _check(pathlib.Path(workdir), where, places)
     found: dict[str, Any] = {}
@@ -201,27 +212,27 @@ def params(config: Experiment, workdir: pathlib.Path | None = None, places: tupl
         if place == "autoencoder":
             check_measured(source, found[place], step, directory)
         if place == "base":
-            found |= {f"base.{name}": value for name, value in params(source, directory, sampled_with(source)).items()}
+            found |= {f"base.{name}": value for name, value in source_params(source, directory, sampling_sources(source)).items()}
     if config.sources.features.endswith(".npz") and (places is None or "features" in places):
         found["features"] = vgg16(pathlib.Path(config.sources.features))
     return found
 
 
-def record(config: Experiment, workdir: pathlib.Path) -> None:
+def record_sources(config: Experiment, workdir: pathlib.Path) -> None:
     """Writes down the fingerprints of the runs that a run is trained on, or compares them with those that are there.
 
     Raises:
         ConfigError: they differ.
     """
-    where, path = directories(config, workdir), pathlib.Path(workdir) / RECORD
+    where, path = source_directories(config, workdir), pathlib.Path(workdir) / RECORD
     _check(pathlib.Path(workdir), where)
     trained_on = [place for place in build.FROZEN if place in where]
     if trained_on and not path.exists() and checkpoint.steps(workdir):
         place = trained_on[0]
         raise ConfigError(f"{workdir} was begun without sources.{place}; leave it out, or choose another --workdir")
-    if trained_on and distributed.first():
+    if trained_on and distributed.is_first():
         prints = {place: {"run": str(where[place]), "fingerprint": fingerprint(where[place])} for place in trained_on}
-        files.write(path, json.dumps(prints, indent=2) + "\n")
+        files.write_text(path, json.dumps(prints, indent=2) + "\n")
 
 
 def check_measured(config: Experiment, params: Any, step: int, workdir: pathlib.Path) -> None:
@@ -251,7 +262,7 @@ def vgg16(path: pathlib.Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, or not these weights.
     """
-    with weights.opened(path, "VGG16 as torchvision names them") as file:
+    with weights.open_npz(path, "VGG16 as torchvision names them") as file:
         kernels, biases = ([file[f"features.{n}.{name}"] for n in VGG16_CONVOLUTIONS] for name in ("weight", "bias"))
         linear = [file[name].reshape(-1) for level in range(5) if (name := f"lin{level}.model.1.weight") in file]
         kernels, biases, linear = ([np.asarray(each, np.float32) for each in arrays] for arrays in (kernels, biases, linear))
@@ -265,7 +276,7 @@ def vgg16(path: pathlib.Path) -> dict[str, Any]:
 
 def _check_same_latents(config: Experiment, workdir: pathlib.Path | None, teacher: pathlib.Path) -> None:
     """Whether the teacher was trained in the latents of the student's autoencoder."""
-    known, mine = _record(teacher).get("autoencoder"), directories(config, workdir).get("autoencoder")
+    known, mine = _record(teacher).get("autoencoder"), source_directories(config, workdir).get("autoencoder")
     if known and mine and known["fingerprint"] != fingerprint(mine):
         raise ConfigError(f"sources.autoencoder {mine} is not that of the teacher {teacher}, {known['run']}; name that one")
 

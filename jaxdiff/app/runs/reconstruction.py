@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxdiff.app import build
 from jaxdiff.app.config import Experiment
-from jaxdiff.data import Images, normalized, of
+from jaxdiff.data import Images, load_images, normalize
 from jaxdiff.io import pictures, progress
 from jaxdiff.objectives import psnr
 from jaxdiff.training import TrainState, distributed
@@ -43,11 +43,11 @@ def interpolations(config: Experiment, params: Any, a: np.ndarray, b: np.ndarray
     return np.asarray(between(params, a, b))
 
 
-def draw(config: Experiment, workdir: pathlib.Path, params: Any, data_dir: str | None = None) -> list[pathlib.Path]:
+def draw_reconstructions(config: Experiment, workdir: pathlib.Path, params: Any, data_dir: str | None = None) -> list[pathlib.Path]:
     """Writes reconstructions.png (a row of held-out images above a row of theirs) and interpolations.png."""
-    test = of(config.data, config.data.held_out, data_dir)
+    test = load_images(config.data, config.data.held_out, data_dir)
     number = 2 * COLUMNS
-    x0 = normalized(test.fetch(np.arange(number) % test.num_examples)[0])
+    x0 = normalize(test.fetch(np.arange(number) % test.num_examples)[0])
     shown = {
         "reconstructions": np.concatenate(_facing(x0, reconstructions(config, params, x0))),
         "interpolations": interpolations(config, params, x0[: number // 2], x0[number // 2 :], COLUMNS),
@@ -58,12 +58,14 @@ def draw(config: Experiment, workdir: pathlib.Path, params: Any, data_dir: str |
     return list(paths.values())
 
 
-def reconstruction(config: Experiment, workdir: pathlib.Path, params: Any, data_dir: str | None = None) -> dict[str, float]:
+def evaluate_reconstructions(
+    config: Experiment, workdir: pathlib.Path, params: Any, data_dir: str | None = None
+) -> dict[str, float]:
     """PSNR on held-out images, how many times fewer numbers the latents are, and the share of a codebook that is used.
 
     Writes reconstructions.png (a row of held-out images above a row of theirs).
     """
-    test, networks, c = of(config.data, config.data.held_out, data_dir), build.codec(config), config.autoencoder
+    test, networks, c = load_images(config.data, config.data.held_out, data_dir), build.codec(config), config.autoencoder
 
     @jax.jit
     def rebuilt(params: Any, x0: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -86,18 +88,18 @@ def reconstruction(config: Experiment, workdir: pathlib.Path, params: Any, data_
     return {"psnr": float(np.mean(np.concatenate(ratios))), "num": test.num_examples, "ratio": numbers, **usage}
 
 
-def measured(config: Experiment, source: Images, state: TrainState) -> TrainState:
+def measure_latents(config: Experiment, source: Images, state: TrainState) -> TrainState:
     """The state with mean and standard deviation of its latents' channels over some training images, in params and averages.
 
     Every process measures the same images; what the first finds counts.
     """
-    networks, params = build.codec(config), distributed.local(next(iter(state.ema.values())))
-    measured = build.measured(networks, params, _chunks(source, min(config.autoencoder.measured, source.num_examples)))
-    found = distributed.agreed({name: np.asarray(value).tolist() for name, value in measured.items()})
+    networks, params = build.codec(config), distributed.replicate_locally(next(iter(state.ema.values())))
+    measured = build.measure_latents(networks, params, _chunks(source, min(config.autoencoder.measured, source.num_examples)))
+    found = distributed.broadcast_from_first({name: np.asarray(value).tolist() for name, value in measured.items()})
 
     def told(params: Any) -> Any:
         whole = {name: np.asarray(found[name], leaf.dtype) for name, leaf in params["latent"].items()}
-        return {**params, "latent": distributed.spread(whole, jax.tree.map(lambda leaf: leaf.sharding, params["latent"]))}
+        return {**params, "latent": distributed.shard_from_host(whole, jax.tree.map(lambda leaf: leaf.sharding, params["latent"]))}
 
     return replace(state, params=told(state.params), ema={name: told(params) for name, params in state.ema.items()})
 
@@ -110,5 +112,5 @@ def _facing(x0: np.ndarray, images: np.ndarray) -> list[np.ndarray]:
 
 def _chunks(source: Images, num: int) -> Iterator[np.ndarray]:
     size = max(1, CHUNK // math.prod(source.fetch(np.zeros(1, np.int64))[0].shape[1:3]))
-    for start in progress.over(range(0, num, size), "encoding", "batch"):
-        yield normalized(source.fetch(np.arange(start, min(start + size, num)))[0])
+    for start in progress.track(range(0, num, size), "encoding", "batch"):
+        yield normalize(source.fetch(np.arange(start, min(start + size, num)))[0])

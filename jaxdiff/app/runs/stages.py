@@ -28,7 +28,7 @@ class Stage(NamedTuple):
         return f"jaxdiff train {self.recipe} --workdir {self.workdir}"
 
 
-def resolved(config: Experiment, workdir: pathlib.Path) -> tuple[Experiment, list[Stage]]:
+def resolve_sources(config: Experiment, workdir: pathlib.Path) -> tuple[Experiment, list[Stage]]:
     """The config with runs in the place of the recipes that its sources name, and these stages, in the order of training.
 
     The run of `configs/mnist_kl.py` is `mnist_kl` beside `workdir`.

@@ -21,17 +21,17 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.app import build
-from jaxdiff.app.config import Experiment, differences, on_list, round_steps, to_dict
+from jaxdiff.app.config import Experiment, differences, round_steps, to_dict, uses_discrete_levels
 from jaxdiff.app.runs import lineage, rounds
 from jaxdiff.io import files, pictures, progress
 from jaxdiff.io.errors import ConfigError, NonFiniteError
-from jaxdiff.training import Step, TrainState, checkpoint, distributed, loop, mean_metrics, metrics, profiling, widened
-from jaxdiff.training.mesh import Layout, described
+from jaxdiff.training import Step, TrainState, as_float32, checkpoint, distributed, loop, mean_metrics, metrics, profiling
+from jaxdiff.training.mesh import Layout, describe
 
 log = logging.getLogger(__name__)
 
 
-def generation(config: Experiment, batch_size: int = 500, workdir: pathlib.Path | None = None) -> Callable[..., np.ndarray]:
+def image_sampler(config: Experiment, batch_size: int = 500, workdir: pathlib.Path | None = None) -> Callable[..., np.ndarray]:
     """A function `(params, labels [N], seed, context) -> images [N, H, W, C]` that compiles once and works in batches of one size.
 
     The context, of a config that has any, is vectors `[N, T, D]`, or `[T, D]` for all.
@@ -42,17 +42,19 @@ def generation(config: Experiment, batch_size: int = 500, workdir: pathlib.Path 
     Raises:
         ConfigError: a run that sampling needs (a classifier, an autoencoder, a cascade's base) is missing or does not fit.
     """
-    needed = lineage.sampled_with(config)
-    sources, frozen = lineage.configs(config, workdir, needed), lineage.params(config, workdir, needed)
+    needed = lineage.sampling_sources(config)
+    sources, frozen = lineage.source_configs(config, workdir, needed), lineage.source_params(config, workdir, needed)
     trained = lineage.read_levels(config, workdir) if workdir is not None and checkpoint.steps(workdir) else None
-    compiled = jax.jit(build.prior_generator(config) if config.objective == "vae" else build.generator(config, sources, trained))
+    compiled = jax.jit(
+        build.prior_image_generator(config) if config.objective == "vae" else build.image_generator(config, sources, trained)
+    )
 
     def generate(params: Any, labels: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
         given = {"label": np.asarray(labels, np.int32)} | _contexts(config, context, len(labels))
         size = min(batch_size, len(labels))
         key = jax.random.key(seed)
         parts = []
-        for start in progress.over(range(0, len(labels), size), "sampling", "batch"):
+        for start in progress.track(range(0, len(labels), size), "sampling", "batch"):
             part = {name: np.resize(each[start : start + size], (size, *each.shape[1:])) for name, each in given.items()}
             parts.append(np.asarray(compiled(params, jax.random.fold_in(key, start), part, frozen)))
         images = np.concatenate(parts)[: len(labels)]
@@ -75,12 +77,12 @@ def _contexts(config: Experiment, context: np.ndarray | None, num: int) -> dict[
     return {"context": np.broadcast_to(context, (num, *shape[-2:])).astype(np.float32)}
 
 
-def cycling(classes: Sequence[int], num: int) -> np.ndarray:
+def cycle_labels(classes: Sequence[int], num: int) -> np.ndarray:
     """The classes in turn, labels `[num]`: a grid with as many columns shows one label a column."""
     return np.resize(np.array(classes, np.int32), num)
 
 
-class _Means(NamedTuple):
+class LoopContext(NamedTuple):
     """By what the steps of a run are done: its step and batches, and functions that say when to stop, and that it is alive."""
 
     config: Experiment
@@ -94,7 +96,7 @@ class _Means(NamedTuple):
     began: float
 
 
-def train(
+def train_run(
     config: Experiment,
     workdir: pathlib.Path,
     data_dir: str | None = None,
@@ -113,24 +115,24 @@ def train(
     from jaxdiff import data
 
     began, c = time.perf_counter(), config.data
-    if config.mesh.mapping == "pmap" and distributed.several():
+    if config.mesh.mapping == "pmap" and distributed.is_multi_process():
         raise ConfigError("mesh.mapping pmap is for the devices of one process; of several write jit")
     places = tuple(place for place in build.FROZEN if not (c.latents and place == "autoencoder"))
-    sources, frozen = lineage.configs(config, workdir), lineage.params(config, workdir, places)
+    sources, frozen = lineage.source_configs(config, workdir), lineage.source_params(config, workdir, places)
     layout = build.layout(config, frozen, sources)
-    with distributed.in_turn():
+    with distributed.first_process_first():
         source = _source(config, workdir, data_dir)
-    _claim(workdir, config)
-    lineage.record(config, workdir)
-    state = rounds.start(config, workdir, layout, frozen, sources)
+    check_or_write_config(workdir, config)
+    lineage.record_sources(config, workdir)
+    state = rounds.initial_or_restored_state(config, workdir, layout, frozen, sources)
     start, mine = int(state.step), layout.rows(c.batch_size)
     rows = _grouped(data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=start, rows=mine), config.dispatch)
     step = layout.compile(build.train_step(config, sources), config.dispatch)
-    log.info("%s", described(layout, state.params, c.batch_size))
-    with distributed.stop_signals() as stopped, distributed.watched(step_timeout, workdir) as alive, _last_good(workdir):
-        means = _Means(config, workdir, layout, step, map(layout.shard, rows), stopped, alive, profile, began)
-        for end in rounds.ends(config, start):
-            state = _steps(means, rounds.turned(config, layout, state), end, source)
+    log.info("%s", describe(layout, state.params, c.batch_size))
+    with distributed.stop_signals() as stopped, distributed.step_watchdog(step_timeout, workdir) as alive, _last_good(workdir):
+        means = LoopContext(config, workdir, layout, step, map(layout.shard, rows), stopped, alive, profile, began)
+        for end in rounds.round_ends(config, start):
+            state = _steps(means, rounds.start_next_round(config, layout, state), end, source)
             if config.objective == "progressive" and int(state.step) == end and not config.model.context_channels:
                 _draw_round(config, workdir, end)
             if stopped() is not None:
@@ -145,7 +147,9 @@ def _source(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> 
 
     c = config.data
     source: Any = (
-        latent_cache.of(c, lineage.directories(config, workdir)["autoencoder"]) if c.latents else data.of(c, c.split, data_dir)
+        latent_cache.load_latents(c, lineage.source_directories(config, workdir)["autoencoder"])
+        if c.latents
+        else data.load_images(c, c.split, data_dir)
     )
     if config.model.context_channels and not c.latents:
         source = data.with_context(source, c, c.split, config.model.context_channels, data_dir)
@@ -174,15 +178,17 @@ def _last_good(workdir: pathlib.Path) -> Iterator[None]:
         raise NonFiniteError(f"{error}; {kept}") from error
 
 
-def _steps(means: _Means, state: TrainState, end: int, source: Any) -> TrainState:
+def _steps(means: LoopContext, state: TrainState, end: int, source: Any) -> TrainState:
     """The state after the steps up to `end`, with progress bar, metrics, checkpoints and sample grids."""
     config, workdir = means.config, means.workdir
     first, left = int(state.step), state
     numbers = range(first + config.dispatch, end + 1, config.dispatch)
     states = loop(means.step, means.layout.enter(state), means.batches, jax.random.key(config.seed + 1))
-    states = profiling.traced(profiling.timed(states, means.began), numbers, means.profile, pathlib.Path(workdir) / "profile")
+    states = profiling.trace_steps(
+        profiling.log_first_step(states, means.began), numbers, means.profile, pathlib.Path(workdir) / "profile"
+    )
     pending: dict[int, Mapping[str, Array]] = {}
-    rate = profiling.rate()
+    rate = profiling.steps_per_second()
     bar = progress.bar(config.steps, "training", "step", patience=0, initial=first, leave=True)
     kept = round_steps(config) if config.objective == "progressive" else None
     with metrics.writer(workdir, first) as (write, show), checkpoint.manager(workdir, config.keep, kept) as to, bar as shown:
@@ -200,8 +206,10 @@ def _steps(means: _Means, state: TrainState, end: int, source: Any) -> TrainStat
                 write(number, mean | rate(number))
                 pending.clear()
             if saves:
-                left = _closed(config, means.layout.leave(state), source)
-                checkpoint.save(to, left, to_dict(config), vars(build.student_levels(config, number)) if on_list(config) else None)
+                left = finalize_latents(config, means.layout.leave(state), source)
+                checkpoint.save(
+                    to, left, to_dict(config), vars(build.student_levels(config, number)) if uses_discrete_levels(config) else None
+                )
             if draw and draws:
                 draw(means.layout.leave(state), number)
             if ends:
@@ -209,15 +217,15 @@ def _steps(means: _Means, state: TrainState, end: int, source: Any) -> TrainStat
     return left
 
 
-def _closed(config: Experiment, state: TrainState, source: Any) -> TrainState:
+def finalize_latents(config: Experiment, state: TrainState, source: Any) -> TrainState:
     """The state to be saved: at the end of an autoencoder's training with its latents measured."""
     from jaxdiff.app.runs import reconstruction
 
     ends = config.objective == "autoencoder" and int(state.step) >= config.steps
-    return reconstruction.measured(config, source, state) if ends else state
+    return reconstruction.measure_latents(config, source, state) if ends else state
 
 
-def default_name(config: Experiment, seed: int) -> str:
+def sample_file_name(config: Experiment, seed: int) -> str:
     """A file name that says how samples were made, such as `ddim_50_guidance_2_seed_0.png`."""
     c = config.sampling
     spacing = f"_{c.spacing}" if c.spacing != "time" else ""
@@ -228,15 +236,15 @@ def default_name(config: Experiment, seed: int) -> str:
 
 def _draw_round(config: Experiment, workdir: pathlib.Path, end: int) -> None:
     """Draws samples of the progressive student that is done at a training step."""
-    if distributed.first():
+    if distributed.is_first():
         steps = config.distillation.steps // 2 ** (end // round_steps(config))
         sampling = dataclasses.replace(config.sampling, steps=steps, sampler="ddim")
         config = dataclasses.replace(config, sampling=sampling)
         _, params = lineage.read_params(config, workdir)
         columns = min(config.model.num_classes, 10) or 10
-        images = generation(config, workdir=workdir)(params, cycling(range(columns), config.sampling.num), config.seed)
+        images = image_sampler(config, workdir=workdir)(params, cycle_labels(range(columns), config.sampling.num), config.seed)
         pictures.save_grid(pathlib.Path(workdir) / "samples" / f"steps_{steps}.png", images, columns)
-    distributed.agreed(None)
+    distributed.broadcast_from_first(None)
 
 
 def _sample_grids(
@@ -246,12 +254,12 @@ def _sample_grids(
 
     All must call it, since the state may be shared out among them.
     """
-    generate = generation(config, workdir=workdir) if distributed.first() else None
+    generate = image_sampler(config, workdir=workdir) if distributed.is_first() else None
     columns = min(config.model.num_classes, 10) or 10
-    labels = cycling(range(columns), config.sampling.num)
+    labels = cycle_labels(range(columns), config.sampling.num)
 
     def draw(state: TrainState, step: int) -> None:
-        params = distributed.local(widened(state.ema[next(iter(config.ema))]))
+        params = distributed.replicate_locally(as_float32(state.ema[next(iter(config.ema))]))
         if generate:
             images = generate(params, labels, config.seed)
             pictures.save_grid(pathlib.Path(workdir) / "samples" / f"step_{step:07d}.png", images, columns)
@@ -260,7 +268,7 @@ def _sample_grids(
     return draw
 
 
-def _claim(workdir: pathlib.Path, config: Experiment) -> None:
+def check_or_write_config(workdir: pathlib.Path, config: Experiment) -> None:
     """Writes the config into a new run's directory, or compares it with the one that is there."""
     path = pathlib.Path(workdir) / "config.json"
     values = to_dict(config)
@@ -268,10 +276,10 @@ def _claim(workdir: pathlib.Path, config: Experiment) -> None:
         found = differences(to_dict(lineage.read_config(workdir)), values)
         if found:
             raise ConfigError(f"{workdir} was made by another config: {'; '.join(found[:3])}; choose another --workdir")
-    if distributed.first():
+    if distributed.is_first():
         try:
-            files.write(path, json.dumps(values, indent=2) + "\n")
-            files.write(path.parent / "checkpoints" / "probe", "")
+            files.write_text(path, json.dumps(values, indent=2) + "\n")
+            files.write_text(path.parent / "checkpoints" / "probe", "")
         except OSError as error:
             raise ConfigError(f"{workdir} cannot be written ({error.strerror}); choose another --workdir") from error
         (path.parent / "checkpoints" / "probe").unlink()

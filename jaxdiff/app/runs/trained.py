@@ -36,7 +36,7 @@ class Trained(NamedTuple):
     decode: Partial  # x -> images, which may reach beyond [-1, 1]
 
 
-def opened(workdir: pathlib.Path | str, ema: str | None = None, **sampling: Any) -> Trained:
+def load_run(workdir: pathlib.Path | str, ema: str | None = None, **sampling: Any) -> Trained:
     """The run in `workdir` at its newest checkpoint, by the named EMA, the first unless given.
 
     It samples as its config says, but for those fields of `config.Sampling` that are given, such as `guidance=1.0`.
@@ -50,19 +50,19 @@ def opened(workdir: pathlib.Path | str, ema: str | None = None, **sampling: Any)
     if config.sources.base or config.model.context_channels:
         wants = "the stage below it" if config.sources.base else "context vectors"
         raise ConfigError(f"{workdir} denoises given {wants} too; draw from it by jaxdiff sample {workdir}")
-    needed = lineage.sampled_with(config)
-    sources, frozen = lineage.configs(config, workdir, needed), lineage.params(config, workdir, needed)
+    needed = lineage.sampling_sources(config)
+    sources, frozen = lineage.source_configs(config, workdir, needed), lineage.source_params(config, workdir, needed)
     step, params = lineage.read_params(config, workdir, ema)
     trained = lineage.read_levels(config, workdir)
 
     def denoiser(params: Any, frozen: Mapping[str, Any], label: Array) -> Denoiser:
         given = {"label": jnp.asarray(label, jnp.int32)}
-        return build.stages(config, params, given, sources, frozen, trained)[-1].denoiser({})
+        return build.cascade_stages(config, params, given, sources, frozen, trained)[-1].denoiser({})
 
     encode = decode = Partial(lambda x: x)
     if "autoencoder" in sources:
         networks = build.codec(sources["autoencoder"])
         encode = Partial(lambda params, x0: networks.encode(params, x0).mean, frozen["autoencoder"])
         decode = Partial(networks.decode, frozen["autoencoder"])
-    stage = build.stages(config, params, {}, sources, frozen, trained)[-1]
+    stage = build.cascade_stages(config, params, {}, sources, frozen, trained)[-1]
     return Trained(step, stage.shape, stage.sampler, stage.levels, Partial(denoiser, params, frozen), encode, decode)
