@@ -10,7 +10,7 @@ is bfloat16. Compiled to scheduled HLO in a child process, as `jaxdiff plan` doe
   images through the frozen encoder, or from moments that were kept.
 - sample: 50 steps of DDIM with guidance, then decoding to 512x512, one chip.
 
-The roofline (see jaxdiff/plan/cost.py) is a lower bound, never a measured time.
+The roofline (see jaxdiff/app/plan/cost.py) is a lower bound, never a measured time.
 
 Exit status 1: the call's roofline exceeds 0.7 of maxdiffusion's, a program does not fit, or parameters are not as published.
 

@@ -30,6 +30,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the package beside this script, whichever is installed
 SOURCE = "https://github.com/jaxdiff/jaxdiff/blob/main/"
 PAGES = {  # file: title and address, in the order of the menu
     "README.md": ("jaxdiff", "index.html"),
@@ -42,7 +43,7 @@ PAGES = {  # file: title and address, in the order of the menu
     "CONTRIBUTING.md": ("Contributing", "contributing.html"),
     "CHANGELOG.md": ("Changelog", "changelog.html"),
 }
-OUTSIDE_CORE = "app.build app.config app.runs data evaluate io models training"
+OUTSIDE_CORE = "app.build app.config app.runs data evaluate io models training training.checkpoint training.mesh training.sharding"
 # packages that show what is in their files
 REEXPORTED = r"app\.build|app\.config|data|evaluate|likelihood|objectives|oracles|process|samplers"
 MODULES = ("jaxdiff", *(f"jaxdiff.{name}" for name in OUTSIDE_CORE.split()), rf"!jaxdiff\.({REEXPORTED})\..*")

@@ -172,9 +172,9 @@ def test_features_of_real_images_are_kept_for_a_network_and_a_data_set(digits, n
     seen = data.load_images(DIGITS, "train", tfds_dir)
     darker = seen._replace(fetch=lambda rows: (seen.fetch(rows)[0] // 2, seen.fetch(rows)[1]))
     with monkeypatch.context() as patch:
-        patch.setattr(data, "of", lambda *_: darker)
+        patch.setattr(data, "load_images", lambda *_: darker)
         changed = evaluate.data_set(DIGITS)
-        patch.setattr(data, "of", lambda *_: seen)
+        patch.setattr(data, "load_images", lambda *_: seen)
         same = evaluate.data_set(DIGITS)
     assert changed.name == same.name
     assert changed.file != same.file

@@ -233,7 +233,7 @@ import test_latents as here
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
-    here.files.write(pathlib.Path({str(tmp_path / "out")!r}), {{"train": here.noise()}}, 10, here.ORIGIN)
+    here.files.write_latents(pathlib.Path({str(tmp_path / "out")!r}), {{"train": here.noise()}}, 10, here.ORIGIN)
 except here.DataError as error:
     print(error)
 """
@@ -260,7 +260,7 @@ import test_latents as here
 def killed():
     yield from here.some()
     os._exit(9)
-here.files.write(pathlib.Path({str(tmp_path / "out")!r}), {{"train": killed()}}, 10, here.ORIGIN)
+here.files.write_latents(pathlib.Path({str(tmp_path / "out")!r}), {{"train": killed()}}, 10, here.ORIGIN)
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 9
     (draft,) = tmp_path.iterdir()

@@ -25,7 +25,8 @@ TINY = (
 )
 RAISES = """
 import sys
-from jaxdiff import cli, data
+from jaxdiff import data
+from jaxdiff.app import cli
 
 def spoiled(*arguments, plain=data.batches, **options):
     for number, batch in enumerate(plain(*arguments, **options)):
@@ -229,18 +230,19 @@ def test_saved_on_eight_devices_goes_on_with_fewer(tfds_dir, tmp_path):
 AGREES = """
 import json, sys
 import jax, numpy as np
-from jaxdiff import mesh, processes
+from jaxdiff.training import distributed, mesh
 
 index = int(sys.argv[2])
-processes.start(f"localhost:{sys.argv[1]}", 2, index)
+distributed.initialize(f"localhost:{sys.argv[1]}", 2, index)
 over = jax.NamedSharding(mesh.make_mesh(-1, 2), jax.P(("data", "fsdp")))
-whole = processes.spread({"a": np.arange(4.0)}, {"a": over})
+whole = distributed.shard_from_host({"a": np.arange(4.0)}, {"a": over})
 seen = [len(whole["a"].addressable_shards), whole["a"].addressable_shards[0].data.tolist()]
-with processes.in_turn():
+with distributed.first_process_first():
     seen.append(index)
-found = [processes.agreed({"of": index}), processes.everywhere(True), processes.everywhere(index == 0), processes.first()]
-print(json.dumps([seen, *found, processes.local(whole)["a"].tolist(), processes.who()]))
-processes.leave(0)
+found = [distributed.broadcast_from_first({"of": index}), distributed.all_true(True), distributed.all_true(index == 0)]
+found += [distributed.is_first(), distributed.replicate_locally(whole)["a"].tolist()]
+print(json.dumps([seen, *found, distributed.line_prefix()]))
+distributed.exit_together(0)
 """
 
 
@@ -291,13 +293,13 @@ def test_wrong_flags_of_processes(capsys, tmp_path, flags, message):
 def test_what_does_not_end_in_time_ends_the_process():
     code = """
 import sys, time
-from jaxdiff import watch
-with watch.deadline(0.5, "not in {:g} s") as postpone:
+from jaxdiff.training import watchdog
+with watchdog.deadline(0.5, "not in {:g} s") as postpone:
     time.sleep(0.3)
     postpone(0.5)
     time.sleep(0.3)
 print("in time", flush=True)
-with watch.deadline(0.2, "not in {:g} s"):
+with watchdog.deadline(0.2, "not in {:g} s"):
     time.sleep(60)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)

@@ -11,14 +11,14 @@ from jaxdiff.io import progress
 WORK = """
 import logging, sys, time
 from tqdm.contrib.logging import logging_redirect_tqdm
-from jaxdiff import progress
+from jaxdiff.io import progress
 logging.basicConfig(format="%(message)s")
 with logging_redirect_tqdm():
-    for number in progress.over(range(4), "working", "piece"):
+    for number in progress.track(range(4), "working", "piece"):
         time.sleep(0.8)
         if number == 3:
             logging.getLogger("jaxdiff").warning("a line of the log")
-            progress.say("a result")
+            progress.print_above("a result")
 """
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import secrets
 from collections.abc import Iterator
 
 
 @contextlib.contextmanager
 def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A draft beside `path` to write to; it takes the place of `path` at the end of the block, and goes if the block fails."""
+    """A draft beside `path` to write to, which replaces `path` at the end of the block and is removed if the block fails.
+
+    Each call has a draft of its own: of several processes that write the same path, the last to finish wins.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
     try:
         yield draft
         draft.replace(path)
