@@ -8,7 +8,7 @@ import tyro
 
 from jaxdiff.app import cli, config
 from jaxdiff.app.cli import arguments, flags
-from jaxdiff.app.cli.sampling import parse_labels
+from jaxdiff.app.cli.sample_command import parse_labels
 from jaxdiff.io import errors
 
 

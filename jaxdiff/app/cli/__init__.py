@@ -14,13 +14,17 @@ from typing import Any
 
 from jaxdiff.app.cli import arguments, global_flags
 from jaxdiff.app.cli.completion_command import Completion, completion
-from jaxdiff.app.cli.house import Data, Doctor, data, doctor
-from jaxdiff.app.cli.judging import Evaluate, Verify, evaluate, verify
+from jaxdiff.app.cli.data_command import Data, data
+from jaxdiff.app.cli.doctor_command import Doctor, doctor
+from jaxdiff.app.cli.evaluate_command import Evaluate, evaluate
+from jaxdiff.app.cli.help_text import USAGE
+from jaxdiff.app.cli.ladder_command import Ladder, ladder
+from jaxdiff.app.cli.latents_command import Latents, latents
 from jaxdiff.app.cli.plan_command import Plan, plan
 from jaxdiff.app.cli.report_command import Report, report
-from jaxdiff.app.cli.sampling import Latents, Sample, latents, sample
-from jaxdiff.app.cli.training import Ladder, Train, ladder, train
-from jaxdiff.app.cli.usage import USAGE
+from jaxdiff.app.cli.sample_command import Sample, sample
+from jaxdiff.app.cli.train_command import Train, train
+from jaxdiff.app.cli.verify_command import Verify, verify
 from jaxdiff.io.errors import UsageError, UserError
 
 COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxdiff.app.cli import help
+from jaxdiff.app.cli import help_text
 from jaxdiff.app.cli.global_flags import GlobalFlags, Words
 from jaxdiff.app.config import Experiment, load
 from jaxdiff.io.errors import ConfigError, UsageError
@@ -30,7 +30,7 @@ def parsed(name: str, kind: Any, argv: list[str]) -> Words | int:
     default = _default(name, kind, argv)
     if wanted := [number for number, word in enumerate(argv) if word in HELP]:
         group = next((word for word in argv[wanted[0] + 1 :][:1] if not word.startswith("-") and not word.endswith(".py")), "")
-        print(help.text(name, kind, GlobalFlags, default, group))
+        print(help_text.command_help(name, kind, GlobalFlags, default, group))
         return 0
     both = [("own", Annotated[kind, tyro.conf.arg(name="")]), ("everywhere", Annotated[GlobalFlags, tyro.conf.arg(name="")])]
     typed: Any = dataclasses.make_dataclass("Typed", both)

@@ -1,16 +1,14 @@
-"""`jaxdiff train` and `jaxdiff ladder`: their flags, and what they do."""
+"""`jaxdiff train`: its flags, and what it does."""
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxdiff.app.cli.arguments import bounded_seed
-from jaxdiff.app.config import Experiment, load_ladder, validated
+from jaxdiff.app.config import Experiment, validated
 from jaxdiff.io.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,37 +50,18 @@ class Train:
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
-@dataclass(frozen=True)
-class Ladder:
-    """Train the students of a ladder and what they start from, sample all with few network calls, and compare them.
-
-    The same command goes on where it was stopped. Writes table.md, ladder.png, ladder.json, and a grid for each place.
-
-    Example: jaxdiff ladder configs/digits_ladder.py
-    """
-
-    config: tyro.conf.Positional[pathlib.Path]
-    """A Python file that defines `ladder`."""
-    workdir: pathlib.Path | None = None
-    """For table, figure and grids; runs/CONFIG if not given. The runs are beside it."""
-    seed: int | None = None
-    """Of the samples; the file's if not given."""
-    data_dir: str | None = None
-    """tensorflow-datasets' directory; its own if not given."""
-    processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
-
-
 def train(args: Train) -> int:
     """`jaxdiff train`: the exit status."""
     from jaxdiff.app.runs import stages
+    from jaxdiff.training import distributed
 
     config, before = stages.resolve_sources(validated(args.experiment, where="jaxdiff train"), args.workdir)
-    _join(args.processes)
-    left = _left(before)
+    distributed.initialize(args.processes.coordinator, args.processes.num_processes, args.processes.process_id)
+    left = unfinished(before)
     if left and not args.with_stages:
         raise ConfigError(stages.describe(left, args.workdir))
     for stage in left:
-        _print(f"stage {stage.workdir}: {stage.command}")
+        print_once(f"stage {stage.workdir}: {stage.command}")
         if (status := _train(stage.config, stage.workdir, args)) is not None:
             return status
     return _train(config, args.workdir, args) or 0
@@ -94,7 +73,7 @@ def _train(config: Experiment, workdir: pathlib.Path, args: Train) -> int | None
     from jaxdiff.training import distributed, profiling
 
     if stopped := run.train_run(config, workdir, args.data_dir, args.processes.step_timeout, profiling.parse_steps(args.profile)):
-        return _stopped(stopped, workdir)
+        return report_stop(stopped, workdir)
     if distributed.is_first():
         print(_report(config, workdir, args.data_dir))
     return None
@@ -113,58 +92,25 @@ def _report(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> 
     return finish.finish(config, workdir, workdir / "samples.png", range(max(config.model.num_classes, 1)), data_dir)
 
 
-def ladder(args: Ladder) -> int:
-    """`jaxdiff ladder`: the exit status."""
-    from jaxdiff.app.runs import ladder as ladders
-    from jaxdiff.app.runs import train as run
-    from jaxdiff.io import files
-    from jaxdiff.training import distributed
-
-    config = load_ladder(args.config)
-    config = config if args.seed is None else dataclasses.replace(config, seed=bounded_seed(args.seed))
-    workdir = args.workdir or pathlib.Path("runs") / args.config.stem
-    trained = ladders.ladder_runs(config, workdir)
-    if not list(ladders.ladder_rungs(config, trained)):
-        raise ConfigError(f"{args.config}: no student or baseline takes {config.calls} calls; choose others")
-    _join(args.processes)
-    for stage in _left(trained):
-        _print(f"rung {stage.workdir}: {stage.command}")
-        if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout):
-            return _stopped(stopped, stage.workdir)
-    if not distributed.is_first():
-        return 0
-    rows = ladders.measure_rungs(config, workdir, list(ladders.ladder_rungs(config, trained)), args.data_dir)
-    text = ladders.markdown_table(rows)
-    files.write_text(workdir / "table.md", text + "\n")
-    ladders.draw_figure(rows, workdir / "ladder.png")
-    print(f"{text}\n{workdir / 'table.md'}, {workdir / 'ladder.png'}, and a grid for each place")
-    return 0
-
-
-def _join(wanted: Processes) -> None:
-    from jaxdiff.training import distributed
-
-    distributed.initialize(wanted.coordinator, wanted.num_processes, wanted.process_id)
-
-
-def _left(before: list[stages.Stage]) -> list[stages.Stage]:
+def unfinished(before: list[stages.Stage]) -> list[stages.Stage]:
     """The stages whose runs are not finished, of several processes as the first sees it."""
     from jaxdiff.app.runs import stages
     from jaxdiff.training import distributed
 
-    unfinished = distributed.broadcast_from_first([str(stage.workdir) for stage in stages.unfinished(before)])
-    return [stage for stage in before if str(stage.workdir) in unfinished]
+    names = distributed.broadcast_from_first([str(stage.workdir) for stage in stages.unfinished(before)])
+    return [stage for stage in before if str(stage.workdir) in names]
 
 
-def _stopped(name: str, workdir: pathlib.Path) -> int:
+def report_stop(name: str, workdir: pathlib.Path) -> int:
     """Says that a signal stopped a run; the exit status."""
     from jaxdiff.training import checkpoint
 
-    _print(f"{name}: saved step {checkpoint.steps(workdir)[-1]} of {workdir}; the same command goes on from there")
+    print_once(f"{name}: saved step {checkpoint.steps(workdir)[-1]} of {workdir}; the same command goes on from there")
     return 130 if name == "SIGINT" else 0
 
 
-def _print(line: str) -> None:
+def print_once(line: str) -> None:
+    """Prints a line; of several processes the first alone does."""
     from jaxdiff.training import distributed
 
     if distributed.is_first():

@@ -1,4 +1,4 @@
-"""`jaxdiff evaluate` and `jaxdiff verify`: their flags, and what they do."""
+"""`jaxdiff evaluate`: its flags, and what it does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from jaxdiff.app.cli.arguments import bounded_seed, refuse
-from jaxdiff.app.cli.sampling import parse_labels, resampled
+from jaxdiff.app.cli.sample_command import parse_labels, resampled
 from jaxdiff.app.config import Experiment, SamplerName, Spacing, validated
 from jaxdiff.io.errors import ConfigError
 
@@ -68,24 +68,6 @@ class Evaluate:
     probes: int = 1
     """Of the flow's divergence; 0 computes it exactly."""
     batch_size: int = 100
-
-
-@dataclass(frozen=True)
-class Verify:
-    """Hold a sampler to data whose denoiser, law and flow are known exactly; exit status 1 where it fails.
-
-    Example: jaxdiff verify path/to/file.py:my_sampler --order 2
-    """
-
-    sampler: tyro.conf.Positional[str]
-    """FILE.py:NAME of a jaxdiff.Sampler or of a function (denoise, x, levels, key) -> x0; or a name such as heun."""
-    order: float | None = None
-    """Of convergence, as it claims; its calls of the denoiser a step if not given."""
-    consistency: bool = False
-    """Give it a consistency function, the exact flow to clean, for a denoiser."""
-    num: int = 20_000
-    """Samples, which set the Monte Carlo error."""
-    seed: int = 0
 
 
 def evaluate(args: Evaluate) -> int:
@@ -190,27 +172,3 @@ def _likelihood(args: Evaluate) -> int:
     print(bits.evaluate_likelihood(config, workdir, step, params, names, effort, conditional=args.labels != "none", **how))
     print(workdir / "likelihood.json")
     return 0
-
-
-def verify(args: Verify) -> int:
-    """`jaxdiff verify`: the exit status."""
-    import jax
-
-    from jaxdiff import oracles
-    from jaxdiff.app.cli import sampler_spec
-    from jaxdiff.io import progress
-
-    if args.num < 2:
-        raise ConfigError(f"--num must be at least 2, got {args.num}")
-    if args.order is not None and not 0 < args.order < 100:
-        raise ConfigError(f"--order must be above 0 and below 100, got {args.order}")
-    seed, sampler = bounded_seed(args.seed), sampler_spec.load_sampler(args.sampler)
-    jax.devices()  # whose absence is not the sampler's fault
-    denoiser = oracles.flow_map if args.consistency else oracles.denoiser
-    try:
-        with progress.waiting(f"verifying {args.sampler}"):
-            report = oracles.verify(sampler, args.order, denoiser=denoiser, num=args.num, seed=seed)
-    except Exception as error:  # the user's own code
-        raise ConfigError(f"{args.sampler}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
-    print(report)
-    return 0 if report.passed else 1

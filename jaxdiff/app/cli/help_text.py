@@ -1,4 +1,4 @@
-"""What `jaxdiff COMMAND --help` prints: a screen, whose last lines say how to see the rest."""
+"""What `jaxdiff` and `jaxdiff COMMAND --help` print."""
 
 from __future__ import annotations
 
@@ -17,8 +17,37 @@ from jaxdiff.io.errors import UsageError
 COLUMN, NARROW = 26, 15  # where texts begin, of flags and of groups
 TOP = "run"  # the group of the config's fields that have none
 
+USAGE = """jaxdiff: diffusion models on JAX. A first command, which ends with pictures:
 
-def text(name: str, kind: Any, also: Any, values: Any = None, group: str = "") -> str:
+  jaxdiff train configs/digits.py --workdir runs/digits
+
+runs
+  train CONFIG      train a recipe such as configs/digits.py, or go on with its run
+  ladder CONFIG     train students of a model, compare all at equal network calls
+  sample RUN        draw images, as .png or .npz; --labels 0..9 --steps 50
+  evaluate RUN ...  FID, KID, precision, recall of samples; --likelihood: bits
+  report RUN        one HTML page: curves, samples, quality, nearest training images
+  latents RUN       encode a data set once, by an autoencoder's run
+
+before and beside them
+  plan CONFIG       would it fit on TPUs that need not be there, and how fast
+  verify SAMPLER    hold a sampler to data whose denoiser is known exactly
+  data NAME         prepare mnist or cifar10
+  doctor            versions, devices, directories, and what is wrong with them
+  completion SHELL  let bash, zsh or fish complete commands, flags and paths
+
+with every command
+  --help            its flags, with an example; of a recipe's: train --help model
+  --device gpu      where it runs: cpu, gpu or tpu
+  --quiet           no progress bars and no log, but results and errors
+jaxdiff --version   the version
+
+exit status: 0 done; 1 a line says what is wrong, or plan, verify or doctor say
+no; 2 wrong arguments; 130 Ctrl-C
+"""
+
+
+def command_help(name: str, kind: Any, also: Any, values: Any = None, group: str = "") -> str:
     """The help of a command whose flags are those of a dataclass and those that all commands have, `also`.
 
     Of one whose flags are also a config's the names of the config's groups, unless one `group` of them, or `all`, is asked for.

@@ -1,0 +1,63 @@
+"""`jaxdiff ladder`: its flags, and what it does."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from jaxdiff.app.cli.arguments import bounded_seed
+from jaxdiff.app.cli.train_command import Processes, print_once, report_stop, unfinished
+from jaxdiff.app.config import load_ladder
+from jaxdiff.io.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Train the students of a ladder and what they start from, sample all with few network calls, and compare them.
+
+    The same command goes on where it was stopped. Writes table.md, ladder.png, ladder.json, and a grid for each place.
+
+    Example: jaxdiff ladder configs/digits_ladder.py
+    """
+
+    config: tyro.conf.Positional[pathlib.Path]
+    """A Python file that defines `ladder`."""
+    workdir: pathlib.Path | None = None
+    """For table, figure and grids; runs/CONFIG if not given. The runs are beside it."""
+    seed: int | None = None
+    """Of the samples; the file's if not given."""
+    data_dir: str | None = None
+    """tensorflow-datasets' directory; its own if not given."""
+    processes: Annotated[Processes, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Processes)
+
+
+def ladder(args: Ladder) -> int:
+    """`jaxdiff ladder`: the exit status."""
+    from jaxdiff.app.runs import ladder as ladders
+    from jaxdiff.app.runs import train as run
+    from jaxdiff.io import files
+    from jaxdiff.training import distributed
+
+    config = load_ladder(args.config)
+    config = config if args.seed is None else dataclasses.replace(config, seed=bounded_seed(args.seed))
+    workdir = args.workdir or pathlib.Path("runs") / args.config.stem
+    trained = ladders.ladder_runs(config, workdir)
+    if not list(ladders.ladder_rungs(config, trained)):
+        raise ConfigError(f"{args.config}: no student or baseline takes {config.calls} calls; choose others")
+    distributed.initialize(args.processes.coordinator, args.processes.num_processes, args.processes.process_id)
+    for stage in unfinished(trained):
+        print_once(f"rung {stage.workdir}: {stage.command}")
+        if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout):
+            return report_stop(stopped, stage.workdir)
+    if not distributed.is_first():
+        return 0
+    rows = ladders.measure_rungs(config, workdir, list(ladders.ladder_rungs(config, trained)), args.data_dir)
+    text = ladders.markdown_table(rows)
+    files.write_text(workdir / "table.md", text + "\n")
+    ladders.draw_figure(rows, workdir / "ladder.png")
+    print(f"{text}\n{workdir / 'table.md'}, {workdir / 'ladder.png'}, and a grid for each place")
+    return 0
