@@ -1,7 +1,7 @@
-"""Cascades: a model of small images, and models that make larger ones of them, each trained alone.
+"""Cascades: a model of small images followed by super-resolution models, each trained on its own.
 
-Ho et al. (2021), "Cascaded Diffusion Models". A super-resolution model is trained as any other, with
-`objectives.low_resolution` for its condition.
+Ho et al. (2021), "Cascaded Diffusion Models". A super-resolution model is trained like any other, with
+the condition `objectives.low_resolution`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from jaxdiff.samplers import Sampler
 
 
 class Stage(NamedTuple):
-    """One model of a cascade, and how its images `shape`, (H, W, C), are sampled.
+    """One model of a cascade, and how its images of `shape` (H, W, C) are sampled.
 
     `denoiser(given)` is its denoiser given the stage before: `given` holds `spatial` and `augmentation`, as
-    `objectives.augmented` makes them, and nothing for the first stage, so that
-    `lambda given: objectives.conditional(network, parameterization, params, {"label": label, **given})` serves all. A stage
-    but the first is `factor` times as large as the one before, whose images it sees noised to `augmentation`, a level within
-    those of its training.
+    `objectives.augmented` makes them, and is empty for the first stage, so that
+    `lambda given: objectives.conditional(network, parameterization, params, {"label": label, **given})` fits every stage. A later
+    stage's images are `factor` times as large as those of the stage before, which it is given noised to `augmentation`, a level
+    within those of its training.
     """
 
     denoiser: Callable[[Mapping[str, Array]], Denoiser]
@@ -40,12 +40,12 @@ class Stage(NamedTuple):
 
 
 def sample(stages: Sequence[Stage], key: Array, num: int) -> Array:
-    """The last stage's images `[num, H, W, C]`, each stage sampled given the one before, noised afresh.
+    """The last stage's images `[num, H, W, C]`, each stage sampled given the one before with fresh noise.
 
-    Ho et al. (2021), algorithm 2 without truncation. Pure: the whole cascade compiles under one `jax.jit`.
+    Ho et al. (2021), algorithm 2 without truncation. Pure; the whole cascade compiles under one `jax.jit`.
 
     Raises:
-        ValueError: a shape is not `factor` times the one before, or a stage lacks what its place wants.
+        ValueError: a shape is not `factor` times the one before, or augmentation is missing, or given for the first stage.
 
     >>> import jax
     >>> import jaxdiff as jd
@@ -60,7 +60,7 @@ def sample(stages: Sequence[Stage], key: Array, num: int) -> Array:
 
 
 def pyramid(stages: Sequence[Stage], key: Array, num: int) -> tuple[Array, ...]:
-    """The images `[num, H, W, C]` of every stage of `sample`, smallest first. A stage's depend on no later stage.
+    """The images `[num, H, W, C]` of every stage of `sample`, smallest first. They do not depend on later stages.
 
     Raises:
         ValueError: as `sample`.
@@ -84,13 +84,13 @@ def enlarged(stage: Stage, low: Array, key: Array) -> Array:
 
 
 def trajectory(stages: Sequence[Stage], key: Array, num: int, after: Sequence[int]) -> tuple[Array, Array]:
-    """The last stage's states on the way of `sample`, and its denoiser's clean images of them, each `[K, num, H, W, C]`.
+    """The last stage's states during `sample`, and its denoiser's x0 at each, `[K, num, H, W, C]`.
 
-    Those `after` so many steps, of which the last must be all: state and clean image are then what `sample` gives. The
-    states of every step are kept for it.
+    The states are those after the numbers of steps `after`, of which the last must be all: the last state and x0 are what `sample`
+    returns. The states of every step are held in memory.
 
     Raises:
-        ValueError: as `sample`, or `after` ends before the sampler.
+        ValueError: as `sample`, or the last of `after` is not the number of steps.
     """
     _check(stages)
     *before, last = stages
@@ -107,7 +107,7 @@ def trajectory(stages: Sequence[Stage], key: Array, num: int, after: Sequence[in
 
 
 def _given(stage: Stage, low: Array, key: Array) -> tuple[Mapping[str, Array], Array]:
-    """What a super-resolution stage sees of the images of the stage before, and the key that is left for its sampler."""
+    """The condition of a super-resolution stage given the images of the stage before, and the remaining key, for its sampler."""
     augmentation_key, sampler_key = jax.random.split(key)
     return augmented(low, _augmentation(stage, low.shape[1:]), stage.factor, augmentation_key), sampler_key
 
@@ -118,7 +118,7 @@ def _sampled(stage: Stage, given: Mapping[str, Array], key: Array, num: int) -> 
 
 
 def _start(stage: Stage, key: Array, num: int) -> tuple[Array, Array]:
-    """Draws of a stage's first level, and the key that is left for its sampler."""
+    """Noise at a stage's first level, and the remaining key, for its sampler."""
     start_key, sampler_key = jax.random.split(key)
     sigma = stage.levels.sigma[0]
     return sigma * jax.random.normal(start_key, (num, *stage.shape), sigma.dtype), sampler_key
@@ -132,10 +132,10 @@ def _check(stages: Sequence[Stage]) -> None:
 
 
 def _augmentation(stage: Stage, before: tuple[int, ...]) -> Level:
-    """The stage's level of augmentation, once it is found to fit images of the shape before.
+    """The stage's level of augmentation, checked against the shape of the stage before.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the stage does not fit.
     """
     height, width, channels = before
     expected = (height * stage.factor, width * stage.factor, channels)
@@ -144,7 +144,5 @@ def _augmentation(stage: Stage, before: tuple[int, ...]) -> Level:
             f"cascade: a stage of factor {stage.factor} after images {before} must have shape {expected}, got {stage.shape}"
         )
     if stage.augmentation is None:
-        raise ValueError(
-            f"cascade: the stage of shape {stage.shape} lacks its augmentation; schedule(0) is the least of a schedule"
-        )
+        raise ValueError(f"cascade: the stage of shape {stage.shape} has no augmentation; schedule(0) is the least of a schedule")
     return stage.augmentation

@@ -1,6 +1,6 @@
-"""Denoisers, `(x, level) -> x0`, and the parameterizations that make one of a network.
+"""Denoisers, `(x, level) -> x0`, and the parameterizations that turn a network into one.
 
-A denoiser is the only face of a network that samplers, losses, guidance and distillation see.
+Samplers, losses, guidance and distillation use a network through its denoiser only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Network = Callable[[Array, Array], Array]  # (scaled x [B, ...], logsnr [B]) -> 
 
 
 class Coefficients(NamedTuple):
-    """`x0 = skip * x + out * network(scale * x, logsnr)`: how a network's output becomes a clean image."""
+    """`x0 = skip * x + out * network(scale * x, logsnr)`: how x0 follows from a network's output."""
 
     skip: Array
     out: Array
@@ -29,7 +29,7 @@ Parameterization = Callable[[Level], Coefficients]
 
 
 def predict_x0(level: Level) -> Coefficients:
-    """The network predicts the clean image: `x0 = F`."""
+    """The network predicts x0: `x0 = F`."""
     one = jnp.ones_like(level.sigma)
     return Coefficients(jnp.zeros_like(one), one, one)
 
@@ -63,7 +63,7 @@ def predict_velocity(level: Level) -> Coefficients:
 
 
 def edm(sigma_data: float = 0.5, sigma_min: float = 0.0) -> Parameterization:
-    """The preconditioning of Karras et al. (2022), table 1, written in (alpha, sigma) so that it serves every schedule.
+    """The preconditioning of Karras et al. (2022), table 1, in (alpha, sigma), for any schedule.
 
     With `sigma_min` it is the boundary condition of a consistency model, x0 = x / alpha at `sigma = sigma_min * alpha`
     (Song et al. 2023, appendix C).
@@ -79,11 +79,11 @@ def edm(sigma_data: float = 0.5, sigma_min: float = 0.0) -> Parameterization:
 
 
 def bounded(parameterization: Parameterization, sigma_min: float = 0.0, sigma_data: float = 0.5) -> Parameterization:
-    """The parameterization, blended with `x / alpha`, which it becomes at `sigma = sigma_min * alpha`: for consistency models.
+    """The parameterization blended with `x / alpha`, its value at `sigma = sigma_min * alpha`: for consistency models.
 
-    `x0 = skip * x + rest * (x0 as it was)` with `edm`'s skip and `rest = noise / sqrt(noise^2 + sigma_data^2)`,
+    `x0 = skip * x + rest * x0_before` with `edm`'s skip and `rest = noise / sqrt(noise^2 + sigma_data^2)`,
     `noise = sigma / alpha - sigma_min` (Luo et al. 2023, eq. 9; Song et al. 2023, eq. 25 for edm). Predicted v, velocity, noise
-    and edm need none with sigma_min = 0: at sigma = 0 they are `x / alpha` already.
+    and edm do not need it where sigma_min = 0: they already are `x / alpha` at sigma = 0.
     """
 
     def coefficients(level: Level) -> Coefficients:
@@ -97,9 +97,9 @@ def bounded(parameterization: Parameterization, sigma_min: float = 0.0, sigma_da
 
 
 def denoiser(network: Network, parameterization: Parameterization) -> Denoiser:
-    """The denoiser `skip * x + out * network(scale * x, logsnr)` of a network, which may come from any framework.
+    """The denoiser `skip * x + out * network(scale * x, logsnr)` of a network from any framework.
 
-    The sum is computed in x's dtype, whatever the network computes in. Levels are those of `process`.
+    The sum is computed in x's dtype, whatever dtype the network uses.
 
     >>> import jax.numpy as jnp
     >>> from jaxdiff import cosine, denoiser, predict_v
@@ -117,5 +117,5 @@ def denoiser(network: Network, parameterization: Parameterization) -> Denoiser:
 
 
 def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
-    """The denoiser with its x0 clipped to where data can be, as DDPM samples images (Ho et al. 2020)."""
+    """The denoiser with x0 clipped to the range of the data, as DDPM samples images (Ho et al. 2020)."""
     return lambda x, level: jnp.clip(denoise(x, level), low, high)

@@ -1,7 +1,7 @@
-"""Editing images with the samplers and denoisers that make them: no network is trained for it.
+"""Image editing with existing samplers and denoisers, without training.
 
-`sdedit` and `invert` start from an image; `inpaint` and `resampled` make samplers of samplers, `posterior_guide` and
-`reconstruction_guide` denoisers of denoisers. RePaint is `resampled(inpaint(ddpm(), known, mask), 10)`.
+`sdedit` and `invert` start from an image; `inpaint` and `resampled` transform samplers, `posterior_guide` and
+`reconstruction_guide` denoisers. RePaint is `resampled(inpaint(ddpm(), known, mask), 10)`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from jaxdiff.process import Level, diffuse, forward_std
 from jaxdiff.samplers import Sampler, sample
 from jaxdiff.samplers.loop import map_step
 
-Operator = Callable[[Array], Array]  # what is seen of clean images: [B, ...] -> [B, ...]
+Operator = Callable[[Array], Array]  # what is observed of clean images: [B, ...] -> [B, ...]
 
 
 def sdedit(sampler: Sampler, denoise: Denoiser, x0: Array, levels: Level, key: Array) -> Array:
     """The image noised to `levels[0]` and sampled back along `levels`, such as `grid(schedule, 50)[20:]`.
 
-    Meng et al. (2022), algorithm 1: the noisier the first level, the less of x0 is kept.
+    Meng et al. (2022), algorithm 1: the noisier the first level, the less of x0 remains.
     """
     noise_key, sampler_key = jax.random.split(key)
     x = diffuse(x0, jax.random.normal(noise_key, x0.shape, x0.dtype), levels[0])
@@ -31,33 +31,33 @@ def sdedit(sampler: Sampler, denoise: Denoiser, x0: Array, levels: Level, key: A
 
 
 def invert(sampler: Sampler, denoise: Denoiser, x0: Array, levels: Level, key: Array, iterations: int = 4) -> Array:
-    """The x at `levels[0]` from which the same sampler and levels lead back to x0: its steps, undone from clean to noise.
+    """The x at `levels[0]` from which the same sampler and levels return to x0: its steps, inverted from clean to noise.
 
-    Each step is walked upwards as the ODE (Song, Meng & Ermon 2021, section 5.4), then mended by `iterations` of
-    `x + alpha_t / alpha_s (x_s - step(x))`, until the step from x falls on x_s: that returns to x0 even where two modes part,
-    and the ODE's own error is amplified. For samplers without randomness and memory: `ddim()`, `heun()`. With 0 iterations it
-    is plain inversion.
+    Each step integrates the ODE upwards (Song, Meng & Ermon 2021, section 5.4), then is corrected by `iterations` of the fixed
+    point `x + alpha_t / alpha_s (x_s - step(x))`, so that the step from x ends at x_s. That returns to x0 even near the boundary
+    of two modes, where the ODE amplifies errors. For samplers without randomness and memory: `ddim()`, `heun()`. With 0
+    iterations it is plain DDIM inversion.
     """
 
     def down(x, t, s):
         return sampler.step(denoise, x, sampler.init(x), t, s, key)[0]
 
-    def mended(guess, x_s, t, s):
+    def corrected(guess, x_s, t, s):
         return jax.lax.fori_loop(0, iterations, lambda _, x: x + t.alpha / s.alpha * (x_s - down(x, t, s)), guess)
 
     def up(x_s, index):
         t, s = levels[index], levels[index + 1]
-        return mended(down(x_s, s, t), x_s, t, s), None
+        return corrected(down(x_s, s, t), x_s, t, s), None
 
-    x = mended(levels[-2].alpha * x0, x0, levels[-2], levels[-1])
+    x = corrected(levels[-2].alpha * x0, x0, levels[-2], levels[-1])
     return jax.lax.scan(up, x, jnp.arange(levels.sigma.size - 3, -1, -1))[0]
 
 
 def inpaint(sampler: Sampler, known: Array, mask: Array) -> Sampler:
     """The sampler with x replaced, where `mask` is true, by the known image at each step's level.
 
-    Song et al. (2021), appendix I.2. Alone it leaves seams: `known` is noised anew in each step and the rest has no time to
-    agree with it; see `resampled`. `known` and `mask` broadcast against x.
+    Song et al. (2021), appendix I.2. Alone it leaves seams, as `known` is noised again in each step and the rest cannot
+    adapt to it; see `resampled`. `known` and `mask` broadcast against x.
     """
 
     def filled(step):
@@ -73,11 +73,10 @@ def inpaint(sampler: Sampler, known: Array, mask: Array) -> Sampler:
 
 
 def resampled(sampler: Sampler, times: int) -> Sampler:
-    """The sampler with each step taken `times` times, noised back from s to t in between (time travel).
+    """The sampler with each step repeated `times` times, noised back from s to t in between (time travel).
 
-    Lugmayr et al. (2022), algorithm 1 (RePaint), with a jump of one step. What is wrong at a level has time to settle there:
-    bias falls with `times`, as long as the noise can still carry x from one mode of the data to another. For samplers
-    without memory.
+    Lugmayr et al. (2022), algorithm 1 (RePaint), with a jump of one step. The bias falls with `times`, as
+    long as the noise can still move x between modes of the data. For samplers without memory.
 
     Raises:
         ValueError: `times` is below 1.
@@ -103,21 +102,21 @@ def resampled(sampler: Sampler, times: int) -> Sampler:
 def posterior_guide(denoise: Denoiser, operator: Operator, observed: Array, std: float, iterations: int = 4) -> Denoiser:
     """`D + C A' (A C A' + std^2)^-1 (observed - A D)`: the denoiser given `observed = A x0 + std * noise`, A linear.
 
-    `C = sigma^2 / alpha * dD/dx` is the covariance of x0 given x (Tweedie), so the answer is exact for Gaussian data and
-    takes p(x0 | x) for Gaussian elsewhere (Rozet et al. 2024, algorithm 3; Boys et al. 2023, eq. 13). The inverse is
+    `C = sigma^2 / alpha * dD/dx` is the covariance of x0 given x (Tweedie), so it is exact for Gaussian data and approximates
+    p(x0 | x) by a Gaussian elsewhere (Rozet et al. 2024, algorithm 3; Boys et al. 2023, eq. 13). The inverse is
     `iterations` steps of conjugate gradients, one vector-Jacobian product each; exact with as many as there are
-    observations. Modes that only the observation tells apart get wrong weights. Fails where alpha = 0.
+    observations. Modes that only the observation distinguishes get wrong weights. Fails where alpha = 0.
     """
 
     def guided(x: Array, level: Level) -> Array:
         x0, pull = jax.vjp(lambda x: denoise(x, level), x)
         adjoint = jax.linear_transpose(operator, x0)
 
-        def spread(v):  # C A' v
+        def covariance(v):  # C A' v
             return level.sigma**2 / level.alpha * pull(adjoint(v)[0])[0]
 
         error = observed - operator(x0)
-        return x0 + spread(_conjugate_gradients(lambda v: operator(spread(v)) + std**2 * v, error, iterations))
+        return x0 + covariance(_conjugate_gradients(lambda v: operator(covariance(v)) + std**2 * v, error, iterations))
 
     return guided
 
@@ -128,8 +127,8 @@ def reconstruction_guide(
     """`D + scale * sigma^2 / alpha * grad log N(observed; operator(D), std^2 + r^2)`, for any differentiable operator.
 
     Chung et al. (2023), eq. 16 (DPS), with the variance `r^2 = 1 / (1 / data_std^2 + alpha^2 / sigma^2)` of x0 given x of Song
-    et al. (2023), eq. 7 (pseudo-inverse guidance), instead of a step size to tune. One vector-Jacobian product. A crude
-    posterior; `posterior_guide` is better where the operator is linear. Fails where alpha = 0.
+    et al. (2023), eq. 7 (pseudo-inverse guidance), instead of a step size to tune. One vector-Jacobian product. A rough
+    approximation; prefer `posterior_guide` for linear operators. Fails where alpha = 0.
     """
 
     def guided(x: Array, level: Level) -> Array:
@@ -146,7 +145,7 @@ def reconstruction_guide(
 
 
 def _conjugate_gradients(matrix: Operator, b: Array, iterations: int) -> Array:
-    """`matrix^-1 b`, each example's own system solved by itself: what is in a batch does not change the answer."""
+    """`matrix^-1 b`, solved for each example by itself, independent of the rest of the batch."""
 
     def dot(a: Array, b: Array) -> Array:
         return jnp.sum(a * b, axis=tuple(range(1, a.ndim)), keepdims=True)
@@ -156,10 +155,10 @@ def _conjugate_gradients(matrix: Operator, b: Array, iterations: int) -> Array:
     def improved(_, state):
         solution, residual, direction = state
         image, size = matrix(direction), dot(residual, residual)
-        goes_on = size > enough  # an example that is solved stays as it is, and its gradient finite
+        active = size > enough  # a solved example is kept, and its gradient stays finite
 
         def ratio(a: Array, b: Array) -> Array:
-            return jnp.where(goes_on, a / jnp.where(goes_on, b, 1), 0)
+            return jnp.where(active, a / jnp.where(active, b, 1), 0)
 
         step = ratio(size, dot(direction, image))
         residual_after = residual - step * image

@@ -1,4 +1,4 @@
-"""Guidance: from denoisers to a denoiser, outside every sampler. Each returns a denoiser, so they compose.
+"""Guidance: functions from denoisers to a denoiser, which compose and work with every sampler.
 
 >>> import jax.numpy as jnp
 >>> from jaxdiff import cosine, guidance, oracles
@@ -40,11 +40,11 @@ def guide(denoise: Denoiser, reference: Denoiser, scale: float | Array) -> Denoi
 def projected_guide(
     denoise: Denoiser, reference: Denoiser, scale: float | Array, *, eta: float | Array = 0.0, radius: float | Array = jnp.inf
 ) -> Denoiser:
-    """`guide` with less of the part that only saturates: adaptive projected guidance (APG).
+    """`guide` with a smaller component along `denoise`, which only saturates the image: adaptive projected guidance (APG).
 
     The difference `denoise - reference` of each example is shortened to length `radius`, and its part parallel to
-    `denoise` multiplied by eta (Sadat et al. 2024, eq. 7 and algorithm 1, without momentum, which needs a memory between
-    steps). eta = 1 and no radius: `guide`.
+    `denoise` multiplied by eta (Sadat et al. 2024, eq. 7 and algorithm 1, without momentum, which needs memory between
+    steps). With eta = 1 and no radius it is `guide`.
     """
 
     def guided(x: Array, level: Level) -> Array:
@@ -61,15 +61,15 @@ def projected_guide(
 
 
 def rescaled(guided: Denoiser, denoise: Denoiser, share: float | Array = 0.7) -> Denoiser:
-    """The guided clean image, brought by `share` of the way to the standard deviation that `denoise` gives each example.
+    """The guided x0, its standard deviation moved by `share` towards that of `denoise`, for each example.
 
-    Lin et al. (2023), eq. 15 and 16, there on the network's output, here on x0, whatever the network predicts.
+    Lin et al. (2023), eq. 15 and 16, applied to x0 where they apply it to the network's output.
     """
 
     def denoise_rescaled(x: Array, level: Level) -> Array:
         x0 = guided(x, level)
-        wanted, found = _std(denoise(x, level)), _std(x0)
-        return (share * wanted / jnp.where(found > 0, found, 1) + 1 - share) * x0
+        std, guided_std = _std(denoise(x, level)), _std(x0)
+        return (share * std / jnp.where(guided_std > 0, guided_std, 1) + 1 - share) * x0
 
     return denoise_rescaled
 
@@ -77,7 +77,7 @@ def rescaled(guided: Denoiser, denoise: Denoiser, share: float | Array = 0.7) ->
 def interval(guided: Denoiser, denoise: Denoiser, sigma_min: float | Array, sigma_max: float | Array) -> Denoiser:
     """`guided` where `sigma_min < sigma / alpha <= sigma_max`, elsewhere `denoise`: guidance in a limited interval.
 
-    Kynkaanniemi et al. (2024), eq. 4. At a level of shape [], as in `sample`, only the one needed is called.
+    Kynkaanniemi et al. (2024), eq. 4. At a level of shape [], as in `sample`, only the denoiser in use is called.
     """
 
     def limited(x: Array, level: Level) -> Array:
@@ -91,9 +91,9 @@ def interval(guided: Denoiser, denoise: Denoiser, sigma_min: float | Array, sigm
 
 
 def classifier_guide(denoise: Denoiser, log_prob: LogProb, scale: float | Array = 1.0) -> Denoiser:
-    """`D + scale * sigma^2 / alpha * grad log_prob(x, level)`: towards the x that a classifier of noised images likes.
+    """`D + scale * sigma^2 / alpha * grad log_prob(x, level)`: guidance by a classifier of noised images.
 
-    Dhariwal & Nichol (2021), algorithm 2, as Tweedie's formula puts it for x0. `log_prob` is any differentiable function
+    Dhariwal & Nichol (2021), algorithm 2, for x0 by Tweedie's formula. `log_prob` is any differentiable function
     to `[B]`; scale 1 with the exact log p(label | x) is the exact denoiser of that label. Fails where alpha = 0.
     """
 

@@ -1,7 +1,7 @@
 """The loss: a student denoiser regresses onto a target denoiser. Weights, distances, draws of times.
 
-Losses live in x0 space. As `x0_hat - x0 = out * (F - F*)`, the plain squared error of a network's own output is the
-x0 error with the weight `1 / out^2`, here by name for every parameterization.
+Losses are computed in x0 space. As `x0_hat - x0 = out * (F - F*)`, the plain squared error of a network's own output is the
+x0 error with the weight `1 / out^2`, given here for every parameterization.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def squared_error(a: Array, b: Array) -> Array:
 
 
 def pseudo_huber(c: float = 0.00054) -> Distance:
-    """`sqrt(mean((a - b)^2) + c^2) - c`, `[B]`: squared where it is small, linear where it is large.
+    """`sqrt(mean((a - b)^2) + c^2) - c`, `[B]`: quadratic where small, linear where large.
 
-    Song & Dhariwal (2023), section 3.3, divided by the root of the number of values, by which they scale c.
+    Song & Dhariwal (2023), section 3.3, divided by the root of the number of values, with which they scale c.
     """
     return lambda a, b: jnp.sqrt(squared_error(a, b) + c**2) - c
 
@@ -45,7 +45,7 @@ def regression_loss(
 ) -> Array:
     """`weight(level) * distance(student(x, level), stop_gradient(target(x, level)))` at x = alpha x0 + sigma noise, `[B]`.
 
-    Every training method is this loss with its own target. `key` is one key, or `[B]` keys so that an example's noise
+    Training methods differ in the target. `key` is one key, or `[B]` keys so that an example's noise
     does not depend on the batch around it.
     """
     chex.assert_rank(level.alpha, {0, x0.ndim})
@@ -64,8 +64,8 @@ def noise_like(key: Array, x: Array) -> Array:
 def spread_times(key: Array, index: Array) -> Array:
     """Times in [0, 1], `frac(u + index * golden ratio)` with one uniform u: each uniform, together evenly spread, `[B]`.
 
-    The low-discrepancy sampler of Kingma et al. (2021), appendix I.1, with the golden ratio in place of 1 / B, so that
-    an example's time depends on its index in the batch alone and not on how the batch is cut over devices.
+    The low-discrepancy sampler of Kingma et al. (2021), appendix I.1, with the golden ratio instead of 1 / B, so that
+    an example's time depends only on its index in the batch, not on how the batch is split over devices.
     """
     golden = jnp.uint32(2654435769)  # 2^32 / ((1 + sqrt(5)) / 2): exact arithmetic modulo 1
     bits = jax.random.bits(key, (), jnp.uint32) + index.astype(jnp.uint32) * golden
@@ -83,7 +83,7 @@ def noise_weight(level: Level) -> Array:
 
 
 def score_weight(level: Level) -> Array:
-    """`alpha^2 / sigma^4`: the plain error of a predicted score; rarely wanted, use `noise_weight`."""
+    """`alpha^2 / sigma^4`: the plain error of a predicted score; `noise_weight` is usually the better choice."""
     return level.alpha**2 / level.sigma**4
 
 
@@ -105,8 +105,8 @@ def edm_weight(sigma_data: float = 0.5) -> Weight:
 def elbo_weight(schedule: Schedule) -> Weight:
     """`-(d logsnr / dt) * snr / 2` at the schedule's own times: the mean loss is the variational bound, in nats per value.
 
-    Kingma et al. (2021), section 5: `likelihood.continuous_bound` without its prior and reconstruction terms, which no
-    network changes. It is 0 where the schedule stands still.
+    Kingma et al. (2021), section 5: `likelihood.continuous_bound` without its prior and reconstruction terms, which do
+    not depend on the network. It is 0 where the schedule is constant.
     """
 
     def weight(level: Level) -> Array:

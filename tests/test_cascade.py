@@ -253,7 +253,7 @@ def test_the_gradient_reaches_every_stage():
         (lambda stages: [], "the first stage must be a base model"),
         (lambda stages: stages[::2], r"factor 4 after images \(2, 2, 3\) must have shape \(8, 8, 3\), got \(16, 16, 3\)"),
         (lambda stages: [stages[0], stages[1]._replace(shape=(4, 4, 1))], r"must have shape \(4, 4, 3\)"),
-        (lambda stages: [stages[0], stages[1]._replace(augmentation=None)], r"stage of shape \(4, 4, 3\) lacks its augmentation"),
+        (lambda stages: [stages[0], stages[1]._replace(augmentation=None)], r"stage of shape \(4, 4, 3\) has no augmentation"),
     ],
 )
 def test_a_cascade_says_what_is_wrong(change, message):

@@ -231,7 +231,7 @@ def test_levels_of_numpy_are_taken_and_of_another_dtype_refused(float64):
 
 
 def test_churn_refuses_a_sampler_that_remembers():
-    with pytest.raises(ValueError, match="churn: only samplers that remember nothing"):
+    with pytest.raises(ValueError, match="churn: only samplers without memory"):
         jd.sample(jd.churn(jd.unipc()), oracles.denoiser(clouds()), jnp.ones((3, 2)), jd.grid(jd.cosine(), 4), jax.random.key(0))
 
 

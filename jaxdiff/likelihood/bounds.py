@@ -1,7 +1,7 @@
 """Lower bounds of log p(x0) by the terms of a diffusion model: in discrete and in continuous time.
 
-Both are of the generative model that starts at noise of std sigma at the noisiest level, as the samplers do. Terms:
-"prior", what the noisiest level still knows of x0; "diffusion", the steps between; "reconstruction", x0 from the cleanest.
+Both are bounds of the generative model that starts, as samplers do, from noise of std sigma at the noisiest level. Terms: "prior",
+the KL at the noisiest level; "diffusion", that of the steps between; "reconstruction", of x0 from the cleanest level.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def discrete_bound(
     std: Std = posterior_std,
     num_samples: int = 2,
 ) -> Estimate:
-    """The variational bound of the chain over the levels `[N + 1]`, each step at `num_samples` draws of x, in nats `[B]`.
+    """The variational bound of the chain over the levels `[N + 1]`, with `num_samples` draws of x at each step, in nats `[B]`.
 
     Sohl-Dickstein et al. (2015); Ho et al. (2020), eq. 5: minus the KL terms of `step_terms`, and
-    `reconstruction(x0, D(x, t), sigma / alpha)` at the last noisy level, where they have sqrt(beta_1). Needs
-    2 (N - 1) network calls; the standard error needs two samples.
+    `reconstruction(x0, D(x, t), sigma / alpha)` at the last noisy level, where they use sqrt(beta_1). Makes
+    `num_samples * N` network calls; the standard error needs two samples.
 
     Args:
         denoise: the model.
@@ -43,7 +43,7 @@ def discrete_bound(
         num_samples: draws of the noise at each level.
 
     Raises:
-        ValueError: x0 is not of the kind that the reconstruction is for, or 8-bit data outside [-1, 1].
+        ValueError: x0 does not fit the reconstruction, or is 8-bit data outside [-1, 1].
     """
     check_data(x0, reconstruction)
     step_key, last_key = jax.random.split(key)
@@ -55,7 +55,7 @@ def discrete_bound(
 def step_terms(denoise: Denoiser, x0: Array, levels: Level, key: Array, *, std: Std = posterior_std, num_samples: int = 2) -> Array:
     """The N - 1 terms KL(q(x_s | x_t, x0) || p(x_s | x_t)) of the discrete bound, noisiest first, `[N - 1, num_samples, B]`.
 
-    `(snr_s - snr_t) |x0 - D(x, t)|^2 / 2` where std is the posterior's own (Kingma et al. 2021, section 4).
+    `(snr_s - snr_t) |x0 - D(x, t)|^2 / 2` where std is the posterior's (Kingma et al. 2021, section 4).
     """
     t, s = levels[:-2], levels[1:-1]
     keys = jax.vmap(lambda number: jax.random.split(jax.random.fold_in(key, number), num_samples))(jnp.arange(len(t.alpha)))
@@ -73,14 +73,14 @@ def step_terms(denoise: Denoiser, x0: Array, levels: Level, key: Array, *, std: 
 def continuous_bound(
     denoise: Denoiser, x0: Array, schedule: Schedule, key: Array, reconstruction: LogProb, *, num_times: int = 16
 ) -> Estimate:
-    """The bound of infinitely many steps, `-1/2 E[-(d snr / dt) |x0 - D(x, t)|^2]` and the two other terms, in nats `[B]`.
+    """The bound of infinitely many steps, `-1/2 E[-(d snr / dt) |x0 - D(x, t)|^2]` plus the two other terms, in nats `[B]`.
 
     Kingma et al. (2021), section 5, unbiased: two uniform times in each of `num_times` equal intervals of [0, 1], whose
-    differences give the standard error. The value depends on the schedule's ends alone, the error on its pace: importance
-    sampling of the times is another pace, such as `uniform_logsnr(schedule)`, or a learned one.
+    differences give the standard error. The value depends only on the schedule's ends, the error on its spacing: importance
+    sampling of times is another spacing, such as `uniform_logsnr(schedule)`, or a learned one.
 
     Raises:
-        ValueError: x0 is not of the kind that the reconstruction is for, or 8-bit data outside [-1, 1].
+        ValueError: x0 does not fit the reconstruction, or is 8-bit data outside [-1, 1].
     """
     check_data(x0, reconstruction)
     step_key, last_key = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""Whether data is what a log-probability is of. Only concrete arrays can be looked at: inside jit nothing is checked."""
+"""Checks that data fits a log-probability. Only concrete arrays can be checked: inside jit nothing is."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ROUNDING = 1e-3  # of a pixel's value, in steps of 8-bit data
 
 
 def check_data(x0: ArrayLike, log_prob: Callable) -> None:
-    """Whether x0 is of the kind that a log-probability of `densities` is of: 8-bit data in [-1, 1], or continuous.
+    """Checks that x0 fits a log-probability of `densities`: 8-bit data in [-1, 1], or continuous data.
 
     Raises:
-        ValueError: it is not; the message says what to do.
+        ValueError: it does not; the message says what to do.
     """
     if isinstance(x0, Tracer):
         return
@@ -30,7 +30,7 @@ def check_data(x0: ArrayLike, log_prob: Callable) -> None:
 
 
 def check_range(x0: ArrayLike) -> None:
-    """Whether x0 is in [-1, 1].
+    """Checks that x0 is in [-1, 1].
 
     Raises:
         ValueError: it is not.
@@ -41,14 +41,14 @@ def check_range(x0: ArrayLike) -> None:
 
 
 def check_continuous(x0: ArrayLike) -> None:
-    """Whether x0 is continuous: a density of 8-bit values has no bound and no meaning.
+    """Checks that x0 is continuous: a density at 8-bit values is unbounded and meaningless.
 
     Raises:
         ValueError: all values of x0 are of 8-bit data.
     """
     if not isinstance(x0, Tracer) and np.size(x0) and _eight_bit(x0):
         raise ValueError(
-            "likelihood: x0 is 8-bit data that is not dequantized, so a density says nothing of it; "
+            "likelihood: x0 is 8-bit data that is not dequantized, so a density is meaningless; "
             "use dequantized_bound, or a discretized reconstruction"
         )
 

@@ -1,7 +1,7 @@
 """Log-probabilities of images given the mean and width of each pixel, in nats, `[B]`.
 
-`mean` and `std` broadcast against x0 `[B, ...]`. Discretised ones are of 8-bit images: x0 is one of 256 values from -1 to 1,
-2 / 255 apart, whose probability is that of the interval around it; the first and last hold the tails.
+`mean` and `std` broadcast against x0 `[B, ...]`. Discretised ones are for 8-bit images: x0 is one of 256 values from -1 to 1,
+2 / 255 apart, with the probability of the interval around it; the first and the last interval include the tails.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from jax import Array
 LogProb = Callable[[Array, Array, Array], Array]  # (x0, mean, std) -> [B]
 
 LEVELS = 256  # of 8-bit images
-BIN = 2 / (LEVELS - 1)  # between two neighbours, where the data is in [-1, 1]
+BIN = 2 / (LEVELS - 1)  # width of an interval, for data in [-1, 1]
 
 
 def gaussian(x0: Array, mean: Array, std: Array) -> Array:
-    """Log-density of continuous data, a Gaussian for each pixel."""
+    """Log-density of continuous data, a Gaussian per pixel."""
     return of_example(-(((x0 - mean) / std) ** 2) / 2 - jnp.log(std) - math.log(2 * math.pi) / 2, x0)
 
 
@@ -48,12 +48,12 @@ def of_example(values: Array, x0: Array) -> Array:
 
 
 def _of_interval(log_cdf: Callable[[Array], Array], x0: Array, mean: Array, std: Array) -> Array:
-    """`log(cdf(upper) - cdf(lower))` of symmetric laws, by the tail that is not near 1: exact far from the mean."""
+    """`log(cdf(upper) - cdf(lower))` of symmetric distributions, from the tail that is not near 1: exact far from the mean."""
     far = jnp.sign(mean - x0)  # mirrored so that the interval lies in the lower tail
     far = jnp.where(far == 0, 1, far)
     offset = far * (x0 - mean)
     upper, lower = (offset + BIN / 2) / std, (offset - BIN / 2) / std
-    open_below = far * x0 <= -1 + BIN / 2  # after the mirror, the interval at the lower end of all
+    open_below = far * x0 <= -1 + BIN / 2  # after mirroring, the lowest interval
     open_above = far * x0 >= 1 - BIN / 2
     log_upper = jnp.where(open_above, 0, log_cdf(jnp.where(open_above, 0, upper)))
     inner = jnp.where(open_below, 0, lower)

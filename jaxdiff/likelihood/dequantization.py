@@ -16,20 +16,20 @@ from jaxdiff.likelihood.estimate import Estimate, standard_error
 from jaxdiff.process import Level
 
 Dequantization = Callable[[Array, Array], tuple[Array, Array]]
-# (x0 [B, ...], key) -> a draw of x from some q(x | x0), and `log P(x0 | x) - log q(x | x0)`, the log weight [B]
+# (x0 [B, ...], key) -> a draw of x from q(x | x0), and `log P(x0 | x) - log q(x | x0)`, the log weight [B]
 
 
 def uniform(x0: Array, key: Array) -> tuple[Array, Array]:
-    """Draws uniform in the interval of width 2 / 255 around each value, whose log weight is the log of its volume.
+    """Uniform draws in the interval of width 2 / 255 around each value; the log weight is the log of its volume.
 
-    Theis et al. (2016), section 3.1. For a model that was trained on data dequantized so.
+    Theis et al. (2016), section 3.1. For models trained on uniformly dequantized data.
     """
     x = x0 + BIN * (jax.random.uniform(key, x0.shape, x0.dtype) - 0.5)
     return x, jnp.full(x0.shape[:1], math.prod(x0.shape[1:]) * math.log(BIN), x0.dtype)
 
 
 def variational(draw: Callable[[Array, Array], tuple[Array, Array]]) -> Dequantization:
-    """Draws from a law of your own, `draw(x0, key) -> (x, log q(x | x0) [B])`, which must stay inside x0's intervals.
+    """Draws by `draw(x0, key) -> (x, log q(x | x0) [B])`, which must stay inside x0's intervals.
 
     Ho et al. (2019), section 3.1. The better q matches the model's density inside an interval, the tighter the bound.
     """
@@ -42,11 +42,11 @@ def variational(draw: Callable[[Array, Array], tuple[Array, Array]]) -> Dequanti
 
 
 def diffused(denoise: Denoiser, level: Level, reconstruction: LogProb = discretized_gaussian) -> Dequantization:
-    """Draws from the diffusion process itself at the cleanest level, x0 from x by `reconstruction(x0, D(x), sigma / alpha)`.
+    """Draws from the diffusion process at the cleanest level, with `reconstruction(x0, D(x), sigma / alpha)` for x0 given x.
 
     Variational dequantization without another network (Zheng et al. 2023, with the reconstruction term of
-    the diffusion bounds in place of a truncated Gaussian): right for a model that was trained on 8-bit data as it is.
-    The level is the last noisy one of the list that the density is computed on.
+    the diffusion bounds instead of a truncated Gaussian): for models trained on 8-bit data without dequantization.
+    The level is the last noisy one of the list of the density.
     """
 
     def dequantize(x0, key):
@@ -72,7 +72,7 @@ def dequantized_bound(
         x0: 8-bit data `[B, ...]`, `k / 127.5 - 1`.
         key: of the draws and of the density's own.
         dequantize: `uniform`, `variational(draw)` or `diffused(denoise, level)`.
-        num_samples: draws of x; the standard error, which holds that of the density, needs two.
+        num_samples: draws of x; the standard error, which includes the density's, needs two.
 
     Raises:
         ValueError: x0 is outside [-1, 1] or not 8-bit data, or the log-density is not in nats.

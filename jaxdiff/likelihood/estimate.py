@@ -1,4 +1,4 @@
-"""What every likelihood function returns: a value with its standard error, its unit and its terms."""
+"""The result of every likelihood function: a value with its standard error, unit and terms."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from jax import Array
 class Estimate:
     """A log-likelihood, or a lower bound of it: the terms add up to the value.
 
-    Of each example `[B]`, with the standard error of its Monte Carlo estimate, or `[]` of a data set (see `mean`). In nats
-    more is better; in bits per dimension, where every sign is turned, less.
+    For each example, `[B]`, with the standard error of the Monte Carlo estimate, or for a data set, `[]` (see `mean`). Higher is
+    better in nats; in bits per dimension, which have the opposite sign, lower.
     """
 
     value: Array
@@ -32,7 +32,7 @@ def bits_per_dim(nats: Array, shape: Sequence[int]) -> Array:
 
 
 def in_bits_per_dim(estimate: Estimate, shape: Sequence[int]) -> Estimate:
-    """The estimate, with every term, by `bits_per_dim`.
+    """The estimate and its terms in bits per dimension.
 
     Raises:
         ValueError: it is not in nats.
@@ -44,7 +44,7 @@ def in_bits_per_dim(estimate: Estimate, shape: Sequence[int]) -> Estimate:
 
 
 def standard_error(samples: Array) -> Array:
-    """Of the mean of independent samples `[K, B]`, `[B]`; not a number where there is but one, which shows no spread."""
+    """The standard error of the mean of K independent samples `[K, B]`, `[B]`; NaN for K = 1."""
     if samples.shape[0] == 1:
         return jnp.full_like(samples[0], jnp.nan)
     return jnp.std(samples, axis=0, ddof=1) / math.sqrt(samples.shape[0])
@@ -53,7 +53,7 @@ def standard_error(samples: Array) -> Array:
 def mean(estimate: Estimate) -> Estimate:
     """The mean over examples `[B]`, B at least 2, as an estimate of the mean over the data's distribution, `[]`.
 
-    Its standard error is the spread over examples / sqrt(B), which holds the Monte Carlo error of each as well.
+    The standard error is the std over examples / sqrt(B), which includes their Monte Carlo errors.
     """
     error = jnp.std(estimate.value, ddof=1) / math.sqrt(estimate.value.shape[0])
     return Estimate(jnp.mean(estimate.value), error, jax.tree.map(jnp.mean, dict(estimate.terms)), estimate.unit)

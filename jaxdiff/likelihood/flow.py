@@ -1,4 +1,4 @@
-"""Log-density by the probability-flow ODE: x is carried to noise, and its volume is measured on the way.
+"""Log-density by the probability-flow ODE: x is integrated to noise, with the change of volume along the way.
 
 With `r = sigma / alpha` the ODE is `d(x / alpha) / dr = (x - alpha D) / (alpha r)` (Karras et al. 2022, eq. 4), and the change of
 variables (Song et al. 2021, eq. 39) becomes an integral of a bounded quantity, between 0 and the dimension for an exact D:
@@ -29,7 +29,7 @@ LogDensity = Callable[[Array, Level], Array]  # of x at a level, [B]
 
 
 def exact(chunk: int = 64) -> Divergence:
-    """The trace by as many derivatives as x has dimensions, `chunk` of them at once: twice the same, as it has no error."""
+    """The exact trace, by one derivative for each dimension of x, `chunk` at a time; returned twice, as its error is 0."""
 
     def divergence(function, x, key):
         value, derivative = jax.linearize(function, x)
@@ -46,7 +46,7 @@ def exact(chunk: int = 64) -> Divergence:
 
 
 def hutchinson(num_probes: int = 2) -> Divergence:
-    """Unbiased estimates of the trace, `probe . J probe` with probes of random signs (Hutchinson 1989; Grathwohl et al. 2019)."""
+    """Unbiased estimates of the trace, `probe . J probe` with random sign vectors (Hutchinson 1989; Grathwohl et al. 2019)."""
 
     def divergence(function, x, key):
         value, derivative = jax.linearize(function, x)
@@ -61,7 +61,7 @@ def hutchinson(num_probes: int = 2) -> Divergence:
 
 
 def noise_prior(x: Array, level: Level) -> Array:
-    """Log-density of noise alone, of std sigma: where samplers start."""
+    """Log-density of pure noise of std sigma, where samplers start."""
     return gaussian(x, jnp.zeros_like(x), level.sigma)
 
 
@@ -75,13 +75,13 @@ def flow_log_density(
     *,
     prior: LogDensity = noise_prior,
 ) -> Estimate:
-    """Log-density of continuous data at x0, carried by a sampler from the last noisy of the levels `[N + 1]` to the first.
+    """Log-density of continuous data at x0, integrated by a sampler from the last noisy level of `levels [N + 1]` to the first.
 
     Song et al. (2021), section 4.3; in nats, `[B]`. It is the density of `x0 + (sigma / alpha) noise` at that last noisy level.
-    Any deterministic sampler carries x, of higher order with less error; all want steps short in logsnr, as of
-    `grid(uniform_logsnr(schedule), N, t_min=0)`. One network call a step more measures the volume. The standard error
-    is that of the divergence over its probes, each step with new ones: 0 if it is exact, and no number for one probe. It
-    holds nothing of the steps' own error: compare with half as many. Fails where alpha = 0 at the first of the levels.
+    Any deterministic sampler will do; those of higher order have less error. Use steps that are short in logsnr, as
+    of `grid(uniform_logsnr(schedule), N, t_min=0)`. The divergence takes one more network call per step. The standard error is
+    that of the divergence over its probes, which are new at each step: 0 if exact, NaN for one probe. It does not include the
+    discretization error; estimate that by halving N. Fails where alpha = 0 at the first level.
 
     Args:
         denoise: the model.
@@ -126,10 +126,10 @@ def adaptive_flow_log_density(
     prior: LogDensity = noise_prior,
     tolerance: float = 1e-5,
 ) -> Estimate:
-    """The same by an adaptive solver (diffrax's Tsit5) in logsnr, steps chosen for all examples together, in nats `[B]`.
+    """The same by an adaptive solver (diffrax's Tsit5) in logsnr, with common steps for all examples, in nats `[B]`.
 
-    `tolerance` is relative and absolute, of `x / alpha` and of the log-density. One probe serves the whole path. Only the
-    schedule's ends matter, and how alpha and sigma go together.
+    `tolerance` is relative and absolute, of `x / alpha` and of the log-density. The probes are the same along the whole path. Of
+    the schedule only the ends matter, and the relation of alpha and sigma.
 
     Raises:
         ValueError: x0 is 8-bit data that is not dequantized.

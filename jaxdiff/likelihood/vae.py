@@ -1,6 +1,6 @@
 """Bounds of the log-likelihood under a latent-variable model with a standard normal prior and a Gaussian posterior.
 
-A decoder's output becomes a law of pixels by one of the `Pixels` below.
+The `Pixels` below turn a decoder's output into a distribution of pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxdiff.likelihood import densities
 from jaxdiff.likelihood.checks import check_continuous, check_data, check_range
 from jaxdiff.likelihood.estimate import Estimate, standard_error
 
-LOG_SCALE = (-7.0, 2.0)  # where a learned logistic's log scale is clipped: 1 / 9 of a pixel value's interval, 4 times all of them
+LOG_SCALE = (-7.0, 2.0)  # bounds of a learned logistic's log scale: 1 / 9 of a pixel value's interval, and 4 times the whole range
 
 
 class Posterior(NamedTuple):
@@ -27,22 +27,22 @@ class Posterior(NamedTuple):
     std: Array
 
 
-Encode = Callable[[Array], Posterior]  # x0 -> q(z | x0); a plain pair will do
+Encode = Callable[[Array], Posterior]  # x0 -> q(z | x0); a plain pair is accepted
 Decode = Callable[[Array, Array], Array]  # (z, x0) -> log p(x0 | z) [B]
 
 
 class Pixels(NamedTuple):
-    """A law of pixels given a decoder's output `[B, H, W, outputs * C]` for images of C channels."""
+    """A distribution of pixels given a decoder's output `[B, H, W, outputs * C]` for images of C channels."""
 
     log_prob: Callable[[Array, Array], Array]
-    """`(x0, output) -> [B]` in nats; a ValueError where x0 is not of the kind that the law is of."""
+    """`(x0, output) -> [B]` in nats; a ValueError where x0 does not fit the distribution."""
     mean: Callable[[Array], Array]
     """`output -> x0 [B, H, W, C]`, the expected image."""
     outputs: int
 
 
 def binary_pixels() -> Pixels:
-    """Pixels -1 or 1, 1 with probability sigmoid(output); x0 is cut at 0 to be so (Kingma & Welling 2014, C.1)."""
+    """Pixels -1 or 1, 1 with probability sigmoid(output); x0 is binarized at 0 (Kingma & Welling 2014, C.1)."""
 
     def log_prob(x0: Array, output: Array) -> Array:
         check_range(x0)
@@ -52,7 +52,7 @@ def binary_pixels() -> Pixels:
 
 
 def gaussian_pixels(std: Array | float) -> Pixels:
-    """A Gaussian density around the output; `std`, one or one a channel, may be a parameter (Kingma & Welling 2014, C.2)."""
+    """A Gaussian density around the output; `std`, a scalar or one per channel, may be learned (Kingma & Welling 2014, C.2)."""
 
     def log_prob(x0: Array, output: Array) -> Array:
         check_continuous(x0)
@@ -62,7 +62,7 @@ def gaussian_pixels(std: Array | float) -> Pixels:
 
 
 def logistic_pixels() -> Pixels:
-    """8-bit pixels of a discretised logistic: mean and log scale are the halves of the output (Kingma et al. 2016, C)."""
+    """8-bit pixels with a discretised logistic, whose mean and log scale are the halves of the output (Kingma et al. 2016, C)."""
 
     def log_prob(x0: Array, output: Array) -> Array:
         check_data(x0, densities.discretized_logistic)
@@ -73,7 +73,7 @@ def logistic_pixels() -> Pixels:
 
 
 def reparameterized(posterior: Posterior, key: Array) -> Array:
-    """A code `z = mean + std * noise`, from one key or from `[B]` keys, one an example (Kingma & Welling 2014, section 2.4)."""
+    """A code `z = mean + std * noise`, from one key or from `[B]` keys, one per example (Kingma & Welling 2014, section 2.4)."""
     mean, std = posterior
     if key.ndim == 0:
         return mean + std * jax.random.normal(key, mean.shape, mean.dtype)
@@ -95,14 +95,14 @@ def kl(posterior: Posterior) -> Array:
 def elbo(encode: Encode, decode: Decode, x0: Array, key: Array, num_samples: int = 16) -> Estimate:
     """`E_q log p(x0 | z) - KL(q(z | x0) || N(0, I))`, in nats (Kingma & Welling 2014, eq. 7).
 
-    The terms are `reconstruction`, whose mean over codes has the standard error, and `prior`, in closed form.
+    The terms are `reconstruction`, a mean over codes with a standard error, and `prior`, in closed form.
 
     Args:
         encode: the posterior of x0.
         decode: the log-probability of x0 at a code.
         x0: examples `[B, ...]`.
-        key: one key, or `[B]`, one an example.
-        num_samples: codes an example, one after the other; at least 2, since one shows no spread.
+        key: one key, or `[B]`, one per example.
+        num_samples: codes per example, evaluated sequentially; at least 2, for a standard error.
     """
     posterior = encode(x0)
     log_probs = jax.lax.map(lambda k: decode(reparameterized(posterior, k), x0), _draws(key, num_samples))
@@ -111,12 +111,12 @@ def elbo(encode: Encode, decode: Decode, x0: Array, key: Array, num_samples: int
 
 
 def importance_bound(encode: Encode, decode: Decode, x0: Array, key: Array, num_samples: int = 64) -> Estimate:
-    """`E log mean_k w_k`, `w = p(x0 | z) p(z) / q(z | x0)`, in nats: it rises with k to log p(x0) (Burda et al. 2016, eq. 8).
+    """`E log mean_k w_k`, `w = p(x0 | z) p(z) / q(z | x0)`, in nats: it increases with k to log p(x0) (Burda et al. 2016, eq. 8).
 
-    The standard error is the delta method's, `std(w) / (mean(w) sqrt(k))`: too small where one weight outdoes the others,
-    since the heavy ones have then not been drawn, and it knows nothing of how far the bound is below log p(x0).
+    The standard error is the delta method's, `std(w) / (mean(w) sqrt(k))`: too small where one weight dominates, as larger
+    ones have then been missed, and it does not include the gap between the bound and log p(x0).
 
-    Args: as of `elbo`.
+    Args: as `elbo`.
     """
     posterior = encode(x0)
     mean, std = posterior

@@ -1,4 +1,4 @@
-"""Objectives: networks and losses bound together into what is trained.
+"""Objectives: networks and losses bound into the functions that training minimizes.
 
 An objective is a pure function `(params, state, batch, key) -> loss []`. A batch is a mapping of arrays: `image`
 `[B, H, W, C]` in [-1, 1], `label` `[B]`, and `index` `[B]`, an example's position in the whole batch. Times, noise and

@@ -1,4 +1,4 @@
-"""Training adapters alone: any objective, of a frozen base and a small tree beside it (LCM-LoRA, Luo et al. 2023b)."""
+"""Any objective for the training of adapters of frozen params (LCM-LoRA, Luo et al. 2023b)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jaxdiff.objectives.types import Objective, Params
 def adapted(objective: Objective, merge: Callable[[Any, Params], Params]) -> Objective:
     """The objective of adapters: `objective(merge(state.frozen, adapters), ...)`, with each EMA merged likewise.
 
-    The gradient is of the adapters alone. An EMA of adapters is merged after averaging, and a product of averages is not quite
-    the average of products.
+    Only the adapters have a gradient. Averages of adapters are merged after averaging, which differs slightly from averages of
+    merged params, as low-rank products are not linear.
 
     Args:
         objective: of the merged params.

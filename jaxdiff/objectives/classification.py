@@ -1,4 +1,4 @@
-"""Classification of noised data: a classifier that guides."""
+"""Classification of noised data, for classifier guidance."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from jaxdiff.process import Level, Schedule, diffuse
 
 
 def classifier(network: ClassifierNetwork, schedule: Schedule) -> Objective:
-    """The cross-entropy `-log p(label | x, level)` of images noised to uniform times of a schedule: a classifier that guides.
+    """The cross-entropy `-log p(label | x, level)` of images noised to uniform times of a schedule.
 
-    Dhariwal & Nichol (2021), section 4.3. The exact posterior of the labels minimises it.
+    Dhariwal & Nichol (2021), section 4.3. It is minimal at the exact posterior of the labels.
     """
 
     def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
@@ -38,7 +38,7 @@ def class_log_probs(
 ) -> Callable[[Array, Level], Array]:
     """The function `(x, level) -> log p(each class | x) [B, K]` of a classifier, which sees `x / hypot(alpha, sigma)`.
 
-    That input depends on logsnr alone, so a classifier trained on one schedule serves all that stay within its logsnr.
+    That input depends on logsnr alone, so a classifier trained on one schedule can be used on others within its logsnr range.
     """
 
     def log_probs(x: Array, level: Level) -> Array:
@@ -52,7 +52,7 @@ def class_log_probs(
 def label_log_prob(network: ClassifierNetwork, params: Params, label: Array, dropout_key: Array | None = None) -> LogProb:
     """The function `(x, level) -> log p(label | x) [B]` of labels `[B]`, as `guidance.classifier_guide` takes it.
 
-    The label K is none at all: 0 everywhere, so that it guides nowhere.
+    For the null label K it is 0 everywhere, which is no guidance.
     """
     log_probs = class_log_probs(network, params, dropout_key)
 

@@ -1,4 +1,4 @@
-"""Compression: the autoencoder of latent diffusion, trained to look right, against a discriminator (Esser et al. 2021)."""
+"""Compression: the autoencoder of latent diffusion, trained with a perceptual and an adversarial loss (Esser et al. 2021)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Distance = Callable[[Any, Array, Array], Array]  # (frozen, x0, reconstruction) 
 
 
 class Adversary(NamedTuple):
-    """The other player.
+    """The discriminator and how its loss enters.
 
     Attributes:
         discriminate: `(params, images [B, H, W, C]) -> scores` of patches, high for real ones.
-        last_layer: where in the params the decoder's last kernel is, at which gradients are balanced.
-        weight: of its verdict on reconstructions, relative to balance.
-        start: step before which it has no gradient and is not heard. Adam counts these steps too, as in the paper's code: its
-            first updates are a few times the learning rate.
+        last_layer: path in the params of the decoder's last kernel, at which gradients are balanced.
+        weight: of the adversarial loss, relative to the balance.
+        start: step from which the discriminator is trained and used. Adam counts the steps before as well, as in the paper's code,
+            so its first updates are a few times the learning rate.
     """
 
     discriminate: Callable[[Params, Array], Array]
@@ -43,10 +43,10 @@ class Adversary(NamedTuple):
 def compression(bottleneck: Bottleneck, decode: Decode, distance: Distance, adversary: Adversary | None = None) -> Objective:
     """`distance + penalty + weight * balance * -score(x_hat) + hinge`: generator and discriminator in one loss.
 
-    Rombach et al. (2022), eq. 25. Each player's gradient is stopped at the other's params, so that one step trains both. The
+    Rombach et al. (2022), eq. 25. The gradient of each is stopped at the other's params, so that one step trains both. The
     hinge loss is that of Lim & Ye (2017), the balance that of Esser et al. (2021), eq. 7: the ratio of the norms of the two
-    gradients at the decoder's last kernel. It is of the array at hand, so the loss is the same on every mesh, another
-    under pmap.
+    gradients at the decoder's last kernel. It is computed from the rows of one program: under jit from the whole
+    batch on every mesh, under pmap from each device's rows.
     """
 
     def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> tuple[Array, Terms]:
@@ -59,10 +59,10 @@ def compression(bottleneck: Bottleneck, decode: Decode, distance: Distance, adve
             return gap + penalty, terms
         on = (state.step >= adversary.start).astype(gap.dtype)
         balance = on * adversary.weight * _balance(adversary, decode, partial(distance, state.frozen, x0), params, z)
-        fooling = -jnp.mean(adversary.discriminate(jax.lax.stop_gradient(params), reconstruction))
+        adversarial = -jnp.mean(adversary.discriminate(jax.lax.stop_gradient(params), reconstruction))
         hinge = on * _hinge(adversary, params, x0, jax.lax.stop_gradient(reconstruction))
-        generator = gap + penalty + balance * fooling
-        terms |= {"generator": generator, "discriminator": hinge, "fooling": fooling, "balance": balance}
+        generator = gap + penalty + balance * adversarial
+        terms |= {"generator": generator, "discriminator": hinge, "fooling": adversarial, "balance": balance}
         return generator + hinge, terms
 
     return objective
@@ -83,16 +83,16 @@ def kl_bottleneck(encode: Callable[[Params, Array], Posterior | tuple[Array, Arr
 def codebook_bottleneck(
     encode: Callable[[Params, Array], Array], commitment: float = 0.25, decay: float = 0.99, revive_until: int | None = None
 ) -> Bottleneck:
-    """Latents replaced by the nearest code, through which the decoder's gradient passes straight to the encoder.
+    """Latents replaced by the nearest code, with a straight-through gradient from decoder to encoder.
 
-    van den Oord et al. (2017), eq. 3 without its second term: the codes of `params["codebook"]` follow their means (see
-    `codebook`), at the rate `1 - decay` of their own optimizer.
+    van den Oord et al. (2017), eq. 3 without its second term: the codes of `params["codebook"]` are running means (see
+    `codebook`), with a learning rate of `1 - decay` in their own optimizer.
 
     Args:
         encode: `(params, x0) -> latents [B, h, w, C]`.
         commitment: weight of the mean squared distance of latents from their codes.
         decay: of the running means.
-        revive_until: step from which dead codes stay dead, so that averaged params settle; None is never.
+        revive_until: step after which dead codes are not replaced, so that averaged params settle; None: always replaced.
     """
 
     def bottleneck(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> tuple[Array, Array, Terms]:
@@ -149,9 +149,11 @@ def _balance(adversary: Adversary, decode: Decode, gap: Callable[[Array], Array]
     for name in adversary.last_layer:
         kernel = kernel[name]
     reconstruction, pull = jax.vjp(lambda k: decode(_replaced(params, adversary.last_layer, k), z), kernel)
-    verdict = jax.grad(lambda images: -jnp.mean(adversary.discriminate(params, images)))
-    of_gap, of_verdict = (jnp.linalg.norm(jnp.ravel(pull(gradient(reconstruction))[0])) for gradient in (jax.grad(gap), verdict))
-    return jnp.clip(of_gap / (of_verdict + 1e-4), 0, 1e4)
+    adversarial = jax.grad(lambda images: -jnp.mean(adversary.discriminate(params, images)))
+    of_gap, of_adversarial = (
+        jnp.linalg.norm(jnp.ravel(pull(gradient(reconstruction))[0])) for gradient in (jax.grad(gap), adversarial)
+    )
+    return jnp.clip(of_gap / (of_adversarial + 1e-4), 0, 1e4)
 
 
 def _replaced(tree: Any, path: Sequence[str], leaf: Array) -> Any:

@@ -1,4 +1,4 @@
-"""What a conditional network is given of a batch, with some of it dropped so that one network learns both denoisers of guidance."""
+"""Conditions: what a network is given of a batch, with random dropout, so that one network learns both denoisers of guidance."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def contexts(null: Array, dropout: float = 0.1) -> Condition:
 
 
 def guidance_scales(low: float, high: float) -> Condition:
-    """Guidance scales `[B]`, uniform between two bounds: what a distilled network is given in the place of a guided teacher.
+    """Guidance scales `[B]`, uniform between two bounds: an input of networks distilled from a guided teacher.
 
-    Meng et al. (2023), section 3.1, whose w is this scale less one.
+    Meng et al. (2023), section 3.1, whose w is this scale minus 1.
 
     Raises:
         ValueError: `low` is above `high`.
@@ -44,9 +44,9 @@ def guidance_scales(low: float, high: float) -> Condition:
 
 
 def joint(*mappings: Condition, **conditions: Condition) -> Condition:
-    """Several conditions as one mapping, each under the name by which the network knows it; mappings bring their own names.
+    """Several conditions as one mapping with the names that the network expects; conditions that return mappings are merged in.
 
-    All see the same key, so that what is dropped at the same rate is dropped together.
+    All get the same key, so that those with the same dropout rate are dropped together.
     """
 
     def condition(batch: Mapping[str, Array], key: Array) -> dict[str, Any]:
@@ -64,6 +64,6 @@ def drop_label(key: Array, index: Array, label: Array, null_label: int, rate: fl
 
 
 def drop(key: Array, index: Array, given: Array, null: Array, rate: float) -> Array:
-    """What each example is given, `[B, ...]`, or the null `[...]` in its place with probability `rate`."""
+    """The conditions `[B, ...]`, each example's replaced by the null `[...]` with probability `rate`."""
     dropped = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys_of(key, index))
     return jnp.where(dropped.reshape(-1, *(1 for _ in given.shape[1:])), jnp.broadcast_to(null, given.shape), given)

@@ -29,7 +29,7 @@ def inverse_gap(t: Level, s: Level) -> Array:
 
 
 def of_noisier(weight: Weight) -> PairWeight:
-    """A weight of the noisier level alone."""
+    """The weight of the noisier level."""
     return lambda t, s: weight(t)
 
 
@@ -44,20 +44,20 @@ def consistency(
     solver: Solver = targets.euler,
     distance: Distance = losses.squared_error,
 ) -> Objective:
-    """The loss of a student to itself, at the level s where the teacher's solver arrives from t.
+    """The loss of a student at t to itself at the less noisy level s, where the teacher's solver step from t ends.
 
     Consistency distillation (Song et al. 2023, algorithm 2), or without a teacher consistency training (algorithm 3), which
-    goes from t to s along the example's own x0 and noise. The student's parameterization must be `x / alpha` where the noise
-    ends, as v, edm and `denoiser.bounded` are.
+    goes from t to s with the example's own x0 and noise. The student's parameterization must give `x / alpha` at sigma = 0, as v,
+    edm and `denoiser.bounded` do.
 
     Args:
-        student: of `params`, and of what its targets are computed with.
-        teacher: of `state.frozen`, or None.
-        pairs: the levels t and s, see `pairs`.
-        weight: of both, such as `inverse_gap`.
-        condition: what both are given of a batch.
-        target_ema: name of the EMA in the state that computes targets; None: the params themselves, behind stop_gradient (an
-            EMA of decay 0, as Song & Dhariwal 2023, section 3.2, would have it).
+        student: a denoiser of `params`, and of the params that compute targets.
+        teacher: a denoiser of `state.frozen`, or None.
+        pairs: of levels t and s, see `level_pairs`.
+        weight: of t and s, such as `inverse_gap`.
+        condition: what student and teacher are given of a batch.
+        target_ema: name of the EMA in the state that computes targets; None: the params themselves, without gradient (Song &
+            Dhariwal 2023, section 3.2).
         solver: the teacher's, `targets.euler` (DDIM) or one of higher order.
         distance: such as `losses.pseudo_huber()`.
     """
@@ -66,7 +66,7 @@ def consistency(
         drawn = draw(batch, key, condition)
         t, s = pairs(state.step, drawn.time_key, drawn.indices, drawn.x0.ndim)
         averaged = params if target_ema is None else state.ema[target_ema]
-        network = student(jax.lax.stop_gradient(averaged), drawn.given, drawn.dropout_key)  # the same units dropped
+        network = student(jax.lax.stop_gradient(averaged), drawn.given, drawn.dropout_key)  # with the same dropout mask
         target = targets.ahead(network, _source(teacher, state, drawn), s, solver)
         learner = student(params, drawn.given, drawn.dropout_key)
         return drawn.loss(learner, target, t, lambda t: weight(t, s), distance)
@@ -85,11 +85,11 @@ def continuous_consistency(
     floor: float = 0.1,
     distance: Distance = losses.squared_error,
 ) -> Objective:
-    """The loss of a student to itself a little further along the flow, in the limit of no step at all: sCM.
+    """The loss of a student to itself along the flow in the limit of infinitesimal steps: sCM.
 
     Lu & Song (2024), algorithm 1, without the learned weight of levels: at uniform times of a variance-preserving schedule,
-    to `targets.tangent` of the teacher, or without one of the example's own x0 and noise. `weight` v makes it their loss where
-    the network predicts v. `warmup_steps` bring in the unstable part of the slope.
+    to `targets.tangent` of the teacher, or without a teacher, of the example's own x0 and noise. With the weight of v it is
+    their loss for a network that predicts v. The unstable part of the slope is phased in over `warmup_steps`.
     """
 
     def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
@@ -104,5 +104,5 @@ def continuous_consistency(
 
 
 def _source(teacher: Teacher | None, state: Any, drawn: Draws) -> Denoiser:
-    """The denoiser whose flow is followed: the teacher's, or the data's own."""
+    """The denoiser whose probability flow is followed: the teacher, or the data."""
     return targets.data(drawn.x0) if teacher is None else teacher(state.frozen, drawn.given)

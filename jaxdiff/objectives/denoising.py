@@ -1,4 +1,4 @@
-"""Denoising: networks that regress onto data, given labels, context, other images or nothing."""
+"""Denoising: networks that regress onto data, with or without a condition."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def diffusion(
 ) -> Objective:
     """The loss of denoising data at uniform times of a schedule: DDPM, score matching, flow matching, EDM alike.
 
-    Ho et al. (2020), algorithm 1. `condition` says what the network is given of a batch, such as `labels(null_label)`.
+    Ho et al. (2020), algorithm 1. `condition` extracts what the network is given of a batch, such as `labels(null_label)`.
     """
 
     def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
@@ -41,5 +41,5 @@ def diffusion(
 def conditional(
     network: ConditionalNetwork, parameterization: Parameterization, params: Params, given: Any, dropout_key: Array | None = None
 ) -> Denoiser:
-    """The denoiser of a network at these params, given labels `[B]` or more; it drops units only where it gets a key."""
+    """The denoiser of a network at these params, given its condition; dropout is active only with a key."""
     return denoiser(lambda x, logsnr: network(params, x, logsnr, given, dropout_key), parameterization)

@@ -21,17 +21,17 @@ def vae(
     beta: float = 1.0,
     free_bits: float = 0.0,
 ) -> Objective:
-    """`(beta * KL(q(z | x0) || N(0, I)) - log p(x0 | z)) / dimensions` at one code an example: nats per dimension of x0.
+    """`(beta * KL(q(z | x0) || N(0, I)) - log p(x0 | z)) / dimensions` with one code per example, in nats per dimension of x0.
 
     Kingma & Welling (2014), eq. 7; beta other than 1 is Higgins et al. (2017), eq. 4. A channel of the code whose KL is under
     `free_bits` nats counts as `free_bits` (Kingma et al. 2016, eq. 15), here for each example and not for the mean over a
-    batch, so that the loss does not depend on how the batch is cut.
+    batch, so that the loss does not depend on how the batch is split.
 
     Args:
         encode: `(params, x0) -> (mean, std)` of the code, `[B, ..., channels]`.
         decode: `(params, z, x0) -> log p(x0 | z) [B]`.
         beta: weight of the KL.
-        free_bits: nats of KL a channel that cost nothing more.
+        free_bits: nats of KL per channel that are free.
     """
 
     def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Guided distillation: one student in the place of a teacher and its guidance."""
+"""Guided distillation: a student that replaces a teacher and its guidance."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def guided(
     condition: Condition,
     distance: Distance = losses.squared_error,
 ) -> Objective:
-    """The loss of a student to a guided teacher, at uniform times of a schedule: one call in the place of two.
+    """The loss of a student to a guided teacher at uniform times of a schedule: one network call instead of two.
 
-    Meng et al. (2023), algorithm 1. `condition` draws what both are given, among it the scale (`guidance_scales`), which is an
+    Meng et al. (2023), algorithm 1. `condition` draws what both are given, including the scale (`guidance_scales`), which is an
     input of the student's network; the teacher is `guide(with label, without, given scale)`.
     """
 

@@ -1,4 +1,4 @@
-"""Latent diffusion: any objective, on the latents of a frozen autoencoder (Rombach et al. 2022)."""
+"""Latent diffusion: any objective on the latents of a frozen autoencoder (Rombach et al. 2022)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from jaxdiff.likelihood.vae import Posterior, reparameterized
 from jaxdiff.objectives.rng import keys_of
 from jaxdiff.objectives.types import Objective, Params
 
-LATENT = 0x6C61  # folded into the key for latents' draws; the objective gets the key itself, as without an autoencoder
+LATENT = 0x6C61  # folded into the key for the draws of latents; the objective gets the key itself, as on images
 
 
 def latent(objective: Objective, posterior: Callable[[Any, Mapping[str, Array]], Posterior]) -> Objective:
     """The objective with each batch's images replaced by latents drawn from their posterior, afresh at each step.
 
-    With an autoencoder that changes nothing it is the objective on images, bit for bit.
+    With an identity autoencoder it is bit-exactly the objective on images.
 
     Args:
         objective: of a batch whose `image` is latents.
-        posterior: `(frozen, batch) -> mean and std [B, h, w, C]`: an encoder applied to `image`, or moments that were kept.
+        posterior: `(frozen, batch) -> mean and std [B, h, w, C]`: an encoder applied to `image`, or stored moments.
     """
 
     def on_latents(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Any:

@@ -1,6 +1,6 @@
-"""Pairs of levels t > s that consistency is asked of: which list of levels, how fine at which step, how often each.
+"""Pairs of levels t > s of consistency training: from which list of levels, how fine at which step, and how often each.
 
-A `Pairs` is `(step, key, index) -> (t, s)`, for each example of the batch a level and the less noisy one that its target is at.
+A `Pairs` is `(step, key, index) -> (t, s)`, for each example of the batch a level and the less noisy level of its target.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from jax.typing import ArrayLike
 from jaxdiff import losses
 from jaxdiff.process import Level, Schedule
 
-CLOSEST = 12  # halvings of the distance between two levels, beyond which float32 sees no difference
+CLOSEST = 12  # halvings of the distance between two levels, beyond which float32 does not resolve it
 
 Pairs = Callable[[Array, Array, Array, int], tuple[Level, Level]]  # (step, key, index [B], ndim) -> t, s of [B, 1, ..., 1]
-Curriculum = Callable[[Array], ArrayLike]  # step -> number of steps into which the levels are cut
-Measure = Callable[[Level], Array]  # of how often a level is drawn: a distribution function, which falls from noisy to clean
+Curriculum = Callable[[Array], ArrayLike]  # step -> number of steps of the list of levels
+Measure = Callable[[Level], Array]  # a cumulative distribution function over levels, which falls from noisy to clean
 
 
 def constant(num: int) -> Curriculum:
-    """Always so many steps."""
+    """The same number of steps always."""
     return lambda step: num
 
 
 def square_root(first: int, last: int, total: int) -> Curriculum:
     """`ceil(sqrt(k / total ((last + 1)^2 - first^2) + first^2) - 1)` steps at step k: from about first to last.
 
-    Song et al. (2023), appendix C: their schedule N, less one, as they count levels; without their growing EMA for the target.
+    Song et al. (2023), appendix C: their schedule N minus 1, as they count levels; without their growing EMA for the target.
     """
 
     def num(step: Array) -> Array:
@@ -43,7 +43,7 @@ def square_root(first: int, last: int, total: int) -> Curriculum:
 def doubling(first: int, last: int, total: int) -> Curriculum:
     """`min(first 2^floor(k / total'), last)` steps at step k, doubled in equal intervals until `last` is reached at the end.
 
-    Song & Dhariwal (2023), eq. 9. `last` is `first` times a power of two, so that every list is part of the finest.
+    Song & Dhariwal (2023), eq. 9. `last` is `first` times a power of two, so that every list is a subset of the finest.
 
     Raises:
         ValueError: it is not.
@@ -56,7 +56,7 @@ def doubling(first: int, last: int, total: int) -> Curriculum:
 
 
 def lognormal_measure(mean: float = -1.1, std: float = 2.0) -> Measure:
-    """The share of `log(sigma / alpha)` below a level's, of a normal distribution: levels are drawn by what it falls from t to s.
+    """The normal distribution function of `log(sigma / alpha)`: a pair is drawn with the probability between its levels.
 
     Song & Dhariwal (2023), eq. 10 and table 1.
     """
@@ -64,16 +64,17 @@ def lognormal_measure(mean: float = -1.1, std: float = 2.0) -> Measure:
 
 
 def steps_of(levels: Level, curriculum: Curriculum | None = None, *, skip: int = 1, measure: Measure | None = None) -> Pairs:
-    """Levels of a list `[N + 1]`, cut into as many steps as the curriculum says, and those `skip` steps on.
+    """Pairs from a list of levels `[N + 1]`, coarsened to the curriculum's number of steps, with s `skip` steps after t.
 
-    The list is the finest; a coarser one is its levels nearest to equal shares of it, exactly `levels[::k]` where the number
-    divides N. t is any level but the last, equally often or by a measure; s is clean where fewer than `skip` steps are left.
+    The list is the finest one; a coarser one takes the levels nearest to equal index spacing, exactly `levels[::k]` where its
+    number of steps divides N. t is any level but the last, uniformly or by a measure; s is clean where fewer than `skip` steps
+    are left.
 
     Args:
         levels: noisiest first, the last is clean.
-        curriculum: step -> number of steps, at most N; N if not given.
-        skip: how many steps s lies beyond t (Luo et al. 2023, section 4.3).
-        measure: see `lognormal_measure`; uniform if not given.
+        curriculum: step -> number of steps, at most N; N by default.
+        skip: number of steps from t to s (Luo et al. 2023, section 4.3).
+        measure: see `lognormal_measure`; uniform by default.
 
     Raises:
         ValueError: skip is below 1.
@@ -94,7 +95,7 @@ def steps_of(levels: Level, curriculum: Curriculum | None = None, *, skip: int =
         if measure is None:
             chosen = jnp.minimum((u * num.astype(u.dtype)).astype(jnp.int32), num - 1)
         else:
-            ends = measure(_noisy(levels[place(jnp.arange(size + 1))]))  # equal after the last: of no weight
+            ends = measure(_noisy(levels[place(jnp.arange(size + 1))]))  # equal after the last, which has no weight
             total = ends[0] - ends[-1]
             chosen = jnp.minimum(jnp.searchsorted((ends[0] - ends[1:]) / total, u, side="right"), num - 1)
         return levels[place(chosen)].expand(ndim), levels[place(chosen + skip)].expand(ndim)
@@ -111,11 +112,11 @@ def shrinking(
     b: float = 1.0,
     size: Callable[[Array, Array], Array] = jnp.hypot,
 ) -> Pairs:
-    """Any level t of a schedule, and s with `sigma_s = sigma_t (1 - n(sigma_t) / factor^a)`, a = 1 + floor(step / every).
+    """Pairs of any level t of a schedule and s with `sigma_s = sigma_t (1 - n(sigma_t) / factor^a)`, a = 1 + floor(step / every).
 
     Here a is at most 12, sigma stands for `sigma / alpha`, `n(sigma) = 1 + k sigmoid(-b sigma)`; s is clean where that is not
-    above 0, which makes the beginning nearly diffusion training. Easy consistency tuning, in continuous time (Geng et al. 2024,
-    section 3.2). `size(alpha, sigma)` is what stays from t to s, as in `process.shifted`.
+    above 0, so that training begins nearly as diffusion training. Easy consistency tuning, in continuous time (Geng et al. 2024,
+    section 3.2). `size(alpha, sigma)` is kept from t to s, as in `process.shifted`.
     """
 
     def pairs(step: Array, key: Array, index: Array, ndim: int) -> tuple[Level, Level]:
@@ -130,5 +131,5 @@ def shrinking(
 
 
 def _noisy(levels: Level) -> Level:
-    """The levels, clean ones at the ratio 1e-6 so that logsnr is finite."""
+    """The levels with `sigma / alpha` at least 1e-6, so that logsnr is finite."""
     return Level(levels.alpha, jnp.maximum(levels.sigma, 1e-6 * levels.alpha))

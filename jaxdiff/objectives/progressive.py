@@ -1,4 +1,4 @@
-"""Progressive distillation: a student of half as many steps as its teacher, round by round."""
+"""Progressive distillation: in each round, a student of half as many steps as its teacher."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def progressive(
 ) -> Objective:
     """The loss of a student of n steps to two DDIM steps of its teacher, of 2 n steps on `levels[::2^halvings]`.
 
-    Salimans & Ho (2022), algorithm 2. With `every_level` the student learns its long step from each of the teacher's levels
-    and not from every second alone, as `samplers.overshoot` wants (Meng et al. 2023, section 3.2: their stochastic sampler).
+    Salimans & Ho (2022), algorithm 2. With `every_level` the student learns its long step from each of the teacher's levels,
+    not only from every second one, as `samplers.overshoot` needs (Meng et al. 2023, section 3.2: their stochastic sampler).
 
     Args:
-        student: of `params`.
-        teacher: of `state.frozen`: the student of the round before.
+        student: a denoiser of `params`.
+        teacher: a denoiser of `state.frozen`, the student of the round before.
         levels: `[N + 1]` of the first teacher, N a power of two, noisiest first, the last is clean.
         weight: such as `losses.truncated_snr`.
-        condition: what both are given of a batch.
-        halvings: step -> how many rounds are over.
+        condition: what student and teacher are given of a batch.
+        halvings: step -> the number of completed rounds.
         every_level: see above.
-        distance: between the two x0.
+        distance: between student and target.
 
     Raises:
-        ValueError: N is no power of two above 1.
+        ValueError: N is not a power of two above 1.
     """
     size = levels.sigma.size - 1
     if size < 2 or size & (size - 1):
@@ -53,8 +53,8 @@ def progressive(
         drawn = draw(batch, key, condition)
         stride = 2 ** jnp.asarray(halvings(state.step), jnp.int32)
         number = size // stride if every_level else size // (2 * stride)
-        chosen = jnp.minimum((drawn.times() * number.astype(jnp.float32)).astype(jnp.int32), number - 1)
-        first = chosen * stride if every_level else 2 * chosen * stride
+        number_of_step = jnp.minimum((drawn.times() * number.astype(jnp.float32)).astype(jnp.int32), number - 1)
+        first = number_of_step * stride if every_level else 2 * number_of_step * stride
         t, m, s = (levels[jnp.minimum(first + steps * stride, size)].expand(drawn.x0.ndim) for steps in range(3))
         target = targets.two_steps(teacher(state.frozen, drawn.given), m, s)
         return drawn.loss(student(params, drawn.given, drawn.dropout_key), target, t, weight, distance)

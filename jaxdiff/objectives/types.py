@@ -1,4 +1,4 @@
-"""What objectives take and are: functions, from any framework."""
+"""Types of objectives and of the functions that they take, from any framework."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ ClassifierNetwork = Callable[[Params, Array, Array, Array | None], Array]
 # (params, x scaled to unit size [B, ...], logsnr [B], dropout key or None) -> logits [B, K], from any framework
 Student = Callable[[Params, Given, Array | None], Denoiser]  # (params, given, dropout key or None) -> denoiser
 Teacher = Callable[[Any, Given], Denoiser]  # (frozen, given) -> denoiser, guided by what is given or by a scale of its own
-Objective = Callable[[Params, Any, Mapping[str, Array], Array], Any]  # -> loss [], or a pair of it and terms to report
+Objective = Callable[[Params, Any, Mapping[str, Array], Array], Any]  # -> loss [], or a pair of it and metrics

@@ -17,7 +17,7 @@ from jaxdiff.objectives.draws import draw
 from jaxdiff.objectives.types import ConditionalNetwork, Objective, Params
 from jaxdiff.process import from_logsnr
 
-Logsnr = Callable[[Params, Array], Array]  # (params, times) -> logsnr of the times' shape, decreasing between fixed ends
+Logsnr = Callable[[Params, Array], Array]  # (params, times) -> logsnr at the times, decreasing between fixed ends
 
 
 def variational_diffusion(
@@ -29,12 +29,12 @@ def variational_diffusion(
 ) -> Objective:
     """The bound of continuous time, `mean(l)` with `l = -logsnr'(t) / 2 * snr * mean((x0_hat - x0)^2)`, in nats per dimension.
 
-    Kingma et al. (2021), section 5. The params are `{"network": ..., "schedule": ...}`. The network descends the bound, the
-    schedule `mean(l^2)`, which is the variance of l since no schedule between the same ends moves its mean (section 5.3 and
-    appendix I.2): one forward and one backward pass serve both. Here l is squared in units of its value for linear logsnr
-    and an error of 1 in noise, so that its gradient, else ten times the network's, leaves clipping to the network. Left
-    out are the bound's other two terms: the prior's is constant, and the reconstruction's, at logsnr_max, hears of the
-    network only where a decoder does.
+    Kingma et al. (2021), section 5. The params are `{"network": ..., "schedule": ...}`. The network minimizes the bound, the
+    schedule `mean(l^2)`, that is the variance of l, as the mean of l does not depend on the schedule between fixed ends (section
+    5.3 and appendix I.2); one forward and one backward pass compute both gradients. l is squared in units of its value for linear
+    logsnr and an error of 1 in noise: otherwise the schedule's gradient, ten times the network's, would dominate clipping. The
+    bound's other two terms are left out: the prior term is constant, and the reconstruction term at logsnr_max hardly depends on
+    the network.
     """
 
     def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
@@ -54,7 +54,7 @@ def variational_diffusion(
 
 
 def _squared_for_levels(bound: Callable[[Params, Array, Array], Array]) -> Callable[[Array, Params, Array, Array], Array]:
-    """The same `[B]`, but its gradient in the last two arguments, `[B]` like it, is that of `(value / unit)^2`."""
+    """The bound `[B]` with the gradient of `(value / unit)^2` in its last two arguments, which are `[B]` as well."""
 
     @jax.custom_vjp
     def same(unit: Array, weights: Params, logsnr: Array, slope: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Data whose denoiser is known exactly, and `verify`, which holds any sampler to it."""
+"""Distributions whose denoiser is known exactly, and `verify`, which tests any sampler on them."""
 
 from jaxdiff.oracles.comparison import Check, compare
 from jaxdiff.oracles.mixtures import (

@@ -1,4 +1,4 @@
-"""Samples against the mixture that they should come from, with Monte Carlo errors."""
+"""Comparison of samples with the mixture that they should come from, with Monte Carlo errors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from jax import Array
 from jaxdiff.oracles import mixtures
 from jaxdiff.oracles.mixtures import Mixture
 
-ALLOWANCE = 0.02  # of the data's standard deviation: what a sampler may be off beside its Monte Carlo error
+ALLOWANCE = 0.02  # of the data's standard deviation: allowed bias beyond the Monte Carlo error
 
 
 class Check(NamedTuple):
-    """One line of the table: what was measured, what is allowed, and whether it is."""
+    """One line of the table: the measurement, what is allowed, and whether it passed."""
 
     name: str
     measured: str
@@ -25,14 +25,14 @@ class Check(NamedTuple):
 
 
 def compare(x0: Array, exact: Mixture, key: Array, allowance: float = ALLOWANCE) -> tuple[Check, ...]:
-    """Three checks of samples `[num, D]` against the mixture that they should come from: mean, covariance, sliced Wasserstein.
+    """Three checks of samples `[num, D]` against a mixture: mean, covariance, sliced Wasserstein distance.
 
-    `allowance`, in the largest standard deviation of the data, is allowed beside four Monte Carlo standard errors.
+    Allowed is a bias of `allowance` times the data's largest standard deviation, plus four Monte Carlo standard errors.
     """
-    found, num = np.asarray(x0, np.float64), len(x0)
+    samples, num = np.asarray(x0, np.float64), len(x0)
     mean, covariance = (np.asarray(moment, np.float64) for moment in mixtures.moments(exact))
     scale = float(np.sqrt(np.diag(covariance).max()))
-    centred = found - mean
+    centred = samples - mean
     products = centred[:, :, None] * centred[:, None, :]
     draws = [np.asarray(mixtures.draw(exact, k, num), np.float64) for k in jax.random.split(key, 6)]
     distances = [_sliced_wasserstein(a, b) for a, b in itertools.pairwise(draws)]
@@ -41,7 +41,7 @@ def compare(x0: Array, exact: Mixture, key: Array, allowance: float = ALLOWANCE)
         _worst("bias of covariance", products.mean(0) - covariance, products.std(0) / num**0.5, 2 * allowance * scale**2),
         _bounded(
             "sliced Wasserstein",
-            _sliced_wasserstein(found, draws[0]),
+            _sliced_wasserstein(samples, draws[0]),
             float(np.mean(distances)),
             float(np.std(distances)),
             allowance * scale,
@@ -50,14 +50,14 @@ def compare(x0: Array, exact: Mixture, key: Array, allowance: float = ALLOWANCE)
 
 
 def _sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = 64) -> float:
-    """`sqrt(mean over directions of W2^2)` between two sets of points of one size (Bonneel et al. 2015, eq. 7)."""
+    """`sqrt(mean over directions of W2^2)` between two sets of points of equal size (Bonneel et al. 2015, eq. 7)."""
     normals = np.random.default_rng(0).normal(size=(directions, a.shape[1]))
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     return float(np.sqrt(np.mean((np.sort(a @ normals.T, axis=0) - np.sort(b @ normals.T, axis=0)) ** 2)))
 
 
 def _worst(name: str, bias: np.ndarray, error: np.ndarray, allowance: float) -> Check:
-    """The component of a bias that stands out most from its Monte Carlo error."""
+    """The check of the component of a bias that is largest relative to its allowance."""
     place = np.unravel_index(np.argmax(np.abs(bias) / (4 * error + allowance)), bias.shape)
     return _bounded(name, abs(float(bias[place])), 0.0, float(error[place]), allowance)
 

@@ -1,4 +1,4 @@
-"""A solver's error in few steps, beside that of DDIM in as many."""
+"""A solver's error in few steps, relative to DDIM's in as many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixtures of Gaussians: everything that a diffusion model only learns is here in closed form, at every level."""
+"""Mixtures of Gaussians, with denoiser, score and densities in closed form at every level."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxdiff.process import Level
 class Mixture:
     """A mixture of K Gaussians in D dimensions: weights `[K]` that sum to 1, means `[K, D]`, stds `[K, D]` along the axes.
 
-    The axes of a component are the columns of `axes[k]`, `[K, D, D]`; None: the coordinate axes.
+    The axes of component k are the columns of `axes[k]`, `[K, D, D]`; None: the coordinate axes.
     """
 
     weights: Array
@@ -29,14 +29,14 @@ class Mixture:
 
 
 def mixture(weights: ArrayLike, means: ArrayLike, stds: ArrayLike) -> Mixture:
-    """A mixture from weights `[K]` (scaled to sum to 1), means `[K, D]` and stds `[K]` (round) or `[K, D]`."""
+    """A mixture from weights `[K]` (scaled to sum to 1), means `[K, D]` and stds `[K]` (isotropic) or `[K, D]`."""
     weights, means, stds = jnp.asarray(weights), jnp.asarray(means), jnp.asarray(stds)
     stds = stds[:, None] if stds.ndim == 1 else stds
     return Mixture(weights / jnp.sum(weights), means, jnp.broadcast_to(stds, means.shape))
 
 
 def gaussian(mean: ArrayLike, std: ArrayLike) -> Mixture:
-    """One Gaussian of mean `[D]` and std `[]` or `[D]`: a mixture of one."""
+    """One Gaussian of mean `[D]` and std `[]` or `[D]`: a mixture with one component."""
     mean, std = jnp.asarray(mean), jnp.asarray(std)
     return mixture(jnp.ones((1,), mean.dtype), mean[None], jnp.broadcast_to(std, mean.shape)[None])
 
@@ -63,7 +63,7 @@ def log_density(data: Mixture, x: Array, level: Level) -> Array:
 
 
 def denoiser(data: Mixture) -> Denoiser:
-    """The exact `E[x0 given x]` of a mixture: no denoiser has a smaller squared error."""
+    """The exact `E[x0 given x]` of a mixture, the denoiser of least squared error."""
 
     def denoise(x: Array, level: Level) -> Array:
         log_joint, offset, variance = _joint(data, x, level)
@@ -92,7 +92,7 @@ def moments(data: Mixture) -> tuple[Array, Array]:
 
 
 def conditional(data: Mixture, likelihood: ArrayLike) -> Mixture:
-    """The mixture given a label whose probability in component k is `likelihood[k]`, `[K]`: ones and zeros pick components."""
+    """The mixture given a label with probability `likelihood[k]` in component k, `[K]`; ones and zeros select components."""
     weights = data.weights * jnp.asarray(likelihood, data.weights.dtype)
     return replace(data, weights=weights / jnp.sum(weights))
 
@@ -105,7 +105,7 @@ def class_log_prob(data: Mixture, likelihood: ArrayLike) -> Callable[[Array, Lev
 
 
 def guided(data: Mixture, likelihood: ArrayLike, scale: float | Array) -> Denoiser:
-    """The denoiser whose score is that of `q(x given label)^scale q(x)^(1 - scale)`: what guidance by that scale aims at.
+    """The denoiser whose score is that of `q(x given label)^scale q(x)^(1 - scale)`: the ideal of guidance by that scale.
 
     By the gradient of the log-densities. Fails where alpha = 0.
     """
@@ -125,21 +125,23 @@ def posterior(data: Mixture, matrix: ArrayLike, observed: ArrayLike, std: float)
     matrix, observed = jnp.asarray(matrix), jnp.asarray(observed)
     covariances = _covariances(data)
     cross = jnp.einsum("kde,me->kdm", covariances, matrix, precision="highest")
-    spread = (
+    observed_covariance = (
         jnp.einsum("md,kdn->kmn", matrix, cross, precision="highest") + std**2 * jnp.eye(len(observed), dtype=matrix.dtype)[None]
     )
-    gain = jnp.swapaxes(jnp.linalg.solve(spread, jnp.swapaxes(cross, 1, 2)), 1, 2)
-    surprise = observed[None] - jnp.einsum("md,kd->km", matrix, data.means, precision="highest")
-    means = data.means + jnp.einsum("kdm,km->kd", gain, surprise, precision="highest")
+    gain = jnp.swapaxes(jnp.linalg.solve(observed_covariance, jnp.swapaxes(cross, 1, 2)), 1, 2)
+    residual = observed[None] - jnp.einsum("md,kd->km", matrix, data.means, precision="highest")
+    means = data.means + jnp.einsum("kdm,km->kd", gain, residual, precision="highest")
     after = covariances - jnp.einsum("kdm,kem->kde", gain, cross, precision="highest")
-    _, log_volume = jnp.linalg.slogdet(spread)
-    distance = jnp.einsum("km,km->k", surprise, jnp.linalg.solve(spread, surprise[..., None])[..., 0], precision="highest")
+    _, log_volume = jnp.linalg.slogdet(observed_covariance)
+    distance = jnp.einsum(
+        "km,km->k", residual, jnp.linalg.solve(observed_covariance, residual[..., None])[..., 0], precision="highest"
+    )
     weights = jax.nn.softmax(jnp.log(data.weights) - (log_volume + distance) / 2)
     return correlated(weights, means, (after + jnp.swapaxes(after, 1, 2)) / 2)
 
 
 def flow_map(data: Mixture) -> Callable[..., Array]:
-    """The probability flow of one Gaussian, `(x, t, s) -> x_s`, clean if s is not given: then a consistency function.
+    """The probability flow of one Gaussian, `(x, t, s) -> x_s`; by default s is clean, which makes it a consistency function.
 
     `alpha_s mean + std_s / std_t (x - alpha_t mean)` along each axis, `std_t^2 = (alpha_t std)^2 + sigma_t^2`: the solution
     of the ODE of Song et al. (2021), eq. 13.

@@ -1,4 +1,4 @@
-"""`verify`: any sampler against data whose every answer is known."""
+"""`verify`: tests of any sampler on distributions with exact denoisers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Function = Callable[[Denoiser, Array, Level, Array], Array]  # (denoise, x, leve
 STEPS = (32, 64, 128, 256)
 ORDER_SLACK = 0.25  # below the claimed order, and no more than a fifth of it
 SECOND_ORDER = 1.5  # a measured order above it is held to an error no larger than DDIM's
-ORDER_IN_LAW = 0.6  # of a stochastic sampler's error, which its Monte Carlo error flattens
-FAMILIES = {"karras": process.karras(), "rectified flow": process.rectified_flow()}  # besides the variance-preserving one
+ORDER_IN_LAW = 0.6  # least order of a stochastic sampler's error, whose slope the Monte Carlo error reduces
+FAMILIES = {"karras": process.karras(), "rectified flow": process.rectified_flow()}  # in addition to the variance-preserving one
 LISTS = {**SCHEDULES, "uniform logsnr": process.uniform_logsnr(process.cosine())}
 
 
@@ -56,25 +56,25 @@ def verify(
     num: int = 20_000,
     seed: int = 0,
 ) -> Report:
-    """The table of a sampler's errors on data in two dimensions whose denoiser, law and flow are known exactly.
+    """The table of a sampler's errors on data in two dimensions whose denoiser, distribution and flow are known exactly.
 
-    The sampler is a `Sampler`, or a function `(denoise, x, levels [N + 1], key) -> x0`. `order` is the order of convergence
-    that it claims; unless given, the number of times that it calls the denoiser in a step. A sampler for consistency
-    functions is given `denoiser=oracles.flow_map`. `num` samples make the Monte Carlo errors. Loop over the levels with
-    `jax.lax.scan`: a loop in Python compiles for minutes.
+    The sampler is a `Sampler`, or a function `(denoise, x, levels [N + 1], key) -> x0`. `order` is the claimed order
+    of convergence; by default the number of its calls of the denoiser in a step. Samplers for consistency functions are tested
+    with `denoiser=oracles.flow_map`. `num` samples determine the Monte Carlo errors. Loop over the levels with `jax.lax.scan`:
+    a loop in Python takes minutes to compile.
 
     - Order: slope of the error in the number of steps. Without randomness, the error to the exact flow of one Gaussian,
-      in float64, over steps that are long and short in turn; with it, the error of mean and covariance.
+      in float64, over alternating long and short steps; with it, the error of mean and covariance.
     - Few steps, of a solver without randomness whose order is above 1: its median error to the exact flow of a mixture on the
       schedules' own levels is at most 1.5 times DDIM's at 5 steps, and no more than DDIM's at 10 and 20.
     - Mean, covariance and sliced Wasserstein distance (64 directions) to a mixture, at 256 steps, on variance-preserving,
-      variance-exploding and straight levels. Each figure comes with its Monte Carlo standard error; allowed are four of them
-      and 2% of the data's standard deviation.
-    - The rest: the last step goes to what the denoiser says, finite on common lists of levels, x's dtype kept, the same key
-      the same result, one compilation.
+      variance-exploding and straight levels. Allowed are four Monte Carlo standard errors plus 2% of the data's standard
+      deviation.
+    - The rest: the last step returns the denoiser's x0; results are finite on common lists of levels, of x's dtype, and the same
+      for the same key; one compilation.
 
     Raises:
-        ValueError: x0 is no array of x's shape, or an order is claimed for a sampler that uses its key.
+        ValueError: x0 is not an array of x's shape, or an order is claimed for a sampler that uses its key.
 
     >>> import jaxdiff as jd
     >>> jd.oracles.verify(jd.heun(), num=2000).passed
@@ -91,9 +91,9 @@ def _checks(function: Function, order: float | None, denoiser: Callable, num: in
     data = _one() if flowing else mixtures.mixture([0.2, 0.5, 0.3], [[-1.0, 0.5], [0.8, 0.9], [0.3, -1.2]], [0.2, 0.1, 0.35])
     x = jax.random.normal(key, (8, 2))
     levels = process.grid(process.cosine(), 10)
-    found = jax.eval_shape(lambda x: function(denoiser(data), x, levels, key), x)
-    if getattr(found, "shape", None) != x.shape:
-        raise ValueError(f"a sampler must return x0, an array of x's shape {x.shape}, got {found}")
+    x0 = jax.eval_shape(lambda x: function(denoiser(data), x, levels, key), x)
+    if getattr(x0, "shape", None) != x.shape:
+        raise ValueError(f"a sampler must return x0, an array of x's shape {x.shape}, got {x0}")
     again = [_sampled(function, denoiser(data), x, levels, jax.random.key(n)) for n in (0, 0, 1)]
     deterministic = bool(jnp.all(again[0] == again[2]))
     yield Check("key", "not used" if deterministic else "used", "the same key, the same x0", bool(jnp.all(again[0] == again[1])))
@@ -120,12 +120,12 @@ def _checks(function: Function, order: float | None, denoiser: Callable, num: in
 
 
 def _one() -> Mixture:
-    """A Gaussian, in the dtype of the moment."""
+    """A Gaussian in the current default dtype."""
     return mixtures.gaussian([0.5, -0.3], [0.4, 0.8])
 
 
 def _order(function: Function, denoise: Denoiser, data: Mixture) -> float:
-    """The slope of the median error to the exact flow, over starts that the flow sends everywhere."""
+    """The slope of the median error to the exact flow, over random starts."""
     x = jax.random.normal(jax.random.key(2), (64, 2), jnp.float64)
     errors = []
     for num_steps in STEPS:
@@ -141,32 +141,32 @@ def _order_check(slope: float, claimed: float) -> Check:
 
 
 def _uneven(levels: Level) -> Level:
-    """Half of the steps of a list, in turn of one, three of them long: what is right for equal steps alone shows."""
+    """Half of the steps of a list, alternately 1 and 3 of them long, which reveals formulas for equal steps."""
     last = levels.sigma.size - 1
     return levels[np.unique([n for n in range(last) if n % 4 in (0, 1)] + [last])]
 
 
 def _order_in_law(function: Function, denoise: Denoiser, data: Mixture, num: int, key: Array) -> Check:
-    """The slope of the error of mean and covariance, as long as it stands above its Monte Carlo error."""
+    """The slope of the error of mean and covariance, where it exceeds its Monte Carlo error."""
     exact = [_law_error(mixtures.draw(data, jax.random.fold_in(key, n), num), data) for n in range(4)]
     noise = float(np.mean(exact) + 3 * np.std(exact))
     errors = np.array([_law_error(_ends(function, denoise, data, _levels(n), num, key), data) for n in STEPS])
     slope, least = _slope(np.sqrt(np.maximum(errors**2 - np.mean(exact) ** 2, 0) + 1e-12)), ORDER_IN_LAW
-    found = f"error {errors[0]:.4f} to {errors[-1]:.4f}, order {slope:.2f}" if errors[0] > noise else f"error {errors[-1]:.4f}"
+    measured = f"error {errors[0]:.4f} to {errors[-1]:.4f}, order {slope:.2f}" if errors[0] > noise else f"error {errors[-1]:.4f}"
     allowed = f"order {least:.2f}, or an error of {noise:.4f}"
-    return Check("convergence in law", found, allowed, bool((slope >= least and errors[0] > noise) or errors[-1] <= noise))
+    return Check("convergence in law", measured, allowed, bool((slope >= least and errors[0] > noise) or errors[-1] <= noise))
 
 
 def _law_error(x0: Array, data: Mixture) -> float:
     """Distance of mean and covariance from the exact ones, in units of the standard deviations."""
     mean, covariance = (np.asarray(moment) for moment in mixtures.moments(data))
-    std, found = np.sqrt(np.diag(covariance)), np.asarray(x0)
-    off = (np.cov(found.T) - covariance) / np.outer(std, std)
-    return float(np.sqrt(np.sum(((found.mean(0) - mean) / std) ** 2) + np.sum(off**2)))
+    std, samples = np.sqrt(np.diag(covariance)), np.asarray(x0)
+    off = (np.cov(samples.T) - covariance) / np.outer(std, std)
+    return float(np.sqrt(np.sum(((samples.mean(0) - mean) / std) ** 2) + np.sum(off**2)))
 
 
 def _ends(function: Function, denoise: Denoiser, data: Mixture, levels: Level, num: int, key: Array) -> Array:
-    """Samples `[num, 2]` from starts drawn from the data's own law at the first level."""
+    """Samples `[num, 2]` from starts drawn from the data noised to the first level."""
     data_key, noise_key, sampler_key = jax.random.split(key, 3)
     x0 = mixtures.draw(data, data_key, num)
     x = process.diffuse(x0, jax.random.normal(noise_key, x0.shape, x0.dtype), levels[0])
@@ -205,12 +205,12 @@ def _last_step(function: Function, x: Array) -> Check:
 
 
 def _dtypes(function: Function, denoiser: Callable) -> Check:
-    """Whether x and levels of float32 give an x0 of float32 where float64 is allowed."""
+    """Whether x and levels in float32 give x0 in float32 where float64 is enabled."""
     data = mixtures.gaussian(jnp.asarray([0.5, -0.3], jnp.float32), jnp.asarray(0.5, jnp.float32))
     levels = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), _levels(10))
     x = jax.ShapeDtypeStruct((8, 2), jnp.float32)
-    found = jax.eval_shape(lambda x: function(denoiser(data), x, levels, jax.random.key(0)), x)
-    return Check("dtype of float32", str(found.dtype), "float32", found.dtype == jnp.float32)
+    dtype = jax.eval_shape(lambda x: function(denoiser(data), x, levels, jax.random.key(0)), x).dtype
+    return Check("dtype of float32", str(dtype), "float32", dtype == jnp.float32)
 
 
 def _calls_per_step(function: Function) -> int:
@@ -227,7 +227,7 @@ def _calls_per_step(function: Function) -> int:
 
 
 def _levels(num_steps: int, logsnr_max: float = 12.0) -> Level:
-    """A list that any solver copes with: short steps everywhere, the last one to clean from next to no noise."""
+    """An easy list for any solver: short steps, and hardly any noise before the last."""
     return process.grid(process.uniform_logsnr(process.cosine(-10.0, logsnr_max)), num_steps, t_min=0.0)
 
 

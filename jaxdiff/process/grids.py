@@ -1,4 +1,4 @@
-"""The pace of a schedule, and lists of levels for samplers to walk along."""
+"""Spacings of a schedule, and lists of levels for samplers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxdiff.process.schedules import checked_betas
 
 
 def respaced(schedule: Schedule, measure: Callable[[Level], Array]) -> Schedule:
-    """The same levels walked at another pace: `measure(level)`, which must be monotonic, is linear in t.
+    """The schedule with another spacing: `measure(level)`, which must be monotonic, is linear in t.
 
     >>> from jaxdiff import karras
     >>> respaced(karras(), lambda level: level.sigma)(0.5).sigma.round(2).item()
@@ -33,7 +33,7 @@ def respaced(schedule: Schedule, measure: Callable[[Level], Array]) -> Schedule:
 def time_of(schedule: Schedule, measure: Callable[[Level], Array], wanted: Array) -> Array:
     """The time of the schedule where `measure(level)`, which must be monotonic, is `wanted`: of its shape, with a gradient.
 
-    The first such time where the schedule stands still; 0 or 1 where `wanted` lies outside.
+    Where the schedule is constant, the first such time; 0 or 1 where `wanted` is out of range.
     """
     rises = measure(schedule(jnp.ones_like(wanted))) > measure(schedule(jnp.zeros_like(wanted)))
 
@@ -45,26 +45,26 @@ def time_of(schedule: Schedule, measure: Callable[[Level], Array], wanted: Array
         return jnp.where(short, middle, low), jnp.where(short, high, middle)
 
     bounds = (jnp.zeros_like(wanted), jnp.ones_like(wanted))
-    found = jax.lax.stop_gradient(jax.lax.fori_loop(0, 64, halved, bounds)[1])
-    value, slope = jax.jvp(lambda t: measure(schedule(t)), (found,), (jnp.ones_like(wanted),))
+    t = jax.lax.stop_gradient(jax.lax.fori_loop(0, 64, halved, bounds)[1])
+    value, slope = jax.jvp(lambda t: measure(schedule(t)), (t,), (jnp.ones_like(wanted),))
     slope = jax.lax.stop_gradient(jnp.where(slope == 0, jnp.inf, slope))
-    newton = (wanted - value) / slope  # 0 as a number, and the gradient that the bisection has not
-    return found + newton - jax.lax.stop_gradient(newton)
+    newton = (wanted - value) / slope  # adds 0 to the value, and the gradient that bisection lacks
+    return t + newton - jax.lax.stop_gradient(newton)
 
 
 def level_and_rate(schedule: Schedule, t: Array) -> tuple[Level, Array]:
-    """The level at t, and how fast logsnr falls there, `-d logsnr / dt`."""
+    """The level at t, and the rate `-d logsnr / dt` there."""
     (level, _), (_, slope) = jax.jvp(lambda t: ((level := schedule(t)), level.logsnr), (t,), (jnp.ones_like(t),))
     return level, -slope
 
 
 def uniform_logsnr(schedule: Schedule) -> Schedule:
-    """The schedule with logsnr linear in t (Lu et al. 2022, section 3.3): the pace that solvers of high order want."""
+    """The schedule with logsnr linear in t (Lu et al. 2022, section 3.3): the best spacing for solvers of high order."""
     return respaced(schedule, lambda level: level.logsnr)
 
 
 def karras_spaced(schedule: Schedule, rho: float = 7.0) -> Schedule:
-    """The schedule with `(sigma / alpha)^(1 / rho)` linear in t: the pace of Karras et al. (2022), eq. 5, on any levels."""
+    """The schedule with `(sigma / alpha)^(1 / rho)` linear in t: the spacing of Karras et al. (2022), eq. 5, of any schedule."""
     return respaced(schedule, lambda level: (level.sigma / level.alpha) ** (1 / rho))
 
 
@@ -76,9 +76,9 @@ def quadratic(schedule: Schedule) -> Schedule:
 def grid(schedule: Schedule, num_steps: int, t_min: float | None = None) -> Level:
     """The levels `[num_steps + 1]` at uniform times from 1 down to t_min, then clean, (1, 0): noisiest first.
 
-    t_min is 1 / num_steps unless given: all steps are equally long, and `levels[::2]` is the grid of half as many.
-    `grid(karras(), num_steps, t_min=0)` is the list of Karras et al. (2022), eq. 5. Other paces: `uniform_logsnr`,
-    `karras_spaced`, `quadratic`.
+    By default t_min is 1 / num_steps: all steps are equally long, and `levels[::2]` is the grid of half as many steps.
+    `grid(karras(), num_steps, t_min=0)` is the list of Karras et al. (2022), eq. 5. Other spacings:
+    `uniform_logsnr`, `karras_spaced`, `quadratic`.
 
     Raises:
         ValueError: `num_steps` is below 1 or `t_min` outside [0, 1).
@@ -104,7 +104,7 @@ def from_timesteps(betas: ArrayLike, num_steps: int, spacing: str = "trailing") 
     (`zero_terminal_snr`), where alpha = 0: a network that predicts noise has no x0 there.
 
     Raises:
-        ValueError: `betas` is no vector with values in (0, 1], or there is no such spacing or number of steps.
+        ValueError: `betas` is not a vector of values in (0, 1], or spacing or num_steps is invalid.
     """
     betas = checked_betas(betas, "from_timesteps", "values in (0, 1]", lambda b: (b > 0) & (b <= 1))
     if spacing not in TIMESTEPS:
@@ -119,7 +119,7 @@ def zero_terminal_snr(betas: ArrayLike) -> np.ndarray:
     """The betas of a chain that ends in pure noise, alpha = 0 (Lin et al. 2023, algorithm 1).
 
     Raises:
-        ValueError: `betas` is no vector with at least two values in (0, 1).
+        ValueError: `betas` is not a vector of at least two values in (0, 1).
     """
     betas = checked_betas(betas, "zero_terminal_snr", "at least two values in (0, 1)", lambda b: (b > 0) & (b < 1) & (b.size > 1))
     alpha = np.sqrt(np.cumprod(1 - betas))
@@ -128,6 +128,6 @@ def zero_terminal_snr(betas: ArrayLike) -> np.ndarray:
 
 
 def _to_clean(noisy: Level) -> Level:
-    """The list of levels with clean, (1, 0), after its end."""
+    """The levels followed by the clean one, (1, 0)."""
     clean = (jnp.full_like(noisy.alpha[:1], value) for value in CLEAN)
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), noisy, Level(*clean))

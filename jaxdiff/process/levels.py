@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Level:
-    """How much of x is data and how much is noise: `x = alpha * x0 + sigma * noise`.
+    """The amounts of data and noise in x: `x = alpha * x0 + sigma * noise`.
 
     Shape `[]`, or `[B, 1, ..., 1]` so that it broadcasts against x, or `[N + 1]` for a list of levels. Indexable.
     """
@@ -39,11 +39,11 @@ class Level:
 Schedule = Callable[[ArrayLike], Level]
 Std = Callable[[Level, Level], Array]  # of the fresh noise in a step from t to s
 
-CLEAN = (1.0, 0.0)  # alpha, sigma of data without noise: where every list of levels ends
+CLEAN = (1.0, 0.0)  # alpha, sigma of data without noise, the end of every list of levels
 
 
 def from_logsnr(logsnr: Array) -> Level:
-    """The variance-preserving level of that logsnr: `alpha^2 = sigmoid(logsnr)`, `sigma^2 = sigmoid(-logsnr)`."""
+    """The variance-preserving level with that logsnr: `alpha^2 = sigmoid(logsnr)`, `sigma^2 = sigmoid(-logsnr)`."""
     return Level(jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr)))
 
 
@@ -53,7 +53,7 @@ def diffuse(x0: Array, noise: Array, level: Level) -> Array:
 
 
 def transfer(x: Array, x0: Array, t: Level, s: Level) -> Array:
-    """`r * x + (alpha_s - r * alpha_t) * x0`, `r = sigma_s / sigma_t`: keeps the implied noise, changes the level.
+    """`r * x + (alpha_s - r * alpha_t) * x0`, `r = sigma_s / sigma_t`: keeps the implied noise and changes the level.
 
     DDIM (Song, Meng & Ermon 2021, eq. 12 with eta = 0). Never divides by alpha; returns x0 where sigma_s = 0. Fails where
     sigma_t = 0.

@@ -31,7 +31,7 @@ def cosine(logsnr_min: float = -15.0, logsnr_max: float = 15.0) -> Schedule:
 def linear(beta_min: float = 0.1, beta_max: float = 20.0, logsnr_max: float = 15.0) -> Schedule:
     """DDPM's linear betas in continuous time: `alpha^2 = exp(-(beta_min t + (beta_max - beta_min) t^2 / 2))`.
 
-    Song et al. (2021), eq. 33 of appendix C. Clipped at `logsnr_max`, where t = 0 would have no noise at all.
+    Song et al. (2021), eq. 33 of appendix C. Clipped at `logsnr_max`, as t = 0 would have no noise.
     """
 
     def level(t):
@@ -44,7 +44,7 @@ def linear(beta_min: float = 0.1, beta_max: float = 20.0, logsnr_max: float = 15
 def karras(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
     """`alpha = 1`, `sigma^(1 / rho)` linear in t from sigma_min to sigma_max (variance exploding).
 
-    Karras et al. (2022), eq. 5, which counts time from the noisy end.
+    Karras et al. (2022), eq. 5, where time runs from the noisy end.
     """
     first, last = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
 
@@ -93,7 +93,7 @@ def from_betas(betas: ArrayLike, logsnr_max: float = 15.0) -> Schedule:
     Ho et al. (2020), eq. 4. Between two states `log alpha` is linear in t; t = 0 is clipped at `logsnr_max`.
 
     Raises:
-        ValueError: `betas` is no vector with values in [0, 1).
+        ValueError: `betas` is not a vector of values in [0, 1).
     """
     betas = checked_betas(betas, "from_betas", "values in [0, 1)", lambda b: (b >= 0) & (b < 1))
     exponents = np.append(0.0, -np.cumsum(np.log1p(-betas)))
@@ -110,7 +110,7 @@ def shifted(schedule: Schedule, factor: float, size: Callable[[Array, Array], Ar
     """The schedule with `sigma / alpha` multiplied by `factor`: more noise for larger images.
 
     Hoogeboom et al. (2023), section 3.1 (`factor` = resolution / 64); Esser et al. (2024), eq. 23 (factor = sqrt(m / n)).
-    `size(alpha, sigma)` is what stays as it was: `jnp.hypot` for variance-preserving schedules, `jnp.add` for
+    `size(alpha, sigma)` is kept as it is: `jnp.hypot` for variance-preserving schedules, `jnp.add` for
     rectified flow.
     """
 
@@ -130,7 +130,7 @@ def _variance_preserving(exponent: Array, logsnr_max: float) -> Level:
 
 
 def checked_betas(betas: ArrayLike, where: str, rule: str, good: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The betas as a float64 vector, once all of them are found good by the rule.
+    """The betas as a float64 vector, checked by the rule.
 
     Raises:
         ValueError: they are not.

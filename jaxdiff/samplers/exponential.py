@@ -23,8 +23,8 @@ def exponential_moments(h: Array) -> tuple[Array, Array]:
     """Means of `u` and `u^2` over u in [0, 1] weighted by `exp(h u)`; by their series where h is small."""
     small = jnp.abs(h) < 0.1
     safe = jnp.where(small, 1, h)
-    whole = -1 / jnp.expm1(-safe)
-    first = whole - 1 / safe
+    total = -1 / jnp.expm1(-safe)
+    first = total - 1 / safe
     first_series = 1 / 2 + h / 12 - h**3 / 720 + h**5 / 30240
     second_series = 1 / 3 + h / 12 + h**2 / 360 - h**3 / 720 - h**4 / 15120 + h**5 / 30240
-    return jnp.where(small, first_series, first), jnp.where(small, second_series, whole - 2 * first / safe)
+    return jnp.where(small, first_series, first), jnp.where(small, second_series, total - 2 * first / safe)

@@ -13,7 +13,7 @@ from jax import Array
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.process import Level
 
-Memory = Any  # what a multistep sampler remembers between steps: a pytree
+Memory = Any  # what a multistep sampler carries from step to step: a pytree
 
 
 Step = Callable[[Denoiser, Array, Memory, Level, Level, Array], tuple[Array, Memory]]
@@ -33,10 +33,10 @@ class Sampler(NamedTuple):
 
 
 def sample(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Array) -> Array:
-    """The clean image x0 that the sampler reaches from x, a draw at `levels[0]`, along `levels [N + 1]`.
+    """The x0 that the sampler reaches from x, a sample at `levels[0]`, along `levels [N + 1]`, of which the last is clean.
 
-    x is `levels[0].sigma * noise` for levels that begin in pure noise. Pure: compiles under `jax.jit`, and memory does
-    not grow with the number of steps.
+    To start from pure noise, x is `levels[0].sigma * noise`. Pure; compiles under `jax.jit`, and memory does not grow with the
+    number of steps.
 
     Raises:
         TypeError: x and levels differ in dtype.
@@ -52,7 +52,7 @@ def sample(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Ar
 
 
 def trajectory(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Array, every: int = 1) -> Array:
-    """The states `[N / every + 1, B, ...]` on the way of `sample`, from x itself to x0: all, or every k-th.
+    """The states `[N / every + 1, B, ...]` of `sample`, from x to x0: after every step, or after every k-th.
 
     Raises:
         ValueError: `every` does not divide the number of steps N.
@@ -98,7 +98,7 @@ def map_step(wrap: Callable[[Step], Step], sampler: Sampler) -> Sampler:
 
 
 def stateless(step) -> Sampler:
-    """A sampler that remembers nothing, from `step(denoise, x, t, s, key) -> x`."""
+    """A sampler without memory, from `step(denoise, x, t, s, key) -> x`."""
 
     def with_memory(denoise, x, memory, t, s, key):
         return step(denoise, x, t, s, key), memory

@@ -1,4 +1,4 @@
-"""Samplers that remember nothing between steps."""
+"""Samplers without memory between steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def ddim(eta: float | Array = 0.0) -> Sampler:
     """Aims at D(x, t) with fresh noise of std `eta * posterior_std`: eta = 0 is the probability-flow ODE, eta = 1 DDPM.
 
     Song, Meng & Ermon (2021), eq. 12 and 16, for eta in [0, 1]. With eta = 0 it is Euler's rule on the ODE of Karras et
-    al. (2022), eq. 4, and DPM-Solver++(1). A literal 0 draws no noise at all; a traced eta does not recompile.
+    al. (2022), eq. 4, and DPM-Solver++(1). A literal 0 draws no noise; a traced eta does not recompile.
     """
     return stateless(lambda denoise, x, t, s, key: ddim_step(x, denoise(x, t), t, s, eta, key))
 
@@ -27,7 +27,7 @@ def ddpm(std: Std = posterior_std) -> Sampler:
     """Ancestral sampling: the mean of q(x_s given x_t, x0) at x0 = D(x, t), and noise of `std(t, s)`.
 
     Ho et al. (2020), algorithm 2, which adds no noise in the last step. `ddpm()` is `ddim(eta=1)`;
-    `ddpm(forward_std)` is the large-variance form, right for data of unit variance.
+    `ddpm(forward_std)` is the large-variance form, exact for data of unit variance.
     """
 
     def step(denoise, x, t, s, key):
@@ -41,7 +41,7 @@ def ddpm(std: Std = posterior_std) -> Sampler:
 def euler_maruyama() -> Sampler:
     """Euler-Maruyama on the reverse SDE, `x + f + g^2 score + g noise`; the last step goes to D(x, t).
 
-    Song et al. (2021), eq. 6 and section 4.1, for any list of levels: `f = log(alpha_s / alpha_t) x`, and
+    Song et al. (2021), eq. 6 and section 4.1, on any list of levels: `f = log(alpha_s / alpha_t) x`, and
     `g^2 = alpha_s sigma_t^2 / alpha_t - alpha_t sigma_s^2 / alpha_s`, the SDE's integrals over the step to second order.
     Unstable where a step is long in logsnr; fails where alpha_t = 0.
     """
@@ -58,7 +58,7 @@ def euler_maruyama() -> Sampler:
 
 
 def full_std(t: Level, s: Level) -> Array:
-    """All of the noise at s, `sigma_s`: nothing of x is kept but x0."""
+    """All of the noise at s, `sigma_s`: x enters through x0 alone."""
     return s.sigma
 
 
@@ -85,7 +85,7 @@ def overshoot(levels: Level) -> Sampler:
     """Steps to the level after next of its list, then noises back to the next: the stochastic sampler of Meng et al. (2023).
 
     Their section 3.2, for a student of half as many steps that was trained at all of `levels` (`objectives.progressive` with
-    `every_level`). It counts its steps, and must walk along the same `levels [N + 1]` from their beginning.
+    `every_level`). It counts its steps, so `sample` must be given the same `levels [N + 1]` from their beginning.
     """
     last = levels.sigma.size - 1
 
@@ -133,7 +133,7 @@ def heun(rule: Callable[[Level, Level], Array] = exponential_trapezoid) -> Sampl
 
 
 def ddim_step(x: Array, x0: Array, t: Level, s: Level, eta: float | Array, key: Array) -> Array:
-    """`transfer` with fresh noise of std `eta * posterior_std` in the place of as much of the kept."""
+    """`transfer` with fresh noise of std `eta * posterior_std` replacing that much of the implied noise."""
     if isinstance(eta, int | float) and eta == 0:
         return transfer(x, x0, t, s)
     fresh = eta * fresh_share(t, s)

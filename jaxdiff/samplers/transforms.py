@@ -1,4 +1,4 @@
-"""Samplers made of samplers."""
+"""Functions from samplers to samplers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def churn(
     noise: float = 1.0,
     size: Callable[[Array, Array], Array] = jnp.hypot,
 ) -> Sampler:
-    """The sampler, each step begun from a level raised by fresh noise, where `sigma / alpha` grows by `1 + gamma`.
+    """The sampler with each step started from a noisier level: fresh noise raises `sigma / alpha` by the factor `1 + gamma`.
 
     Karras et al. (2022), algorithm 2: gamma = min(S_churn / N, sqrt(2) - 1), sigma_min and sigma_max (of sigma / alpha)
-    S_tmin and S_tmax, noise S_noise. `size(alpha, sigma)` is what the raise keeps, as in `process.shifted`: hypot on
+    S_tmin and S_tmax, noise S_noise. `size(alpha, sigma)` is kept, as in `process.shifted`: hypot on
     variance-preserving levels, `lambda alpha, sigma: alpha` on EDM's own, `jnp.add` on straight ones.
 
     Raises:
-        ValueError: the sampler remembers earlier steps, which the fresh noise makes wrong.
+        ValueError: the sampler has memory of earlier steps, which fresh noise would invalidate.
     """
 
     def raised(step):
@@ -46,14 +46,14 @@ def churn(
 
     def init(x):
         if jax.tree.leaves(sampler.init(x)):
-            raise ValueError("churn: only samplers that remember nothing, such as heun, can be begun from a raised level")
+            raise ValueError("churn: only samplers without memory, such as heun, can start from a raised level")
         return sampler.init(x)
 
     return map_step(raised, sampler._replace(init=init))
 
 
 def with_callback(sampler: Sampler, callback: Callable[[Array, Array], None]) -> Sampler:
-    """The sampler, which calls `callback(number, x)` on the host after each step, number from 1: progress, previews.
+    """The sampler with `callback(number, x)` called on the host after each step, number from 1: for progress and previews.
 
     Calls may arrive late, and under `jax.vmap` once for each element.
     """
