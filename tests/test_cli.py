@@ -13,11 +13,13 @@ from jaxdiff.io import errors
 
 
 def answer(capsys, *words):
+    """Exit status and the one line of stderr, else stdout; a traceback of the user's own file may follow the line."""
     quiet = ("--quiet",) if words and words[0] in cli.COMMANDS else ()
     status = cli.main((*words[:1], *quiet, *words[1:]))
     captured = capsys.readouterr()
-    assert captured.err.count("\n") <= 1, captured.err
-    return status, captured.err.strip() or captured.out
+    line, _, trace = captured.err.partition("\n")
+    assert not trace or trace.startswith(("Traceback", "  File")), captured.err
+    return status, line or captured.out
 
 
 @pytest.fixture
@@ -117,6 +119,39 @@ def test_wrong_values_in_a_config_file(capsys, recipe_file, body, message):
     status, line = answer(capsys, "train", recipe_file(body))
     assert status == 1
     assert message in line
+
+
+FAULTY_RECIPE = """
+from jaxdiff.app.config import *
+from beside import learning_rate
+config = Experiment(optimizer=Optimizer(learning_rate=learning_rate(0)))
+"""
+
+
+def test_an_error_in_a_recipe_shows_its_traceback_from_the_recipe_on(capsys, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "beside.py").write_text("def learning_rate(steps):\n    return 1 / steps\n")
+    path = tmp_path / "recipe.py"
+    path.write_text(FAULTY_RECIPE)
+    assert cli.main(["train", str(path)]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip(" ~^")]
+    assert lines == [
+        f"jaxdiff: {path}: ZeroDivisionError: division by zero",
+        "Traceback (most recent call last):",
+        f'  File "{path}", line 4, in <module>',
+        "    config = Experiment(optimizer=Optimizer(learning_rate=learning_rate(0)))",
+        f'  File "{tmp_path}/beside.py", line 2, in learning_rate',
+        "    return 1 / steps",
+        "ZeroDivisionError: division by zero",
+    ]
+
+
+def test_a_recipe_that_is_no_python_shows_the_line(capsys, recipe_file):
+    path = recipe_file("Experiment(steps==)")
+    assert cli.main(["train", path]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"jaxdiff: {path}: SyntaxError: invalid syntax")
+    assert lines[1:3] == [f'  File "{path}", line 2', "    config = Experiment(steps==)"]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +311,7 @@ def on_the_host(denoise, x, levels, key):
         ("three", "must be a jaxdiff.Sampler or a function .*, got 3"),
         ("alpha_of_the_wrong_tim", "no sampler 'alpha_of_the_wrong_tim'; did you mean alpha_of_the_wrong_time?"),
         ("without_weights", "without_weights: ValueError: no weights"),
-        ("not_yet", "not_yet: NotImplementedError:"),
+        ("not_yet", "not_yet: NotImplementedError$"),
         ("nothing", "no sampler 'nothing'; write a name in .*mine.py, such as factory, without_weights, not_yet"),
         ("on_the_host", "on_the_host: ConcretizationTypeError: Abstract tracer value"),
     ],
@@ -286,6 +321,22 @@ def test_verify_says_what_is_no_sampler(tmp_path, capsys, name, message):
     status, line = answer(capsys, "verify", f"{tmp_path}/mine.py:{name}")
     assert status == 1
     assert re.search(message, line), line
+
+
+def test_an_error_in_a_sampler_shows_its_traceback_from_the_file_on(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(SAMPLERS)
+    for name, line, last in (
+        ("without_weights", 'raise ValueError("no weights")', "ValueError: no weights"),  # while it is made
+        ("not_yet", "raise NotImplementedError", "NotImplementedError"),  # while it is called
+    ):
+        assert cli.main(["verify", f"{path}:{name}", "--quiet"]) == 1
+        said, *trace = capsys.readouterr().err.splitlines()
+        assert said.startswith(f"jaxdiff: {path}:{name}: {last}")
+        assert trace[0] == "Traceback (most recent call last):"
+        assert trace[1].startswith(f'  File "{path}", line ')
+        assert (trace[2].strip(), trace[-1]) == (line, last)
+        assert len(trace) == 4
 
 
 def test_verify_says_what_is_no_file_and_no_name(tmp_path, capsys):

@@ -332,6 +332,11 @@ def test_a_child_that_fails_ends_in_one_line():
         compiling.compiled(["-c", "import time; time.sleep(60)"], 1)
 
 
+def test_a_full_disk_is_no_program_that_is_too_big():
+    with pytest.raises(compiling.CompilerError, match="stopped with status 1: OSError: RESOURCE_EXHAUSTED"):
+        compiling.compiled(["-c", "raise OSError('RESOURCE_EXHAUSTED: /x: No space left on device')"], 60)
+
+
 def test_a_program_that_is_too_big_is_no_failure():
     found = compiling.compiled(["-c", "raise RuntimeError('RESOURCE_EXHAUSTED: Used 40.03G of 15.75G hbm')"], 60)
     assert found is not None

@@ -1,4 +1,4 @@
-"""Wrong inputs of every command: each ends in one line that says what to do, without a traceback, with an exit status above 0."""
+"""Wrong inputs of every command: each ends in one line that says what to do, without our traceback, and an exit status above 0."""
 
 import json
 import os
@@ -150,7 +150,7 @@ def test_one_line_says_what_to_do(folder, tfds_dir, capsys, name):
     line = capsys.readouterr().err
     assert said.replace("{}", str(folder)) in line
     assert line.startswith("jaxdiff")
-    assert line.count("\n") == 1
+    assert line.count("\n") == 1 or name == "train: a file that exits"  # an error of the user's own code, with its traceback
     assert status == expected
 
 
@@ -172,7 +172,9 @@ def test_what_is_our_fault_keeps_its_traceback(capsys, monkeypatch):
     ("raised", "status", "said"),
     [
         (MemoryError(), 1, "out of memory"),
-        (RuntimeError("RESOURCE_EXHAUSTED: 3 GiB"), 1, "out of memory (RESOURCE_EXHAUSTED: 3 GiB); ask for less"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), 1, "out of memory (RESOURCE_EXHAUSTED: Out of"),
+        (OSError(28, "No space left on device", "/x"), 1, "the disk is full ([Errno 28] No space left on device: '/x')"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Error writing /x: No space left on device"), 1, "the disk is full (RESOURCE_EXHAUSTED"),
         (RuntimeError("Unable to initialize backend 'tpu': no chip"), 1, "JAX cannot use"),
         (PermissionError(13, "Permission denied", "/x"), 1, "/x: Permission denied; choose another path"),
         (KeyboardInterrupt(), 130, ""),
@@ -187,6 +189,15 @@ def test_what_the_machine_refuses(capsys, monkeypatch, raised, status, said):
     line = capsys.readouterr().err
     assert said in line
     assert line.count("\n") == bool(said)
+
+
+def test_a_quota_is_not_memory(capsys, monkeypatch):
+    def fails(args):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Quota exceeded for requests to the bucket")
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", (cli.COMMANDS["doctor"][0], fails))
+    assert cli.main(["doctor"]) == 1
+    assert "out of memory" not in capsys.readouterr().err
 
 
 def test_an_absent_device_of_the_environment_is_one_line():

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxdiff.io.errors import ConfigError, DataError
+from jaxdiff.io.errors import ConfigError, DataError, first_line
 
 MIRRORED = "_mirrored"  # ends the name of a split of mirrored images
 SHARD = 2**28  # bytes of moments a file
@@ -147,4 +147,4 @@ def _told(what: str, kind: type[Exception] = RuntimeError) -> Iterator[None]:
     try:
         yield
     except kind as error:
-        raise DataError(f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
+        raise DataError(f"{what}: {first_line(error)}") from error

@@ -17,7 +17,7 @@ import requests
 import tensorflow_datasets as tfds
 
 from jaxdiff.data.digits import png
-from jaxdiff.io.errors import DataError
+from jaxdiff.io.errors import DataError, first_line
 
 MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -54,8 +54,7 @@ def prepare(name: str, data_dir: str | None = None, raw_dir: pathlib.Path | None
     try:
         builder.download_and_prepare()
     except Exception as error:  # of gzip, tar, the parser, the download, the disk
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"data: {name} could not be prepared: {reason}") from error
+        raise DataError(f"data: {name} could not be prepared: {first_line(error)}") from error
     return builder
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from jaxdiff.data.latents import Rows
 from jaxdiff.io import progress
-from jaxdiff.io.errors import DataError
+from jaxdiff.io.errors import DataError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def load_split(name: str, split: str, image_shape: tuple[int, int, int], fit: Fi
     try:
         parts = [decode(source.__getitems__(list(range(i, min(i + 256, len(source)))))) for i in starts]
     except RuntimeError as error:
-        raise DataError(f"data set {name} is damaged, remove and prepare it again: {_first_line(error)}") from error
+        raise DataError(f"data set {name} is damaged, remove and prepare it again: {first_line(error)}") from error
     pixels, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Images(lambda indices: (pixels[indices], labels[indices]), *rest)
 
@@ -184,11 +184,7 @@ def _source(name: str, split: str, data_dir: str | None, decoders: Any = None) -
     try:
         return builder.as_data_source(split=split, decoders=decoders), builder.info
     except Exception as error:  # tfds raises many kinds: an unknown split, a slice that is none, another file format
-        raise DataError(f"data set {name}, split {split!r}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"data set {name}, split {split!r}: {first_line(error)}") from error
 
 
 def _builder(name: str, data_dir: str | None) -> Any:

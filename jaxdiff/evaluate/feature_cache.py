@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.io import files
+from jaxdiff.io.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def cached_arrays(path: pathlib.Path, make: Callable[[], Mapping[str, np.ndarray
     except FileNotFoundError:
         pass
     except Exception as error:  # numpy raises many kinds
-        log.warning("%s is damaged and made again (%s)", path, str(error).splitlines()[0] if str(error) else type(error).__name__)
+        log.warning("%s is damaged and made again (%s)", path, first_line(error))
     made: dict[str, Any] = {name: np.asarray(value) for name, value in make().items()}
     try:
         with files.atomic_write(path) as draft, draft.open("wb") as file:

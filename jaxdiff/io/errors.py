@@ -1,8 +1,18 @@
-"""The errors whose message says all that a user needs: what is wrong, where, and what to do instead."""
+"""Errors whose message says all that a user needs (what is wrong, where, what to do instead), and how errors are quoted."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import pathlib
+import runpy
+import traceback
+
+OURS = (str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(str(importlib.__file__)).parent), runpy.__file__, "<frozen ")
 
 
 class UserError(Exception):
-    """What a user can mend; the command line prints its one line and no traceback."""
+    """An error that the user can fix; the command line prints its one line and its notes, and no traceback."""
 
 
 class ConfigError(UserError, ValueError):
@@ -18,12 +28,46 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be read or written, or whose values are not those that were saved."""
+    """A checkpoint that cannot be read or written, or whose values differ from those that were saved."""
 
 
 class NonFiniteError(UserError):
-    """A loss, gradient, parameter or image that is no number."""
+    """A loss, gradient, parameter or image that is NaN or infinite."""
 
 
 class LostProcessError(UserError):
     """One of the processes of a run is gone."""
+
+
+def first_line(error: BaseException, length: int = 200) -> str:
+    """The first line of an error's message, cut to `length`; the name of its type if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:length]
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk has no room left, whatever its type and its status code say."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def user_code_error(where: str, path: pathlib.Path | str, error: BaseException, message: str = "") -> ConfigError:
+    """The error to raise for one raised by code in the user's file `path`: one line, and as a note the traceback from that file on.
+
+    The message of the error itself is quoted if there is no other.
+    """
+    kind, message = type(error).__name__, message or first_line(error)
+    told = ConfigError(f"{where}: {message}" if message == kind else f"{where}: {kind}: {message}")
+    if note := _traceback_from(path, error):
+        told.add_note(note)
+    return told
+
+
+def _traceback_from(path: pathlib.Path | str, error: BaseException) -> str:
+    """The traceback from the file on, without our frames and those of runpy and importlib; empty if the file is not in it."""
+    report = traceback.TracebackException.from_exception(error)
+    report.__notes__ = [note for note in report.__notes__ or () if "JAX_TRACEBACK_FILTERING" not in note]
+    in_file = [pathlib.Path(frame.filename).resolve() == pathlib.Path(path).resolve() for frame in report.stack]
+    last = list(report.format_exception_only())
+    if True in in_file:
+        frames = [frame for frame in report.stack[in_file.index(True) :] if not frame.filename.startswith(OURS)]
+        return "".join(["Traceback (most recent call last):\n", *traceback.format_list(frames), *last]).rstrip()
+    return "".join(last).rstrip() if isinstance(error, SyntaxError) and error.lineno else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.io.errors import ConfigError
+from jaxdiff.io.errors import ConfigError, first_line
 
 
 @contextlib.contextmanager
@@ -25,7 +25,7 @@ def open_npz(path: pathlib.Path | str, network: str) -> Iterator[Any]:
     except ConfigError:
         raise
     except Exception as error:  # numpy raises many kinds: a damaged archive, an empty file, names that are missing
-        reason = str(error).strip("'\"") or type(error).__name__
+        reason = first_line(error).strip("'\"")
         raise ConfigError(f"{path} holds no weights of {network} ({reason})") from error
 
 

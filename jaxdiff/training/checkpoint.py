@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxdiff.io import progress
-from jaxdiff.io.errors import CheckpointError, NonFiniteError
+from jaxdiff.io.errors import CheckpointError, NonFiniteError, disk_full, first_line
 from jaxdiff.training import TrainState, distributed
 
 log = logging.getLogger(__name__)
@@ -211,8 +211,7 @@ def _read(workdir: pathlib.Path, step: int, like: Mapping[str, Any], together: b
         with progress.waiting(f"reading checkpoint {step}"):
             items = _restored(directory, like)
     except Exception as error:  # orbax and tensorstore raise bare Exceptions too
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = f"checkpoint {directory} cannot be read ({lines[0][:120]})"
+        reason = f"checkpoint {directory} cannot be read ({first_line(error)})"
     _agree(reason, directory, together)
     for name in like:
         if checksums(items[name]) != items["meta"].get("checksums", {}).get(name):
@@ -255,7 +254,8 @@ def _saving(to: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"a checkpoint in {to.directory} could not be saved: {str(error).splitlines()[0][:200]}") from error
+        reason = "the disk is full" if disk_full(error) else first_line(error)
+        raise CheckpointError(f"a checkpoint in {to.directory} could not be saved: {reason}") from error
 
 
 def _items(state: TrainState) -> dict[str, Any]:

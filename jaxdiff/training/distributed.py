@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxdiff import training
-from jaxdiff.io.errors import ConfigError, LostProcessError, UserError
+from jaxdiff.io.errors import ConfigError, LostProcessError, UserError, first_line
 from jaxdiff.training import watchdog
 
 STEP_TIMEOUT = 45.0  # seconds that a step may take unless told otherwise
@@ -61,7 +61,7 @@ def initialize(coordinator: str | None = None, num: int | None = None, index: in
                 coordinator_bind_address=bind,
             )
         except (ValueError, RuntimeError) as error:
-            raise ConfigError(f"the processes could not be joined: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"the processes could not be joined: {first_line(error)}") from error
     sys.excepthook = _end
     if not is_first():
         logging.getLogger("jaxdiff").setLevel(logging.ERROR)
@@ -215,7 +215,7 @@ def lost_process(error: BaseException) -> LostProcessError | None:
     if not is_multi_process() or not isinstance(error, jax.errors.JaxRuntimeError) or not re.search(_LOST, text):
         return None
     return LostProcessError(
-        f"another process was lost ({text.splitlines()[0][:100]}); the same command on all goes on from the last checkpoint"
+        f"another process was lost ({first_line(error, 100)}); the same command on all goes on from the last checkpoint"
     )
 
 

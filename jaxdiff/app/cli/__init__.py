@@ -70,12 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _said(error: Exception) -> str:
-    """What to say of an error: a line, where a user can mend it; else its traceback, and that it is ours."""
+    """The message for an error: one line if the user can fix it, with notes; else its traceback and that it is a bug."""
     from jaxdiff.training import distributed
 
-    known = error if isinstance(error, UserError) else _refused(error) if isinstance(error, OSError) else None
-    known = known or distributed.lost_process(error) or global_flags.missing_device(error) or global_flags.out_of_memory(error)
     who = f"jaxdiff: {distributed.line_prefix()}"
+    if isinstance(error, UserError):
+        return "\n".join([who + " ".join(str(error).split()), *getattr(error, "__notes__", ())])
+    known = global_flags.out_of_room(error) or (_refused(error) if isinstance(error, OSError) else None)
+    known = known or distributed.lost_process(error) or global_flags.missing_device(error)
     return who + " ".join(str(known).split()) if known else f"{''.join(traceback.format_exception(error))}{who}{BUG}"
 
 

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from jaxdiff.io.errors import ConfigError
+from jaxdiff.io.errors import ConfigError, disk_full, first_line
 
 _ABSENT = (
     r"initialize backend|Unknown backend|[Nn]o visible (GPU|TPU)"  # in JAX's errors where a device is wanted that is not there
 )
 
-_TOO_MUCH = r"RESOURCE_EXHAUSTED|exceeding 2 \*\* 64"  # in those where memory is full, or no memory could hold an array
+# In those where memory is full, or no memory could hold an array. RESOURCE_EXHAUSTED alone may be a full disk or a quota.
+_TOO_MUCH = r"[Oo]ut of memory|RESOURCE_EXHAUSTED.*[Aa]llocat|exceeding 2 \*\* 64"
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,17 @@ def missing_device(error: BaseException) -> str | None:
 
     wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
     jax.config.update("jax_platforms", None)
-    return f"JAX cannot use {wanted or 'its devices'} ({_first(error)}); {_present()}"
+    return f"JAX cannot use {wanted or 'its devices'} ({first_line(error)}); {_present()}"
 
 
-def out_of_memory(error: BaseException) -> str | None:
-    """What to say of an error that memory is full; of any other None."""
-    if not isinstance(error, MemoryError) and not re.search(_TOO_MUCH, str(error)):
-        return None
-    return (
-        f"out of memory ({_first(error)}); ask for less at once: --batch-size, --num, of train --data.batch-size and --model.remat"
-    )
+def out_of_room(error: BaseException) -> str | None:
+    """The message for a full disk or full memory; None for any other error."""
+    if disk_full(error):
+        return f"the disk is full ({first_line(error)}); free some space and rerun the command"
+    if isinstance(error, MemoryError) or re.search(_TOO_MUCH, str(error)):
+        how = "ask for less at once: --batch-size, --num; of train --data.batch-size, --model.remat"
+        return f"out of memory ({first_line(error)}); {how}"
+    return None
 
 
 def _present() -> str:
@@ -108,9 +110,5 @@ def _present() -> str:
     try:
         kinds: Any = sorted({each.platform for each in jax.devices()} | {"cpu"})
     except RuntimeError as error:
-        return f"and no other ({_first(error)}); run: jaxdiff doctor"
+        return f"and no other ({first_line(error)}); run: jaxdiff doctor"
     return f"but {', '.join(kinds)}; write --device {kinds[-1]}, or ask why: jaxdiff doctor"
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxdiff import samplers
-from jaxdiff.io.errors import ConfigError
+from jaxdiff.io.errors import ConfigError, user_code_error
 from jaxdiff.samplers import Sampler
 
 # Those of the library that a name alone can make.
@@ -37,7 +37,7 @@ def load_sampler(text: str) -> Sampler | Callable[..., Any]:
     except ConfigError:
         raise
     except Exception as error:  # the user's own code
-        raise ConfigError(f"{text}: {type(error).__name__}: {error}") from error
+        raise user_code_error(text, path, error) from error
 
 
 def _contents(path: str) -> Mapping[str, Any]:
@@ -47,7 +47,7 @@ def _contents(path: str) -> Mapping[str, Any]:
     try:
         return runpy.run_path(path)
     except Exception as error:  # the user's own code
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+        raise user_code_error(path, path, error) from error
 
 
 def _named(choices: Mapping[str, Any], name: str, where: str) -> Any:

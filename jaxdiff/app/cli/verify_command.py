@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import tyro
 
 from jaxdiff.app.cli.arguments import bounded_seed
-from jaxdiff.io.errors import ConfigError
+from jaxdiff.io.errors import ConfigError, user_code_error
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,6 @@ def verify(args: Verify) -> int:
         with progress.waiting(f"verifying {args.sampler}"):
             report = oracles.verify(sampler, args.order, denoiser=denoiser, num=args.num, seed=seed)
     except Exception as error:  # the user's own code
-        raise ConfigError(f"{args.sampler}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
+        raise user_code_error(args.sampler, args.sampler.rpartition(":")[0], error) from error
     print(report)
     return 0 if report.passed else 1

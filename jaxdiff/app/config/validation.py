@@ -16,7 +16,7 @@ import pydantic
 from jaxdiff.app.config import distillation, fields, ladder
 from jaxdiff.app.config.fields import Experiment
 from jaxdiff.app.config.ladder import Ladder
-from jaxdiff.io.errors import ConfigError
+from jaxdiff.io.errors import ConfigError, first_line, user_code_error
 
 LARGEST = 3.4e38  # of float32
 POSITIVE = (
@@ -87,7 +87,7 @@ def _names(path: pathlib.Path) -> dict[str, Any]:
     try:
         return runpy.run_path(str(path))
     except (Exception, SystemExit) as error:  # the user's own code
-        raise ConfigError(f"{path}: {type(error).__name__}: {_explain_unknown_field(str(error))}") from error
+        raise user_code_error(str(path), path, error, _explain_unknown_field(first_line(error))) from error
 
 
 def _of_type(kind: Any, values: Mapping[str, Any], where: str) -> Any:

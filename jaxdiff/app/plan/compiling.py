@@ -153,7 +153,7 @@ def _ended(status: int, log: str) -> str | None:
     """What the log of a child says that ended without the texts: the program is too big, or None for nothing to compile."""
     if status == 0:
         return None
-    if found := re.search(r"RESOURCE_EXHAUSTED:[^\n]*", log):
+    if found := re.search(r"RESOURCE_EXHAUSTED:(?!.*No space left on device)[^\n]*", log):  # a full disk has the same code
         return found[0]
     lines = (
         [line for line in log.splitlines() if re.match(r"F\d{4} |\w*(?:Error|Exception)\b", line)] or log.splitlines()[-1:] or [""]

@@ -23,7 +23,7 @@ from jaxdiff.app import build
 from jaxdiff.app.config import Experiment, from_dict, load, with_article
 from jaxdiff.app.plan.chips import VALID, Topology, device_descriptions, topology
 from jaxdiff.app.runs import lineage
-from jaxdiff.io.errors import ConfigError, UserError
+from jaxdiff.io.errors import ConfigError, UserError, first_line
 
 CONTEXTS = 77  # vectors an example where a network attends to some: as many as CLIP's; the data set says how many there are
 FORMAT = "1"  # of what is kept of a compiled program
@@ -55,8 +55,7 @@ def _devices(where: Topology) -> list[Any]:
     try:
         return device_descriptions(where)
     except Exception as error:  # libtpu's own
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--topology {where.name}: the TPU compiler knows none ({reason}); write {VALID}") from error
+        raise ConfigError(f"--topology {where.name}: the TPU compiler knows none ({first_line(error)}); write {VALID}") from error
 
 
 def lowered(config: Experiment, what: str, where: Topology, devices: list[Any]) -> tuple[Any, dict[str, Any]]:
