@@ -133,7 +133,7 @@ def test_the_judge_is_trained_once_and_again_where_it_is_damaged(digits, cache, 
         return judge_of(images, epochs)
 
     judge_of = reference_classifier.train_classifier
-    monkeypatch.setattr(reference_classifier, "train_judge", train)
+    monkeypatch.setattr(reference_classifier, "train_classifier", train)
     first = evaluate.classifier(digits, 1)
     assert evaluate.classifier(digits, 1).name == first.name
     assert trained == [1]
