@@ -279,6 +279,23 @@ def test_a_key_that_begins_like_ema_is_unknown_all_the_same():
         config.from_dict(values)
 
 
+FIXED = """
+objective seed ema ema_dtype data.name data.split data.image_shape data.fit data.reduce data.flip data.batch_size data.latents
+model.channels model.multipliers model.blocks model.attention model.head_channels model.heads model.transformer
+model.context_channels model.scale_shift model.num_classes model.dropout model.fourier model.residual_resampling model.dtype
+cascade.factor cascade.max_augmentation
+"""
+FIXED_GROUPS = "diffusion distillation vae autoencoder optimizer"
+
+
+def test_every_field_may_change_on_resume_or_may_not():
+    """A new field must be put in one of the two lists."""
+    fields = [name for name in config.flatten(config.to_dict(config.Experiment())) if not name.startswith("ema.")] + ["ema"]
+    fixed = {name for name in fields if name in FIXED.split() or name.split(".")[0] in FIXED_GROUPS.split()}
+    assert set(FIXED.split()) <= set(fields)
+    assert {name for name in fields if config.is_resumable(name)} == set(fields) - fixed
+
+
 def test_differences_name_what_a_resumed_run_must_not_change():
     old = config.to_dict(config.load("configs/digits.py"))
     new = {**old, "steps": 7, "seed": 3, "optimizer": {**old["optimizer"], "learning_rate": 1.0}}

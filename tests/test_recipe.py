@@ -75,3 +75,15 @@ def test_a_learned_schedule_gives_the_levels_of_its_params():
     karras = dataclasses.replace(guiding, diffusion=Diffusion(schedule="karras"))
     with pytest.raises(ConfigError, match=r"the samples pass through -5\.0 to 13\.3"):
         build.check_guiding(learned, karras, "here")
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_weight_decay_leaves_norms_and_biases_alone(everything):
+    made = Experiment(optimizer=config.Optimizer(learning_rate=0.1, weight_decay=0.5, clip_norm=0.0, decay_all=everything))
+    params = {"Conv_0": {"kernel": jnp.ones((3, 3, 2, 2)), "bias": jnp.ones(2)}, "norm": {"scale": jnp.ones(2)}}
+    optimizer = build.optimizer(made)
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules divide counts of steps
+        updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["Conv_0"]["kernel"], -0.05, rtol=1e-6)
+    for update in (updates["Conv_0"]["bias"], updates["norm"]["scale"]):
+        np.testing.assert_allclose(update, -0.05 if everything else 0.0, rtol=1e-6)

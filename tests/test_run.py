@@ -335,11 +335,11 @@ def test_the_first_command_makes_digits(tmp_path, tfds_dir):
 def test_steps_done_together_are_logged_and_traced_as_ever(tmp_path, tfds_dir, capsys):
     """Two at a time; the trace is of those that hold steps 3 to 5."""
     lines = {}
-    for dispatch in ("1", "2"):
-        workdir = tmp_path / dispatch
-        flags = ("--steps", "8", "--dispatch", dispatch, "--profile", "3:5" if dispatch == "2" else "")
+    for per_call in ("1", "2"):
+        workdir = tmp_path / per_call
+        flags = ("--steps", "8", "--steps-per-call", per_call, "--profile", "3:5" if per_call == "2" else "")
         assert cli.main(words(workdir, tfds_dir, *flags)) == 0
-        lines[dispatch] = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        lines[per_call] = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         assert checkpoint.steps(workdir) == [8]
     assert [line["step"] for line in lines["2"]] == [line["step"] for line in lines["1"]] == [4, 8]
     np.testing.assert_allclose([line["loss"] for line in lines["2"]], [line["loss"] for line in lines["1"]], rtol=1e-4)
@@ -347,9 +347,21 @@ def test_steps_done_together_are_logged_and_traced_as_ever(tmp_path, tfds_dir, c
     assert not (tmp_path / "1" / "profile").exists()
 
 
-def test_a_wrong_dispatch_or_profile_is_one_line(tmp_path, tfds_dir, capsys):
+@pytest.mark.slow
+def test_a_run_resumes_with_other_steps_per_call_and_remat(tmp_path, tfds_dir):
+    """From step 3, which 2 does not divide."""
+    begun = ("--steps", "3", "--log-every", "1", "--checkpoint-every", "1")
+    resumed = ("--steps", "8", "--log-every", "4", "--checkpoint-every", "4", "--steps-per-call", "2", "--model.remat", "blocks")
+    assert cli.main(words(tmp_path, tfds_dir, *begun)) == 0
+    assert cli.main(words(tmp_path, tfds_dir, *resumed)) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 8]
+    assert checkpoint.steps(tmp_path)[-1] == 8
+
+
+def test_a_wrong_steps_per_call_or_profile_is_one_line(tmp_path, tfds_dir, capsys):
     for flags, said in (
-        (("--dispatch", "3"), "dispatch must be a divisor of steps, 400, got 3"),
+        (("--steps-per-call", "3"), "steps_per_call must be a divisor of steps, 400, got 3"),
         (("--profile", "20:10"), "--profile 20:10: write the first and the last step to trace, such as 10:20"),
     ):
         assert cli.main(words(tmp_path / "run", tfds_dir, *flags)) == 1

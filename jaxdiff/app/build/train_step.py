@@ -98,9 +98,15 @@ def optimizer(config: Experiment) -> optax.GradientTransformation:
     warmup = optax.linear_schedule(c.learning_rate / (c.warmup_steps + 1), c.learning_rate, c.warmup_steps)
     rate = optax.join_schedules([warmup, after], [c.warmup_steps]) if c.warmup_steps else after
     clipped = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
-    adamw = optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mu_dtype=c.moments)
+    mask = None if c.decay_all else decayed
+    adamw = optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mu_dtype=c.moments, mask=mask)
     chain = optax.chain(clipped, adamw)
     return compression.optimizer(config, chain) if config.objective == "autoencoder" else chain
+
+
+def decayed(params: Any) -> Any:
+    """Which arrays weight decay shrinks: kernels and embeddings, not norms and biases."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def init(config: Experiment, key: Array, sources: Sources = NONE) -> TrainState:

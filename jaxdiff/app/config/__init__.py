@@ -34,10 +34,23 @@ from jaxdiff.app.config.fields import (
     Vae,
 )
 from jaxdiff.app.config.ladder import Ladder
-from jaxdiff.app.config.validation import FAMILIES, differences, from_dict, load, load_ladder, to_dict, validated, with_article
+from jaxdiff.app.config.validation import (
+    FAMILIES,
+    differences,
+    flatten,
+    from_dict,
+    is_resumable,
+    load,
+    load_ladder,
+    to_dict,
+    validated,
+    with_article,
+)
 
 __all__ = [
     "DENOISERS",
+    "flatten",
+    "is_resumable",
     "FAMILIES",
     "STUDENTS",
     "Distillation",

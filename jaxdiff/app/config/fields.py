@@ -174,6 +174,8 @@ class Optimizer:
     b1: float = 0.9
     b2: float = 0.999
     weight_decay: float = 0.0
+    """Of kernels and embeddings; norms and biases, arrays of one dimension, do not decay unless decay_all says so."""
+    decay_all: bool = False
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 is off."""
     accumulate: int = 1
@@ -255,7 +257,7 @@ class Experiment:
     ema_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: half the memory, rounded at random."""
     steps: int = 10_000
-    dispatch: int = 1
+    steps_per_call: int = 1
     """Steps that the devices do one after another without the host: for steps of a few milliseconds."""
     seed: int = 0
     log_every: int = 50

@@ -20,7 +20,7 @@ from jaxdiff.io.errors import ConfigError, first_line, user_code_error
 
 LARGEST = 3.4e38  # of float32
 POSITIVE = (
-    *("steps", "log_every", "checkpoint_every", "keep", "dispatch", "data.batch_size", "optimizer.accumulate"),
+    *("steps", "log_every", "checkpoint_every", "keep", "steps_per_call", "data.batch_size", "optimizer.accumulate"),
     *("model.channels", "model.blocks", "model.head_channels"),
     *("vae.latent_channels", "autoencoder.latent_channels", "autoencoder.discriminator_channels"),
     *("autoencoder.discriminator_layers", "autoencoder.measured", "cascade.factor", "data.reduce"),
@@ -38,8 +38,12 @@ FAMILIES = {
     "rectified_flow": "straight",
 }
 
-# What may differ when a run is resumed: none of it changes what the steps already taken have computed.
-RESUMABLE = ("steps", "log_every", "checkpoint_every", "keep", "mesh", "sampling", "evaluation", "sources")
+# Fields and groups that may differ when a run resumes: no loss reads them, or (mesh, remat, steps_per_call) they move the same
+# computation. With dropout the mesh decides which masks are drawn. Sources are compared by the fingerprints of their params.
+RESUMABLE = (
+    *("steps", "steps_per_call", "log_every", "checkpoint_every", "keep", "mesh", "sampling", "evaluation", "sources"),
+    *("data.held_out", "model.remat", "cascade.augmentation"),
+)
 
 
 def load(path: pathlib.Path) -> Experiment:
@@ -124,8 +128,8 @@ def from_dict(values: Mapping[str, Any], where: str = "config") -> Experiment:
     Raises:
         ConfigError: names the first field that is unknown, of the wrong type or out of range.
     """
-    known = _flat(to_dict(Experiment()))
-    for name, value in _flat(values).items():
+    known = flatten(to_dict(Experiment()))
+    for name, value in flatten(values).items():
         if name not in known and name.split(".")[0] != "ema":
             raise ConfigError(f"{where}: unknown key {name}{_nearest(name, known)}")
         if isinstance(value, float) and not abs(value) <= LARGEST:
@@ -133,16 +137,21 @@ def from_dict(values: Mapping[str, Any], where: str = "config") -> Experiment:
     config = _of_type(Experiment, values, where)
     for name, rule, good in _rules(config):
         if not good:
-            raise ConfigError(f"{where}: {name} must be {rule}, got {_flat(values).get(name, values.get(name))!r}")
+            raise ConfigError(f"{where}: {name} must be {rule}, got {flatten(values).get(name, values.get(name))!r}")
     return config
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two configs as JSON values and must not when a run is resumed, one line a field."""
-    before, after = _flat(old), _flat(new)
-    names = [name for name in before | after if name.split(".")[0] not in RESUMABLE]
+    before, after = flatten(old), flatten(new)
+    names = [name for name in before | after if not is_resumable(name)]
     names += ["steps"] * (old.get("objective") == "progressive")  # which say when its rounds end
     return [f"{n} was {before.get(n)!r}, now {after.get(n)!r}" for n in names if before.get(n) != after.get(n)]
+
+
+def is_resumable(name: str) -> bool:
+    """Whether a field, such as `model.remat`, may differ when a run resumes."""
+    return name in RESUMABLE or name.split(".")[0] in RESUMABLE
 
 
 def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
@@ -195,7 +204,7 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
     yield "sampling.classifier", "empty for all but denoisers", denoises or not c.sampling.classifier
     coded = c.objective in ("vae", "autoencoder")
     yield "evaluation.num", f"0 for {with_article(c.objective)}, which has no labels", not coded or c.evaluation.num == 0
-    yield from _dispatch_rules(c)
+    yield from _steps_per_call_rules(c)
     yield from _source_rules(c)
     yield from distillation.rules(c)
     learned = c.diffusion.schedule == "learned"
@@ -211,13 +220,13 @@ def _rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
     yield "diffusion.sampling_schedule", alike, len(families) == 1 or c.diffusion.prediction == "edm"
 
 
-def _dispatch_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
+def _steps_per_call_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
     """Those of steps that are done together: nothing may happen between them."""
-    yield "dispatch", "1 under pmap", c.dispatch == 1 or c.mesh.mapping == "jit"
+    yield "steps_per_call", "1 under pmap", c.steps_per_call == 1 or c.mesh.mapping == "jit"
     between = {"steps": c.steps, "log_every": c.log_every, "checkpoint_every": c.checkpoint_every}
     between |= {"sampling.every": c.sampling.every, "steps of a round": distillation.round_steps(c)}
     for name, every in between.items():
-        yield "dispatch", f"a divisor of {name}, {every}", c.dispatch < 1 or every % c.dispatch == 0
+        yield "steps_per_call", f"a divisor of {name}, {every}", c.steps_per_call < 1 or every % c.steps_per_call == 0
 
 
 def _source_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
@@ -278,10 +287,11 @@ def _value(config: Any, name: str) -> Any:
     return config
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values by dotted name, such as `model.channels`."""
     flat = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
 
 

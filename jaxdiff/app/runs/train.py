@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -126,8 +127,10 @@ def train_run(
     lineage.record_sources(config, workdir)
     state = rounds.initial_or_restored_state(config, workdir, layout, frozen, sources)
     start, mine = int(state.step), layout.rows(c.batch_size)
-    rows = _grouped(data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=start, rows=mine), config.dispatch)
-    step = layout.compile(build.train_step(config, sources), config.dispatch)
+    aligned = math.gcd(config.steps_per_call, start)  # of a run that was begun with another number of steps a call
+    config = dataclasses.replace(config, steps_per_call=aligned)
+    rows = _grouped(data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=start, rows=mine), aligned)
+    step = layout.compile(build.train_step(config, sources), aligned)
     log.info("%s", describe(layout, state.params, c.batch_size))
     with distributed.stop_signals() as stopped, distributed.step_watchdog(step_timeout, workdir) as alive, _last_good(workdir):
         means = LoopContext(config, workdir, layout, step, map(layout.shard, rows), stopped, alive, profile, began)
@@ -182,7 +185,7 @@ def _steps(means: LoopContext, state: TrainState, end: int, source: Any) -> Trai
     """The state after the steps up to `end`, with progress bar, metrics, checkpoints and sample grids."""
     config, workdir = means.config, means.workdir
     first, left = int(state.step), state
-    numbers = range(first + config.dispatch, end + 1, config.dispatch)
+    numbers = range(first + config.steps_per_call, end + 1, config.steps_per_call)
     states = loop(means.step, means.layout.enter(state), means.batches, jax.random.key(config.seed + 1))
     states = profiling.trace_steps(
         profiling.log_first_step(states, means.began), numbers, means.profile, pathlib.Path(workdir) / "profile"
@@ -195,7 +198,7 @@ def _steps(means: LoopContext, state: TrainState, end: int, source: Any) -> Trai
         draw = _sample_grids(config, workdir, show) if config.sampling.every else None
         for number, (state, values) in zip(numbers, states, strict=True):
             pending[number] = values
-            shown.update(config.dispatch)
+            shown.update(config.steps_per_call)
             ends = number >= end or means.stopped() is not None
             saves = ends or number % config.checkpoint_every == 0
             draws = bool(config.sampling.every) and number % config.sampling.every == 0 and not ends
