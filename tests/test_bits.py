@@ -74,7 +74,7 @@ def test_vae_run(capsys, runs, tfds_dir):
     assert cli.main(["sample", str(workdir), "--num", "3", "--seed", "1"]) == 0
     assert (workdir / "samples" / "prior_seed_1.png").stat().st_size > 0
     assert cli.main(["sample", str(workdir), "--guidance", "2"]) == 1
-    assert "--guidance does not apply to a vae run, whose samples are decoded at once" in capsys.readouterr().err
+    assert "--guidance does not apply to a vae run, whose samples are decoded from its prior" in capsys.readouterr().err
 
 
 def test_measure_has_the_known_value_image_by_image():
@@ -119,8 +119,8 @@ def test_pictures_of_a_vae_have_the_ends_of_their_lines():
         ("digits_elbo", ("--estimators", "elbo"), "does not apply to a diffusion run; write some of discrete, continuous, flow"),
         ("digits_classifier", (), "a classifier has no likelihood of images"),
         ("digits_elbo", ("--guidance", "2"), "--guidance does not go with --likelihood"),
-        ("digits_elbo", ("--labels", "3"), "--labels 3: with --likelihood each image has its own label; write none"),
-        ("digits_elbo", ("--estimators", ","), "--estimators ',': names none; write elbo, importance or discrete"),
+        ("digits_elbo", ("--labels", "3"), "--labels 3: --likelihood uses the label of each image; write none"),
+        ("digits_elbo", ("--estimators", ","), "--estimators ',': no name in it; write elbo, importance or discrete"),
         ("digits_vae", ("--steps", "5"), "--steps does not apply to the likelihood of a vae run"),
         ("digits_elbo", ("--num", "1"), "--num must be at least 2, got 1"),
         ("digits_elbo", ("--probes", "-1"), "--probes must be at least 0, got -1"),
@@ -140,7 +140,7 @@ def test_flags_of_likelihood_alone(capsys, tmp_path):
     assert "--split is for --likelihood; give both, or neither" in capsys.readouterr().err
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict(config.load("configs/digits_vae.py"))))
     assert cli.main(["evaluate", str(tmp_path)]) == 1
-    assert "is a vae run, whose samples have no labels to judge; add --likelihood" in capsys.readouterr().err
+    assert "is a vae run, whose samples have no labels to evaluate; add --likelihood" in capsys.readouterr().err
 
 
 def test_gaussian_pixels_and_padded_images_are_refused(tmp_path, tfds_dir):

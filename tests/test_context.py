@@ -110,7 +110,7 @@ def test_context_that_does_not_fit_is_refused(trained, tmp_path, data_dir, capsy
         train.image_sampler(config.load(pathlib.Path("configs/digits.py")))(None, np.zeros(3), 0, np.zeros((2, 3)))
     (tmp_path / "no.npy").write_text("text")
     assert cli.main(["sample", str(trained), "--context", str(tmp_path / "no.npy")]) == 1
-    assert "no.npy: no .npy file of numbers" in capsys.readouterr().err
+    assert "no.npy must be a .npy file of numbers" in capsys.readouterr().err
     source = data.load_images(TINY.data, "train", data_dir)
     with pytest.raises(DataError, match=r"must have the feature context \[T, 5\] \(model.context_channels\); it has \(2, 3\)"):
         data.with_context(source, TINY.data, "train", 5, data_dir)

@@ -334,7 +334,7 @@ def test_a_run_ends_with_the_same_evaluation(runs, tfds_dir):
         (["--metrics", "fidd"], "--metrics fidd: unknown; write some of fid, kid, precision,"),
         (["--features", "inception"], "--features inception and --weights FILE.npz go together"),
         (["--weights", "x.npz"], "--features inception and --weights FILE.npz go together"),
-        (["--stored", "--seed", "1"], "--seed does not go with --stored, which samples nothing"),
+        (["--stored", "--seed", "1"], "--seed does not go with --stored, which draws no samples"),
         (["--likelihood", "--metrics", "fid"], "--metrics does not go with --likelihood"),
         (["--ema", "fast"], "has no ema 'fast'; write one of ema"),
     ],
@@ -355,6 +355,6 @@ def test_runs_of_other_images_are_refused_before_they_are_sampled(runs, tfds_dir
     assert cli.main(["evaluate", str(runs / "labelled"), str(tmp_path / "other"), *flags]) == 1
     assert "do not compare: features is 'classifier, 2 epochs, " in capsys.readouterr().err
     assert cli.main(["evaluate", str(runs / "labelled"), str(runs / "labelled"), "--likelihood"]) == 1
-    assert "--likelihood: is of one run, got 2" in capsys.readouterr().err
+    assert "--likelihood takes one run, got 2" in capsys.readouterr().err
     assert cli.main(["evaluate"]) == 1
     assert "evaluate needs a run" in capsys.readouterr().err

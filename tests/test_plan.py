@@ -352,7 +352,7 @@ def test_a_program_that_is_too_big_is_no_failure():
         (("--topology", "v5e:2x2", "--batch", "-4"), "data.batch_size must be at least 1, got -4"),
         (("--topology", "v5e:2x2", "--remats", "none"), "--remats is for --sweep"),
         (("--topology", "v5e:2x2", "--sweep", "--remats", "all"), "--remats all: write some of none"),
-        (("--topology", "v5e:2x2", "--sweep", "--largest-batch"), "two questions"),
+        (("--topology", "v5e:2x2", "--sweep", "--largest-batch"), "exclude each other"),
     ],
 )
 def test_wrong_flags_of_plan(capsys, flags, message):

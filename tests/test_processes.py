@@ -211,7 +211,7 @@ def test_a_signal_to_one_saves_on_all(pair, tfds_dir, tmp_path, number, status):
     assert lines == [[], []]
     step = checkpoint.steps(workdir)[-1]
     assert 11 < step < 40
-    assert f"{number.name}: saved step {step} of {workdir}; the same command goes on from there" in texts[0][0]
+    assert f"{number.name}: saved step {step} of {workdir}; rerunning the same command resumes from there" in texts[0][0]
     assert max(losses(workdir)) == step
 
 

@@ -108,7 +108,7 @@ def test_a_signal_saves_first(tmp_path, tfds_dir, unbroken, number, status):
     assert "Traceback" not in err
     (step,) = checkpoint.steps(tmp_path)
     assert step < 80
-    assert f"{number.name}: saved step {step} of {tmp_path}; the same command goes on from there" in out
+    assert f"{number.name}: saved step {step} of {tmp_path}; rerunning the same command resumes from there" in out
     process = start(tmp_path, tfds_dir, *STEPS)
     process.communicate(timeout=300)
     assert_same_run(tmp_path, unbroken)

@@ -29,7 +29,7 @@ GUIDED = "train {}/tiny.py --objective guided --sampling.guidance 1 --data.name 
 # Words, where {} is a folder with what `folder` makes; exit status; what the line says, the remedy with it.
 WRONG = {
     "no such command": ("smaple runs/digits", 2, "no command 'smaple'; did you mean sample?"),
-    "a flag for a command": ("--quiet", 2, "flags stand behind it"),
+    "a flag for a command": ("--quiet", 2, "flags come after it"),
     "no group of that name": ("train {}/tiny.py --help modle", 2, "write one of run, data, model"),
     "train: a folder as recipe": ("train {}/folder.py", 1, "no config file {}/folder.py; "),
     "train: a binary file": ("train {}/binary.py", 1, "binary.py: SyntaxError"),
@@ -67,7 +67,7 @@ WRONG = {
     "sample: a jpeg": ("sample {}/run --out {}/a.jpg", 1, "write a name that ends in .png or .npz"),
     "sample: out below a file": ("sample {}/run --out {}/notes.txt/a.npz", 1, "cannot be written"),
     "sample: out is a folder": ("sample {}/run --out {}/folder.png", 1, "it is a directory); choose another place by --out"),
-    "sample: a context that is none": ("sample {}/run --context {}/notes.txt", 1, "no .npy file of numbers"),
+    "sample: a context that is none": ("sample {}/run --context {}/notes.txt", 1, "must be a .npy file of numbers"),
     "sample: a classifier that is none": ("sample {}/run --classifier {}/run", 1, "here a classifier run is wanted"),
     "sample: no such average": ("sample {}/run --ema best", 1, "write one of ema"),
     "sample: a device that is absent": ("sample {}/run --device tpu", 1, "but cpu; write --device cpu, or ask why: jaxdiff doctor"),
@@ -90,7 +90,7 @@ WRONG = {
     "report: a page that is none": ("report {}/run --out {}/a.pdf", 1, "write a name that ends in .html"),
     "report: a negative number": ("report {}/run --num -1", 1, "--num must be at least 0, got -1"),
     "plan: no such TPU": ("plan {}/tiny.py --topology v9:1x1", 1, "no such TPU; write v5e or v6e with"),
-    "plan: no topology": ("plan {}/tiny.py", 2, "--topology STR Of a slice: v5e:4x4"),
+    "plan: no topology": ("plan {}/tiny.py", 2, "--topology STR Topology of a slice: v5e:4x4"),
     "plan: no batch": ("plan {}/tiny.py --topology v5e:1x1 --batch -1", 1, "must be at least 1, got -1"),
     "verify: no such sampler": ("verify hein", 1, "did you mean heun?"),
     "verify: an order that is none": ("verify heun --order nan", 1, "--order must be above 0 and below 100, got nan"),

@@ -1,6 +1,6 @@
 """The command line: `jaxdiff train | ladder | sample | evaluate | report | plan | verify | data | latents | doctor | completion`.
 
-Each command is a function of typed arguments, of which tyro makes flags. What a user can mend ends in one line.
+Each command is a function of a dataclass, whose fields tyro makes flags. Errors that the user can fix are printed as one line.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ BUG = "this is a bug of jaxdiff; please report the lines above, with what `jaxdi
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; the exit status, as `jaxdiff --help` says it."""
+    """Runs a command; returns the exit status, as `jaxdiff --help` documents it."""
     from jaxdiff import __version__
     from jaxdiff.training import distributed
 
@@ -57,19 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("jaxdiff").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # tfds and orbax warn of what a user cannot mend; we say their errors
-    _keep_compiled()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # tfds's and orbax's warnings are not for users
+    _use_compilation_cache()
     try:
         return distributed.exit_together(_run(argv[0], argv[1:]))
     except KeyboardInterrupt:
         return distributed.exit_now(130)
     except Exception as error:
-        status, said = 2 if isinstance(error, UsageError) else 1, _said(error)
-    print(said, file=sys.stderr)  # when the error's frames are gone, and with them their progress bars
+        status, message = 2 if isinstance(error, UsageError) else 1, _message(error)
+    print(message, file=sys.stderr)  # after the except block, which frees the error's frames and their progress bars
     return distributed.exit_now(status)
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """The message for an error: one line if the user can fix it, with notes; else its traceback and that it is a bug."""
     from jaxdiff.training import distributed
 
@@ -82,14 +82,14 @@ def _said(error: Exception) -> str:
 
 
 def _refused(error: OSError) -> str:
-    """What to say where the system refuses a file or a connection."""
+    """The message where the system refuses a file or a connection."""
     if error.filename is None:
         return str(error)
-    return f"{error.filename}: {error.strerror}; choose another path, or mend this one"
+    return f"{error.filename}: {error.strerror}; choose another path, or fix this one"
 
 
-def _keep_compiled() -> None:
-    """Keeps what takes over a second to compile for the next command, where JAX's own setting does not say where already."""
+def _use_compilation_cache() -> None:
+    """Turns on JAX's persistent compilation cache, unless it is configured already."""
     import jax
 
     from jaxdiff.io import files
@@ -101,14 +101,15 @@ def _keep_compiled() -> None:
 def _run(name: str, argv: list[str]) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join(COMMANDS)}; flags stand behind it"
+        hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join(COMMANDS)}; flags come after it"
         raise UsageError(f"no command {name!r}; {hint}")
     kind, function = COMMANDS[name]
-    words = arguments.parsed(name, kind, argv)
-    if isinstance(words, int):
-        return words
-    with global_flags.apply_global_flags(words):
-        return function(words.own)
+    parsed = arguments.parsed(name, kind, argv)
+    if isinstance(parsed, int):
+        return parsed
+    own, shared = parsed
+    with global_flags.apply_global_flags(shared, own):
+        return function(own)
 
 
 def entry() -> None:

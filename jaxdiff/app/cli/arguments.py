@@ -1,4 +1,4 @@
-"""From the words of a command line to a command's typed arguments; what is wrong with them in one line."""
+"""Parses a command line into a command's typed arguments, and reports what is wrong with it in one line."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Annotated, Any
 import tyro
 
 from jaxdiff.app.cli import help_text
-from jaxdiff.app.cli.global_flags import GlobalFlags, Words
+from jaxdiff.app.cli.global_flags import GlobalFlags
 from jaxdiff.app.config import Experiment, load
 from jaxdiff.io.errors import ConfigError, UsageError
 
 HELP = ("-h", "--help")
 
 
-def parsed(name: str, kind: Any, argv: list[str]) -> Words | int:
-    """The arguments of a command of that kind; or, where there are none to act on, the exit status.
+def parsed(name: str, kind: Any, argv: list[str]) -> tuple[Any, GlobalFlags] | int:
+    """A command's own arguments, of that kind, and the global flags; the exit status if help was printed or a flag is wrong.
 
     Raises:
         ConfigError: the recipe is missing or wrong.
@@ -32,12 +32,12 @@ def parsed(name: str, kind: Any, argv: list[str]) -> Words | int:
         group = next((word for word in argv[wanted[0] + 1 :][:1] if not word.startswith("-") and not word.endswith(".py")), "")
         print(help_text.command_help(name, kind, GlobalFlags, default, group))
         return 0
-    both = [("own", Annotated[kind, tyro.conf.arg(name="")]), ("everywhere", Annotated[GlobalFlags, tyro.conf.arg(name="")])]
+    both = [(field, Annotated[type_, tyro.conf.arg(name="")]) for field, type_ in (("own", kind), ("shared", GlobalFlags))]
     typed: Any = dataclasses.make_dataclass("Typed", both)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            found = tyro.cli(
+            arguments = tyro.cli(
                 typed,
                 default=None if default is None else typed(default, GlobalFlags()),
                 args=argv,
@@ -48,11 +48,11 @@ def parsed(name: str, kind: Any, argv: list[str]) -> Words | int:
         if exit.code == 2:
             print(f"jaxdiff {name}: {_one_line(complaint.getvalue())}; see jaxdiff {name} --help", file=sys.stderr)
         return int(exit.code or 0)
-    return Words(found.own, found.everywhere)
+    return arguments.own, arguments.shared
 
 
 def _default(name: str, kind: Any, argv: list[str]) -> Any:
-    """The arguments of a command whose flags are those of a recipe, with the recipe's own values; None of other commands."""
+    """The defaults of a command that takes a recipe: its flags include the recipe's fields. None for other commands."""
     required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
     if "experiment" not in required:
         return None
@@ -72,7 +72,7 @@ def _recipe(name: str, path: pathlib.Path | None, argv: list[str]) -> Experiment
 
 
 def _one_line(box: str) -> str:
-    """The message inside the frame that tyro draws: without title, frame and pointers to the help."""
+    """The message inside the box that tyro draws, without title, border and pointers to the help."""
     lines = [line.strip("│╭╰╮╯─|+ ") for line in box.splitlines()][1:]
     text = " ".join(line for line in lines if re.search(r"\w", line))
     text = re.split(r"(Argument helptext|For full helptext)", text)[0].strip()
@@ -86,23 +86,35 @@ def _sorted(choices: str) -> str:
     return ", ".join(sorted({each.strip(" '") for each in choices.split(",")} - {"None"}))
 
 
-def bounded_seed(seed: int) -> int:
-    """The seed itself.
+def flag(field: str) -> str:
+    """`--batch-size` for the field `batch_size`."""
+    return f"--{field.replace('_', '-')}"
+
+
+def check_bounds(args: Any, **least: int) -> None:
+    """Checks lower bounds of flags that are set, and that a seed has 32 bits, as JAX's keys require.
 
     Raises:
-        ConfigError: it is no number of 32 bits, which is all that JAX's keys are made of.
+        ConfigError: a value is out of bounds.
     """
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"--seed must be at least 0 and below 2^32, got {seed}")
-    return seed
+    for field, bound in least.items():
+        if (value := getattr(args, field)) is not None and value < bound:
+            raise ConfigError(f"{flag(field)} must be at least {bound}, got {value}")
+    if not 0 <= (getattr(args, "seed", None) or 0) < 2**32:
+        raise ConfigError(f"--seed must be at least 0 and below 2^32, got {args.seed}")
 
 
-def refuse(args: Any, names: Sequence[str], why: str) -> None:
-    """Says why those of the flags `names` that were set do not apply.
+def names_in(text: str) -> list[str]:
+    """The names in a list that is separated by commas."""
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
+def refuse(args: Any, fields: Sequence[str], why: str) -> None:
+    """Refuses flags that do not apply.
 
     Raises:
-        ConfigError: one was set.
+        ConfigError: one of `fields` was set.
     """
     for field in dataclasses.fields(args):
-        if field.name in names and getattr(args, field.name) != field.default:
-            raise ConfigError(f"--{field.name.replace('_', '-')} {why}")
+        if field.name in fields and getattr(args, field.name) != field.default:
+            raise ConfigError(f"{flag(field.name)} {why}")

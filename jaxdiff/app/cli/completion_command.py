@@ -12,7 +12,7 @@ from jaxdiff.app.cli import flags
 from jaxdiff.app.cli.flags import Flag
 from jaxdiff.app.cli.global_flags import GlobalFlags
 
-ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"  # bash's way, in zsh
+ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"  # bash's completion in zsh
 BASH = """_jaxdiff() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} command=${{COMP_WORDS[1]}} flags="" values=""
   case $command in
@@ -32,7 +32,7 @@ complete -o filenames -F _jaxdiff jaxdiff
 
 @dataclass(frozen=True)
 class Completion:
-    """Print the script by which a shell completes commands, flags, their values and paths.
+    """Print a script that makes a shell complete commands, flags, their values and paths.
 
     Example: jaxdiff completion bash > ~/.local/share/bash-completion/completions/jaxdiff
     """
@@ -52,7 +52,7 @@ def completion(args: Completion) -> int:
 
 
 def _known(kind: Any) -> list[Flag]:
-    """What may be typed after a command, the names of a positional's values among it."""
+    """The flags and positional arguments that a command takes."""
     return [*flags.of(kind), *flags.of(GlobalFlags), Flag("--help", "", (), "", "show all flags")]
 
 

@@ -10,14 +10,14 @@ import tyro
 
 @dataclass(frozen=True)
 class Data:
-    """Prepare mnist or cifar10 without TensorFlow.
+    """Download and prepare mnist or cifar10, without TensorFlow.
 
     Example: jaxdiff data mnist
     """
 
     name: tyro.conf.Positional[str]
     data_dir: str | None = None
-    """tensorflow-datasets' directory; its own if not given."""
+    """Directory of tensorflow-datasets; by default its own."""
     raw_dir: pathlib.Path | None = None
     """A folder with the raw files, for a machine without network."""
 

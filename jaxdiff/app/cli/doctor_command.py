@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Doctor:
-    """Print what is installed, which devices there are, where data and caches are, and what is wrong with any of it.
+    """Print versions, devices, directories of data and caches, and problems with any of them; exit status 1 if there are some.
 
-    Exit status 1 where something is. Example: jaxdiff doctor
+    Example: jaxdiff doctor
     """
 
     data_dir: str | None = None
-    """tensorflow-datasets' directory; its own if not given."""
+    """Directory of tensorflow-datasets; by default its own."""
 
 
 def doctor(args: Doctor) -> int:
-    """`jaxdiff doctor`: the exit status, 1 where something is wrong."""
+    """`jaxdiff doctor`: the exit status, 1 if there are problems."""
     from jaxdiff.app import doctor as doctors
     from jaxdiff.io import progress
 
     with progress.waiting("looking for devices"):
-        found = doctors.examine(args.data_dir)
-    print(found)
-    return 1 if found.problems else 0
+        findings = doctors.examine(args.data_dir)
+    print(findings)
+    return 1 if findings.problems else 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from jaxdiff.app.cli.arguments import bounded_seed, refuse
+from jaxdiff.app.cli.arguments import check_bounds, names_in, refuse
 from jaxdiff.app.cli.sample_command import parse_labels, resampled
 from jaxdiff.app.config import Experiment, SamplerName, Spacing, validated
 from jaxdiff.io.errors import ConfigError
@@ -19,54 +19,56 @@ if TYPE_CHECKING:
     from jaxdiff.evaluate import Evaluator
 
 
-MEASURING = ("sampler", "spacing", "eta", "guidance", "classifier", "classifier_scale", "epochs", "features", "weights")
-ASKED = ("metrics", "ema", "seed")  # flags that neither --likelihood nor --stored reads
+MEASURING = (  # flags that neither --likelihood nor --stored reads
+    *("sampler", "spacing", "eta", "guidance", "classifier", "classifier_scale"),
+    *("epochs", "features", "weights", "metrics", "ema", "seed"),
+)
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure samples of runs against their data, or with --likelihood a run's bits per dimension.
+    """Compare samples of runs with their data; with --likelihood: bits per dimension.
 
     Example: jaxdiff evaluate runs/digits runs/digits_guided --num 1000
     """
 
     runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
-    """Directories of runs; of several a table is printed."""
+    """Directories of runs; several are compared in a table."""
     num: int = 1000
-    """Samples, in sets of as many as are held out."""
+    """Samples, in sets as large as the held-out set."""
     sampler: SamplerName | None = None
-    """As each run's config says if not given; so for steps, spacing, eta, guidance and seed."""
+    """By default each run's config; so for steps, spacing, eta, guidance, seed."""
     steps: int | None = None
-    """With --likelihood 1000 (chain) and 256 (flow)."""
+    """By default with --likelihood 1000 (chain), 256 (flow)."""
     spacing: Spacing | None = None
     eta: float | None = None
     guidance: float | None = None
-    """1 is none, 0 the unconditional model."""
+    """Scale: 1 is none, 0 the unconditional model."""
     classifier: str | None = None
-    """A classifier's run, to guide the samples."""
+    """Run of a classifier, for classifier guidance."""
     classifier_scale: float | None = None
     ema: str | None = None
     seed: int | None = None
     labels: str = ""
-    """0..9, 3, or 0,3,7; all in turn if not given."""
+    """0..9, 3, or 0,3,7; by default all in turn."""
     metrics: str = ""
-    """Some of fid, kid, precision, recall, inception_score, label_agreement; all that apply if not given."""
+    """Some of fid, kid, precision, recall, inception_score, label_agreement; by default all that apply."""
     features: Literal["classifier", "inception"] = "classifier"
-    """A classifier of the data, trained on first use; or InceptionV3."""
+    """A classifier of the data, trained at first use, or InceptionV3."""
     weights: pathlib.Path | None = None
-    """Of inception: a .npz (see jaxdiff.models.inception)."""
+    """Of InceptionV3, .npz; see jaxdiff.models.inception."""
     epochs: int | None = None
-    """Of the classifier's training."""
+    """Epochs of the classifier's training."""
     stored: bool = False
     """Print the table of earlier evaluations instead."""
     data_dir: str | None = None
     likelihood: bool = False
     """Bits per dimension; the flags below are for it."""
     estimators: str = ""
-    """discrete,continuous,flow,flow_uniform, or elbo,importance; all but flow_uniform if not given."""
+    """discrete,continuous,flow,flow_uniform or elbo,importance; by default all but flow_uniform."""
     split: str = "test"
     probes: int = 1
-    """Of the flow's divergence; 0 computes it exactly."""
+    """Probes of the flow's divergence; 0: exact."""
     batch_size: int = 100
 
 
@@ -79,8 +81,7 @@ def evaluate(args: Evaluate) -> int:
     refuse(args, ("estimators", "split", "probes", "batch_size"), "is for --likelihood; give both, or neither")
     if args.stored:
         return _stored(args)
-    if args.num < 10:
-        raise ConfigError(f"--num must be at least 10, got {args.num}")
+    check_bounds(args, num=10)
     if (args.features == "inception") != (args.weights is not None):
         raise ConfigError("--features inception and --weights FILE.npz go together; see jaxdiff.models.inception for the file")
     return _samples(args)
@@ -89,7 +90,7 @@ def evaluate(args: Evaluate) -> int:
 def _stored(args: Evaluate) -> int:
     from jaxdiff import evaluate
 
-    refuse(args, (*MEASURING, *ASKED, "num", "steps", "labels"), "does not go with --stored, which samples nothing")
+    refuse(args, (*MEASURING, "num", "steps", "labels"), "does not go with --stored, which draws no samples")
     print(evaluate.results_table([(path.name, each) for path in args.runs for each in evaluate.results_of_run(path)]))
     return 0
 
@@ -100,8 +101,8 @@ def _samples(args: Evaluate) -> int:
 
     configs = {path: _sampling(path, args) for path in args.runs}
     labels = {path: parse_labels(args.labels, config.model.num_classes) for path, config in configs.items()}
-    judges = _judges(configs, args)
-    evaluate.check_same({str(path): judged.spec for path, judged in judges.items()})  # before the samples are drawn
+    evaluators = _evaluators(configs, args)
+    evaluate.check_same({str(path): each.spec for path, each in evaluators.items()})  # before samples are drawn
     rows = []
     for path, config in configs.items():
         ema = f"_ema_{args.ema}" if args.ema else ""
@@ -109,61 +110,58 @@ def _samples(args: Evaluate) -> int:
         drawn = finish.draw_samples(config, path, labels[path], args.num, args.data_dir, args.ema)
         print(finish.save_sample_grid(config, drawn, path / "samples" / f"{name}.png", len(labels[path])))
         out = path / evaluate.FOLDER / (name + ("_inception" if args.weights else "") + ".json")
-        rows.append((path.name, finish.evaluate_samples(config, drawn, judges[path], out, args.ema)))
-        print(f"what was measured: {out}" if len(configs) > 1 else f"{rows[0][1].result}\n{out}", flush=True)
+        rows.append((path.name, finish.evaluate_samples(config, drawn, evaluators[path], out, args.ema)))
+        print(f"evaluation: {out}" if len(configs) > 1 else f"{rows[0][1].result}\n{out}", flush=True)
     if len(configs) > 1:
         print(f"\n{evaluate.results_table(rows)}")
     return 0
 
 
 def _sampling(path: pathlib.Path, args: Evaluate) -> Experiment:
-    """The run's config, sampled as the flags say."""
+    """The run's config, with sampling and seed as the flags say."""
     from jaxdiff.app.runs import lineage
 
     if lineage.read_config(path).objective == "vae":
-        raise ConfigError(f"{path} is a vae run, whose samples have no labels to judge; add --likelihood")
+        raise ConfigError(f"{path} is a vae run, whose samples have no labels to evaluate; add --likelihood")
     config = resampled(lineage.read_config(path, "diffusion"), args)
     lineage.ema_name(config, path, args.ema)
-    changes: dict[str, Any] = {} if args.seed is None else {"seed": bounded_seed(args.seed)}
+    changes: dict[str, Any] = {} if args.seed is None else {"seed": args.seed}
     if args.epochs is not None:
         changes["evaluation"] = dataclasses.replace(config.evaluation, epochs=args.epochs)
     return validated(dataclasses.replace(config, **changes), where="jaxdiff evaluate")
 
 
-def _judges(configs: Mapping[pathlib.Path, Experiment], args: Evaluate) -> dict[pathlib.Path, Evaluator]:
-    """What measures each run's samples: one for all that were trained on the same images."""
+def _evaluators(configs: Mapping[pathlib.Path, Experiment], args: Evaluate) -> dict[pathlib.Path, Evaluator]:
+    """The evaluator of each run: one for all runs that were trained on the same images."""
     from jaxdiff.app.runs import finish
 
-    names = [name.strip() for name in args.metrics.split(",") if name.strip()]
-    made, found = {}, {}
+    names, made, evaluators = names_in(args.metrics), {}, {}
     for path, config in configs.items():
         c, epochs, unlabelled = config.data, config.evaluation.epochs, not config.model.num_classes
         same = (c.name, c.split, c.held_out, c.image_shape, c.fit, c.reduce, epochs, unlabelled)
         if same not in made:
             made[same] = finish.run_evaluator(config, args.num, epochs, args.data_dir, weights=args.weights, names=names)
-        found[path] = made[same]
-    return found
+        evaluators[path] = made[same]
+    return evaluators
 
 
 def _likelihood(args: Evaluate) -> int:
     from jaxdiff.app.runs import likelihood as bits
     from jaxdiff.app.runs import lineage
 
-    refuse(args, (*MEASURING, *ASKED, "stored"), "does not go with --likelihood, which is of the model without guidance")
+    refuse(args, (*MEASURING, "stored"), "does not go with --likelihood, which evaluates the model without guidance")
     workdir, *others = args.runs
     if others:
-        raise ConfigError(f"--likelihood: is of one run, got {len(args.runs)}")
+        raise ConfigError(f"--likelihood takes one run, got {len(args.runs)}")
+    check_bounds(args, num=2, batch_size=1, probes=0, steps=2)
     config = lineage.read_config(workdir)
-    for name, least in (("num", 2), ("batch_size", 1), ("probes", 0), ("steps", 2)):
-        if (value := getattr(args, name)) is not None and value < least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if args.labels not in ("", "none"):
-        raise ConfigError(f"--labels {args.labels}: with --likelihood each image has its own label; write none for no label")
+        raise ConfigError(f"--labels {args.labels}: --likelihood uses the label of each image; write none for no labels")
     effort = bits.Effort(probes=args.probes)
     effort = effort if args.steps is None else dataclasses.replace(effort, steps=args.steps, flow_steps=args.steps)
-    names = [name.strip() for name in args.estimators.split(",") if name.strip()]
+    names = names_in(args.estimators)
     if args.estimators and not names:
-        raise ConfigError(f"--estimators {args.estimators!r}: names none; write elbo, importance or discrete, continuous, flow")
+        raise ConfigError(f"--estimators {args.estimators!r}: no name in it; write elbo, importance or discrete, continuous, flow")
     if config.objective == "vae":
         refuse(args, ("steps", "probes", "labels"), "does not apply to the likelihood of a vae run")
     bits.estimators(config, names, effort)  # before the checkpoint is read

@@ -1,4 +1,4 @@
-"""The flags of a command, as its dataclass states them: for help and completion. tyro parses them by the same rules."""
+"""The flags of a command, read from its dataclass, for help and completion. tyro parses them by the same rules."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import docstring_parser
 import tyro
 
-WORDS = {int: "N", float: "X", str: "TEXT", pathlib.Path: "PATH"}  # what stands for a value
+WORDS = {int: "N", float: "X", str: "TEXT", pathlib.Path: "PATH"}  # placeholders of values
 
 
 class Flag(NamedTuple):
-    """A flag, or a positional argument: its name, what stands for its value, its values if few, its default, and its text."""
+    """A flag or positional argument: name, placeholder of its value, choices, default, and help text."""
 
     name: str
     value: str
@@ -27,17 +27,17 @@ class Flag(NamedTuple):
 
     @property
     def group(self) -> str:
-        """`model` of --model.channels; of a flag without a dot nothing."""
+        """`model` of --model.channels; empty for a flag without a dot."""
         return self.name.lstrip("-").partition(".")[0] if "." in self.name else ""
 
 
 def of(kind: Any, values: Any = None, prefix: str = "") -> Iterator[Flag]:
-    """The flags of a dataclass in order, with the defaults that `values`, one of its kind, has."""
+    """The flags of a dataclass in order, with defaults from `values`, an instance."""
     hints, texts = typing.get_type_hints(kind, include_extras=True), _texts(kind)
     for field in dataclasses.fields(kind):
         hint, marks = _bare(hints[field.name])
-        made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        value: Any = getattr(values, field.name, made)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value: Any = getattr(values, field.name, default)
         name = prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(hint):
             inline = any(getattr(mark, "name", None) == "" for mark in marks)
@@ -53,25 +53,19 @@ def of(kind: Any, values: Any = None, prefix: str = "") -> Iterator[Flag]:
 
 @functools.cache
 def groups(kind: Any) -> dict[str, str]:
-    """Names of a config's groups of flags, with the first line of what each says of itself."""
-    hints = typing.get_type_hints(kind)
-    return {
-        field.name: _first(hints[field.name]) for field in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[field.name])
-    }
-
-
-def _first(kind: Any) -> str:
-    return docstring_parser.parse_from_object(kind).short_description or ""
+    """Names of a config's groups of flags, with the first line of each group's docstring."""
+    hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if dataclasses.is_dataclass(hint)}
+    return {name: docstring_parser.parse_from_object(hint).short_description or "" for name, hint in hints.items()}
 
 
 @functools.cache
 def _texts(kind: Any) -> dict[str, str]:
-    """What stands below each field."""
+    """The docstring below each field."""
     return {each.arg_name: " ".join((each.description or "").split()) for each in docstring_parser.parse_from_object(kind).params}
 
 
 def _bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A type without Annotated and None, and the marks on it."""
+    """A type without Annotated and None, and its annotations."""
     marks = getattr(hint, "__metadata__", ())
     hint = typing.get_args(hint)[0] if marks else hint
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -80,7 +74,7 @@ def _bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _word(hint: Any) -> str:
-    """What stands for a value in the help: N, X, PATH; of a bool nothing, of several `N N N` or `N ...`."""
+    """The placeholder of a value in the help: N, X, PATH; empty for a bool, `N N N` or `N ...` for a tuple."""
     parts = [each for each in typing.get_args(hint) if each is not Ellipsis]
     if typing.get_origin(hint) is tuple:
         words = [_word(part) for part in parts]
@@ -93,7 +87,7 @@ def _choices(hint: Any) -> tuple[str, ...]:
 
 
 def _written(value: Any) -> str:
-    """A default as one would type it; of none, False or an empty one nothing."""
+    """A default as one would type it; empty for None, False and a missing one."""
     if any(value is none for none in (None, False, dataclasses.MISSING, tyro.MISSING)):
         return ""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,4 +1,4 @@
-"""The flags that every command has, and what they do before it begins."""
+"""The flags that every command has, and messages for errors of devices, memory and disks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import re
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from jaxdiff.io.errors import ConfigError, disk_full, first_line
 
-_ABSENT = (
-    r"initialize backend|Unknown backend|[Nn]o visible (GPU|TPU)"  # in JAX's errors where a device is wanted that is not there
-)
-
-# In those where memory is full, or no memory could hold an array. RESOURCE_EXHAUSTED alone may be a full disk or a quota.
+_ABSENT = r"initialize backend|Unknown backend|[Nn]o visible (GPU|TPU)"  # JAX's errors for a missing device
+# Its errors where memory is full, or an array too big for any. RESOURCE_EXHAUSTED alone may be a full disk or a quota.
 _TOO_MUCH = r"[Oo]ut of memory|RESOURCE_EXHAUSTED.*[Aa]llocat|exceeding 2 \*\* 64"
 
 
@@ -26,37 +23,30 @@ class GlobalFlags:
     """Flags of every command."""
 
     device: Literal["cpu", "gpu", "tpu"] | None = None
-    """Where it runs; the best that is there if not given."""
+    """Where to run; by default the best device there is."""
     quiet: bool = False
-    """No progress bars and no log, but results and errors."""
-
-
-class Words(NamedTuple):
-    """A command's own arguments, and those that every command has."""
-
-    own: Any
-    everywhere: GlobalFlags
+    """Print only results and errors, no progress bars."""
 
 
 @contextlib.contextmanager
-def apply_global_flags(words: Words) -> Iterator[None]:
-    """Runs the block as the flags say; log lines in it are printed above progress bars.
+def apply_global_flags(flags: GlobalFlags, own: Any) -> Iterator[None]:
+    """Applies the flags to the block, a command with its own arguments; its log lines are printed above progress bars.
 
     Raises:
         ConfigError: there is no such device.
     """
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    if words.everywhere.quiet:
+    if flags.quiet:
         logging.getLogger("jaxdiff").setLevel(logging.WARNING)
-    if words.everywhere.device:
-        _use(words.everywhere.device, _joins(words.own))
+    if flags.device:
+        _use(flags.device, _joins(own))
     with logging_redirect_tqdm():
         yield
 
 
 def _joins(own: Any) -> bool:
-    """Whether the command will be one process of several, before whose start no device may be touched."""
+    """Whether the command will join other processes, before which no device may be initialized."""
     from jaxdiff.training import distributed
 
     wanted = getattr(own, "processes", None)
@@ -64,7 +54,7 @@ def _joins(own: Any) -> bool:
 
 
 def _use(device: str, later: bool) -> None:
-    """Has JAX use a device; whether it is there shows at once, or at its first use."""
+    """Makes JAX use a device, and checks that it is there, unless `later`: then its first use does."""
     import jax
 
     before = jax.config.jax_platforms  # type: ignore[attr-defined]
@@ -72,16 +62,16 @@ def _use(device: str, later: bool) -> None:
     if later:
         return
     try:
-        found = jax.default_backend()
+        platform = jax.default_backend()
     except RuntimeError:
-        found = "none"
-    if found != device:
+        platform = "none"
+    if platform != device:
         jax.config.update("jax_platforms", before)
         raise ConfigError(f"--device {device}: JAX finds none here, {_present()}")
 
 
 def missing_device(error: BaseException) -> str | None:
-    """What to say of JAX's error that a device is not there, such as one that JAX_PLATFORMS asks for; of any other None."""
+    """The message for JAX's error that a device is missing, such as one in JAX_PLATFORMS; None for any other error."""
     frames = traceback.extract_tb(error.__traceback__)
     inside = bool(frames) and frames[-1].filename.endswith("xla_bridge.py")  # where also assertions fail
     if not inside and not (isinstance(error, RuntimeError) and re.search(_ABSENT, str(error))):
@@ -104,7 +94,7 @@ def out_of_room(error: BaseException) -> str | None:
 
 
 def _present() -> str:
-    """Which devices there are, and how to find out why others are not."""
+    """Which devices there are, and how to find out why others are missing."""
     import jax
 
     try:

@@ -22,35 +22,35 @@ USAGE = """jaxdiff: diffusion models on JAX. A first command, which ends with pi
   jaxdiff train configs/digits.py --workdir runs/digits
 
 runs
-  train CONFIG      train a recipe such as configs/digits.py, or go on with its run
-  ladder CONFIG     train students of a model, compare all at equal network calls
+  train CONFIG      train a recipe such as configs/digits.py, or resume its run
+  ladder CONFIG     train distilled students, compare all at equal network calls
   sample RUN        draw images, as .png or .npz; --labels 0..9 --steps 50
-  evaluate RUN ...  FID, KID, precision, recall of samples; --likelihood: bits
+  evaluate RUN ...  FID, KID, precision, recall; --likelihood: bits per dimension
   report RUN        one HTML page: curves, samples, quality, nearest training images
-  latents RUN       encode a data set once, by an autoencoder's run
+  latents RUN       encode a data set with the autoencoder of a run
 
-before and beside them
-  plan CONFIG       would it fit on TPUs that need not be there, and how fast
-  verify SAMPLER    hold a sampler to data whose denoiser is known exactly
+setup and checks
+  plan CONFIG       memory and speed on TPUs, from the compiler; needs no TPU
+  verify SAMPLER    test a sampler on data whose denoiser is known exactly
   data NAME         prepare mnist or cifar10
   doctor            versions, devices, directories, and what is wrong with them
-  completion SHELL  let bash, zsh or fish complete commands, flags and paths
+  completion SHELL  script that completes commands, flags and paths
 
 with every command
-  --help            its flags, with an example; of a recipe's: train --help model
-  --device gpu      where it runs: cpu, gpu or tpu
-  --quiet           no progress bars and no log, but results and errors
+  --help            its flags, with an example; fields of a recipe: train --help model
+  --device gpu      where to run: cpu, gpu or tpu
+  --quiet           print only results and errors
 jaxdiff --version   the version
 
-exit status: 0 done; 1 a line says what is wrong, or plan, verify or doctor say
-no; 2 wrong arguments; 130 Ctrl-C
+exit status: 0 success; 1 error, or plan, verify or doctor found a problem;
+2 wrong arguments; 130 Ctrl-C
 """
 
 
 def command_help(name: str, kind: Any, also: Any, values: Any = None, group: str = "") -> str:
-    """The help of a command whose flags are those of a dataclass and those that all commands have, `also`.
+    """The help of a command: the flags of the dataclass `kind`, then those of `also`, which all commands have.
 
-    Of one whose flags are also a config's the names of the config's groups, unless one `group` of them, or `all`, is asked for.
+    If its flags include a recipe's fields, their groups are listed by name. With a `group`, or `all`: those fields instead.
 
     Raises:
         UsageError: there is no such group.
@@ -96,7 +96,7 @@ def _chosen(name: str, config: list[Flag], group: str) -> list[Flag]:
 
 
 def _rows(found: Iterable[Flag], width: int) -> str:
-    """A row or more for each flag: its name and value, or choices where they are short; its text, long choices, its default."""
+    """Rows of flags: name, value or short choices; then the text, long choices and the default."""
     rows = []
     for flag in found:
         short = f"{flag.name} {'|'.join(flag.choices) or flag.value}".strip()

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxdiff.app.cli.arguments import bounded_seed
+from jaxdiff.app.cli.arguments import check_bounds
 from jaxdiff.app.cli.train_command import Processes, print_once, report_stop, unfinished
 from jaxdiff.app.config import load_ladder
 from jaxdiff.io.errors import ConfigError
@@ -17,9 +17,9 @@ from jaxdiff.io.errors import ConfigError
 
 @dataclass(frozen=True)
 class Ladder:
-    """Train the students of a ladder and what they start from, sample all with few network calls, and compare them.
+    """Train the students of a ladder and their teachers, sample each with few network calls, and compare them.
 
-    The same command goes on where it was stopped. Writes table.md, ladder.png, ladder.json, and a grid for each place.
+    Rerunning the command resumes it. Writes table.md, ladder.png, ladder.json and a grid of samples for each row.
 
     Example: jaxdiff ladder configs/digits_ladder.py
     """
@@ -27,11 +27,11 @@ class Ladder:
     config: tyro.conf.Positional[pathlib.Path]
     """A Python file that defines `ladder`."""
     workdir: pathlib.Path | None = None
-    """For table, figure and grids; runs/CONFIG if not given. The runs are beside it."""
+    """Where to write; by default runs/CONFIG. The runs are next to it."""
     seed: int | None = None
-    """Of the samples; the file's if not given."""
+    """Seed of the samples; by default the file's."""
     data_dir: str | None = None
-    """tensorflow-datasets' directory; its own if not given."""
+    """Directory of tensorflow-datasets; by default its own."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Processes)
 
 
@@ -42,8 +42,9 @@ def ladder(args: Ladder) -> int:
     from jaxdiff.io import files
     from jaxdiff.training import distributed
 
+    check_bounds(args)
     config = load_ladder(args.config)
-    config = config if args.seed is None else dataclasses.replace(config, seed=bounded_seed(args.seed))
+    config = config if args.seed is None else dataclasses.replace(config, seed=args.seed)
     workdir = args.workdir or pathlib.Path("runs") / args.config.stem
     trained = ladders.ladder_runs(config, workdir)
     if not list(ladders.ladder_rungs(config, trained)):
@@ -59,5 +60,5 @@ def ladder(args: Ladder) -> int:
     text = ladders.markdown_table(rows)
     files.write_text(workdir / "table.md", text + "\n")
     ladders.draw_figure(rows, workdir / "ladder.png")
-    print(f"{text}\n{workdir / 'table.md'}, {workdir / 'ladder.png'}, and a grid for each place")
+    print(f"{text}\n{workdir / 'table.md'}, {workdir / 'ladder.png'}, and a grid of samples for each row")
     return 0

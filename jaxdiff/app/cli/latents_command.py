@@ -8,33 +8,34 @@ from typing import Any
 
 import tyro
 
+from jaxdiff.app.cli.arguments import names_in
+
 
 @dataclass(frozen=True)
 class Latents:
-    """Encode the data set of an autoencoder's run once, for training diffusion in its latents with data.latents.
+    """Encode a data set with the autoencoder of a run, to train diffusion on the latents (data.latents).
 
     Example: jaxdiff latents runs/digits_kl --split train,test
     """
 
     run: tyro.conf.Positional[pathlib.Path]
-    """The autoencoder's directory."""
+    """The directory of the autoencoder's run."""
     out: pathlib.Path | None = None
-    """A directory that does not exist yet; RUN/latents if not given."""
+    """A new directory; by default RUN/latents."""
     split: str = "train"
-    """Names of splits, with commas between them."""
+    """Names of splits, separated by commas."""
     flip: bool = False
     """Encode the mirrored images too, for data.flip."""
     data_dir: str | None = None
-    """tensorflow-datasets' directory; its own if not given."""
+    """Directory of tensorflow-datasets; by default its own."""
     batch_size: int = 256
-    """Encoded at once."""
+    """Images encoded at once."""
 
 
 def latents(args: Latents) -> int:
     """`jaxdiff latents`: the exit status."""
     from jaxdiff.app.runs import latent_cache as caches
 
-    splits = [name.strip() for name in args.split.split(",")]
     how: Any = {"data_dir": args.data_dir, "batch_size": args.batch_size, "flip": args.flip}
-    print(caches.write_latents(args.run, args.out or args.run / "latents", splits, **how))
+    print(caches.write_latents(args.run, args.out or args.run / "latents", names_in(args.split) or [args.split], **how))
     return 0

@@ -15,7 +15,7 @@ from jaxdiff.io.errors import ConfigError
 
 @dataclass(frozen=True)
 class Plan:
-    """Compile a recipe's step for TPUs that need not be there: does it fit, memory, FLOPs, collectives, a bound of its time.
+    """Compile a recipe's step for TPUs, without having any: memory, whether it fits, FLOPs, collectives, a lower bound of the time.
 
     Example: jaxdiff plan configs/cifar10.py --topology v5e:2x4 --mesh.data 1 --mesh.fsdp -1
     """
@@ -23,34 +23,34 @@ class Plan:
     config: tyro.conf.Positional[pathlib.Path]
     """A recipe: a Python file that defines `config`."""
     topology: str
-    """Of a slice: v5e:4x4, v6e:2x4, v5p:2x2x2, v4:2x2x4."""
+    """Topology of a slice: v5e:4x4, v6e:2x4, v5p:2x2x2, v4:2x2x4."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     slices: int = 1
-    """Of that shape, joined by a data centre's network."""
+    """Number of slices, joined by the data center network."""
     batch: int = 0
-    """Images over all devices; the config's if not given."""
+    """Global batch size; by default the config's."""
     what: Literal["train", "sample"] = "train"
-    """A training step, or the run's sampler."""
+    """A training step, or the sampler."""
     largest_batch: bool = False
-    """Search the largest batch that fits."""
+    """Search for the largest batch that fits."""
     sweep: bool = False
     """Compare meshes, remat policies and batches in a table."""
     remats: tuple[str, ...] = ()
-    """Of --sweep: values of model.remat."""
+    """For --sweep: values of model.remat."""
     batches: tuple[int, ...] = ()
-    """Of --sweep: over all devices."""
+    """For --sweep: global batch sizes."""
     full: bool = False
-    """Compile to the end: slower, changes no figure."""
+    """Compile to the end: slower, with the same figures."""
     limit_s: float = 900.0
-    """Seconds that a compile may take."""
+    """Time limit of a compilation in seconds."""
     cache_dir: pathlib.Path | None = None
-    """Of compiled programs; ~/.cache/jaxdiff/plan."""
+    """Cache of compiled programs; ~/.cache/jaxdiff/plan."""
     json: bool = False
     """Print JSON."""
 
 
 def plan(args: Plan) -> int:
-    """`jaxdiff plan`: the exit status, 1 where nothing fits."""
+    """`jaxdiff plan`: the exit status, 1 if nothing fits."""
     from jaxdiff.app import plan as plans
 
     config = validated(args.experiment, where="jaxdiff plan")
@@ -59,7 +59,7 @@ def plan(args: Plan) -> int:
     )
     job = plans.with_batch(job, args.batch) if args.batch else job
     if args.largest_batch and args.sweep:
-        raise ConfigError("--largest-batch and --sweep are two questions; ask one")
+        raise ConfigError("--largest-batch and --sweep exclude each other; give one")
     if not args.sweep:
         refuse(args, ("remats", "batches"), "is for --sweep; give both, or neither")
     fits = plans.answer(job, args.largest_batch, plans.variants(job, args.remats, args.batches) if args.sweep else (), args.json)

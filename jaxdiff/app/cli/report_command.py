@@ -7,32 +7,32 @@ from dataclasses import dataclass
 
 import tyro
 
+from jaxdiff.app.cli.arguments import check_bounds
 from jaxdiff.io.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write one HTML page about a run, or about several side by side; it needs no network and no server.
+    """Write an HTML page about a run, or about several side by side; it can be viewed offline.
 
     Example: jaxdiff report runs/digits
     """
 
     runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
-    """The runs' directories."""
+    """Directories of runs."""
     out: pathlib.Path | None = None
-    """An .html file; report.html in the run, or of several runs beside the first, if not given."""
+    """An .html file; by default report.html in the run, or next to the first of several runs."""
     num: int = 50
-    """Samples to draw from each newest checkpoint, for pictures of them and of their nearest training images; 0: none."""
+    """Samples to draw from the last checkpoint of each run, shown with their nearest training images; 0: none."""
     data_dir: str | None = None
-    """tensorflow-datasets' directory; its own default if not given."""
+    """Directory of tensorflow-datasets; by default its own."""
 
 
 def report(args: Report) -> int:
     """`jaxdiff report`: the exit status."""
     if not args.runs:
         raise ConfigError("report needs a run: jaxdiff report runs/digits")
-    if args.num < 0:
-        raise ConfigError(f"--num must be at least 0, got {args.num}")
+    check_bounds(args, num=0)
     alone = len(args.runs) == 1
     out = args.out or (args.runs[0] if alone else args.runs[0].resolve().parent) / "report.html"
     if out.suffix != ".html":

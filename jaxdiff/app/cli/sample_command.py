@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from jaxdiff.app.cli.arguments import bounded_seed, refuse
+from jaxdiff.app.cli.arguments import check_bounds, refuse
 from jaxdiff.app.config import Experiment, SamplerName, Spacing, validated
-from jaxdiff.io.errors import ConfigError
+from jaxdiff.io.errors import ConfigError, first_line
 
 SAMPLING = ("sampler", "steps", "spacing", "eta", "guidance", "classifier", "classifier_scale")  # flags that set config.sampling
 
@@ -28,32 +28,32 @@ class Sample:
     """
 
     run: tyro.conf.Positional[pathlib.Path]
-    """The run's directory."""
+    """Directory of the run."""
     sampler: SamplerName | None = None
-    """As the run's config says if not given; so for steps, spacing, eta and guidance. Of a cascade these are its last stage's."""
+    """By default the run's config; so for steps, spacing, eta and guidance. For a cascade: of its last stage."""
     steps: int | None = None
     spacing: Spacing | None = None
-    """What is uniform along the levels."""
+    """The quantity that is uniform along the levels."""
     eta: float | None = None
-    """Share of fresh noise in ddim."""
+    """Fraction of fresh noise in ddim; 1 is DDPM."""
     guidance: float | None = None
-    """1 is none, 0 the unconditional model."""
+    """Scale of guidance: 1 is none, 0 the unconditional model."""
     classifier: str | None = None
-    """A classifier's run, which guides the samples to their labels."""
+    """Run of a classifier, for classifier guidance."""
     classifier_scale: float | None = None
-    """Of its gradient."""
+    """Scale of its gradient."""
     labels: str = ""
-    """0..9, or 3, or 0,3,7, or none for the unconditional model; all in turn if not given."""
+    """0..9, 3, or 0,3,7, or none for the unconditional model; by default all in turn."""
     num: int = 100
     context: pathlib.Path | None = None
-    """A .npy file of context vectors, [T, D] or [num, T, D], for a run that attends to some."""
+    """A .npy file of context vectors, [T, D] or [num, T, D], for a run with cross-attention."""
     out: pathlib.Path | None = None
-    """A .png grid, one label a column, or .npz with `image` uint8 and `label`; a .png in RUN/samples if not given."""
+    """A .png grid, one column per label, or .npz with `image` uint8 and `label`; by default a .png in RUN/samples."""
     seed: int = 0
     ema: str | None = None
-    """Name of the averaged params; the config's first if not given."""
+    """Name of an EMA of the params; by default the config's first."""
     batch_size: int = 500
-    """Drawn at once."""
+    """Images drawn at once."""
 
 
 def sample(args: Sample) -> int:
@@ -62,27 +62,24 @@ def sample(args: Sample) -> int:
     from jaxdiff.io import pictures
 
     config = lineage.read_config(args.run)
-    for name in ("num", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    check_bounds(args, num=1, batch_size=1)
     from_prior = config.objective == "vae"
     if from_prior:
-        refuse(args, (*SAMPLING, "labels"), "does not apply to a vae run, whose samples are decoded at once from its prior")
+        refuse(args, (*SAMPLING, "labels"), "does not apply to a vae run, whose samples are decoded from its prior in one call")
     else:
         config = resampled(lineage.read_config(args.run, "diffusion"), args)
     chosen = [config.model.num_classes] if from_prior else parse_labels(args.labels, config.model.num_classes)
     if args.labels == "none" and config.model.num_classes and not config.diffusion.label_dropout:
-        raise ConfigError("--labels none: this run was trained with labels alone (diffusion.label_dropout 0)")
+        raise ConfigError("--labels none: this run has no unconditional model (it was trained with diffusion.label_dropout 0)")
     labels = train.cycle_labels(chosen, args.num)
-    seed = bounded_seed(args.seed)
-    name = f"prior_seed_{seed}.png" if from_prior else train.sample_file_name(config, seed)
+    name = f"prior_seed_{args.seed}.png" if from_prior else train.sample_file_name(config, args.seed)
     out = args.out or args.run / "samples" / name
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
     check_writable(out)
     step, params = lineage.read_params(config, args.run, args.ema)
-    context = None if args.context is None else vectors(args.context)
-    images = train.image_sampler(config, args.batch_size, args.run)(params, labels, seed, context)
+    context = None if args.context is None else load_context(args.context)
+    images = train.image_sampler(config, args.batch_size, args.run)(params, labels, args.seed, context)
     if out.suffix == ".npz":
         pictures.save_npz(out, images, labels)
     else:
@@ -92,10 +89,10 @@ def sample(args: Sample) -> int:
 
 
 def check_writable(out: pathlib.Path) -> None:
-    """Whether a file can be written there, before what takes long.
+    """Checks that a file can be written there, before any work is done.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it cannot be written.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -108,41 +105,41 @@ def check_writable(out: pathlib.Path) -> None:
 
 
 def resampled(config: Experiment, args: Any) -> Experiment:
-    """The config with those fields of its sampling that flags of the same name set."""
+    """The config, with fields of its `sampling` replaced by flags of the same name."""
     given = {name: value for name in SAMPLING if (value := getattr(args, name, None)) is not None}
     return validated(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **given)), where="sampling")
 
 
 def parse_labels(text: str, num_classes: int) -> list[int]:
-    """Labels of `0..9`, `3`, `0,3,7` or `none` (the null label); of an empty text all.
+    """The labels in `0..9`, `3`, `0,3,7` or `none` (the null label); all for an empty text.
 
     Raises:
-        ConfigError: no such form, or a label that the run was not trained on.
+        ConfigError: another format, or a label that the run was not trained on.
     """
     if text in ("", "none"):
         return [num_classes] if text or num_classes == 0 else list(range(num_classes))
     labels: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"([0-9]+)(?:\.\.([0-9]+))?", part.strip())
-        if not found:
+        match = re.fullmatch(r"([0-9]+)(?:\.\.([0-9]+))?", part.strip())
+        if not match:
             raise ConfigError(f"--labels {text}: write 0..9, 3, or 0,3,7")
-        first, last = int(found[1]), int(found[2] or found[1])
+        first, last = int(match[1]), int(match[2] or match[1])
         if first > last or last >= num_classes:
-            raise ConfigError(f"--labels {text}: this run has the labels 0..{num_classes - 1}, the first of a range comes first")
+            raise ConfigError(f"--labels {text}: this run has the labels 0..{num_classes - 1}, and a range ascends")
         labels.extend(range(first, last + 1))
     return labels
 
 
-def vectors(path: pathlib.Path) -> Any:
-    """The array of a .npy file.
+def load_context(path: pathlib.Path) -> np.ndarray:
+    """The array in a .npy file.
 
     Raises:
-        ConfigError: there is no such file, or it holds none.
+        ConfigError: there is no such file, or it holds no array of numbers.
     """
     try:
-        found = np.load(path)
+        array = np.load(path)
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            raise ValueError("no numbers in it")
     except Exception as error:  # numpy raises many kinds
-        raise ConfigError(f"--context {path}: no .npy file of numbers ({error or type(error).__name__})") from error
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
-        raise ConfigError(f"--context {path}: no .npy file of numbers")
-    return found
+        raise ConfigError(f"--context {path} must be a .npy file of numbers ({first_line(error)})") from error
+    return array

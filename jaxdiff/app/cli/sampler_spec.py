@@ -1,4 +1,4 @@
-"""Samplers that a command line names: `heun`, or `path/to/file.py:my_sampler`."""
+"""Samplers named on a command line: `heun`, or `path/to/file.py:my_sampler`."""
 
 from __future__ import annotations
 
@@ -14,36 +14,35 @@ from jaxdiff import samplers
 from jaxdiff.io.errors import ConfigError, user_code_error
 from jaxdiff.samplers import Sampler
 
-# Those of the library that a name alone can make.
+# Samplers of the library that need no arguments.
 BUILT_IN = ("ddim", "ddpm", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc", "euler_maruyama", "consistency")
 
 
 def load_sampler(text: str) -> Sampler | Callable[..., Any]:
-    """The sampler of that name: a `Sampler`, a function `(denoise, x, levels, key) -> x0`, or what a call without arguments
-    gives of the two.
+    """The sampler of that name: a `Sampler` or a function `(denoise, x, levels, key) -> x0`, or a factory of one.
 
     Raises:
-        ConfigError: no such file or name, the file cannot be run, or what it names is no sampler.
+        ConfigError: no such file or name, the file raises an error, or the name is not a sampler's.
     """
     path, _, name = text.rpartition(":")
-    if not path:
-        found = _named({name: getattr(samplers, name) for name in BUILT_IN}, name, "path/to/file.py:my_sampler, or one of")
+    if path:
+        sampler = _named(_contents(path), name, f"a name in {path}, such as")
     else:
-        found = _named(_contents(path), name, f"a name in {path}, such as")
-    if not inspect.isfunction(found) or _takes(found, 4) or not _takes(found, 0):
-        return _checked(found, text)
-    try:
-        return _checked(found(), text)
-    except ConfigError:
-        raise
-    except Exception as error:  # the user's own code
-        raise user_code_error(text, path, error) from error
+        sampler = _named({name: getattr(samplers, name) for name in BUILT_IN}, name, "path/to/file.py:my_sampler, or one of")
+    if inspect.isfunction(sampler) and _takes(sampler, 0) and not _takes(sampler, 4):
+        try:
+            sampler = sampler()
+        except Exception as error:  # the user's own code
+            raise user_code_error(text, path, error) from error
+    if isinstance(sampler, Sampler) or (callable(sampler) and not inspect.isclass(sampler) and _takes(sampler, 4)):
+        return sampler
+    raise ConfigError(f"{text} must be a jaxdiff.Sampler or a function (denoise, x, levels, key) -> x0, got {sampler!r}")
 
 
 def _contents(path: str) -> Mapping[str, Any]:
     if not pathlib.Path(path).is_file():
         raise ConfigError(f"no file {path}; write path/to/file.py:my_sampler")
-    sys.path.insert(0, str(pathlib.Path(path).parent))  # where its own imports are
+    sys.path.insert(0, str(pathlib.Path(path).parent))  # for imports of its neighbours
     try:
         return runpy.run_path(path)
     except Exception as error:  # the user's own code
@@ -58,14 +57,8 @@ def _named(choices: Mapping[str, Any], name: str, where: str) -> Any:
     raise ConfigError(f"no sampler {name!r}" + (f"; did you mean {near[0]}?" if near else f"; write {where} {', '.join(public)}"))
 
 
-def _checked(found: Any, text: str) -> Sampler | Callable[..., Any]:
-    if isinstance(found, Sampler) or (callable(found) and not inspect.isclass(found) and _takes(found, 4)):
-        return found
-    raise ConfigError(f"{text} must be a jaxdiff.Sampler or a function (denoise, x, levels, key) -> x0, got {found!r}")
-
-
 def _takes(function: Callable[..., Any], number: int) -> bool:
-    """Whether it can be called with so many arguments."""
+    """Whether the function can be called with so many arguments."""
     try:
         inspect.signature(function).bind(*range(number))
     except TypeError:

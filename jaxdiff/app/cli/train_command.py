@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Processes:
-    """One process of several that train one run. Those that SLURM or a TPU pod starts find each other."""
+    """How one of several processes that train a run joins the others; under SLURM and on TPU pods none of it is needed."""
 
     coordinator: str | None = None
-    """HOST:PORT of process 0, for all of several that nothing else joins."""
+    """HOST:PORT of process 0, to join several processes without SLURM or a TPU pod."""
     num_processes: int | None = None
-    """How many there are."""
+    """Number of processes."""
     process_id: int | None = None
-    """Which this is, from 0."""
+    """Index of this process, from 0."""
     step_timeout: float | None = None
-    """Seconds that a step may take; 0: no limit; 45 of several processes if not given."""
+    """Time limit of a step in seconds; 0: none; by default 45 with several processes."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a recipe; the same command goes on with the run that is in workdir.
+    """Train a recipe, or resume its run in workdir from the last checkpoint.
 
     Example: jaxdiff train configs/digits.py --steps 500
     """
@@ -39,14 +39,14 @@ class Train:
     config: tyro.conf.Positional[pathlib.Path]
     """A recipe: a Python file that defines `config`."""
     workdir: pathlib.Path
-    """Where the run lives."""
+    """Directory of the run; by default runs/CONFIG."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     data_dir: str | None = None
-    """tensorflow-datasets' directory; its own if not given."""
+    """Directory of tensorflow-datasets; by default its own."""
     with_stages: bool = False
-    """Train first the recipes that this one starts from, as far as needed."""
+    """First train the recipes that this one depends on, where needed."""
     profile: str = ""
-    """FIRST:LAST, such as 10:20: trace these steps, in workdir/profile."""
+    """FIRST:LAST, such as 10:20: profile these steps into workdir/profile."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
@@ -68,7 +68,7 @@ def train(args: Train) -> int:
 
 
 def _train(config: Experiment, workdir: pathlib.Path, args: Train) -> int | None:
-    """The exit status of a run that was stopped by a signal, or None: it is trained and has its pictures and reports."""
+    """Trains a run and writes its reports; the exit status if a signal stopped it, else None."""
     from jaxdiff.app.runs import train as run
     from jaxdiff.training import distributed, profiling
 
@@ -80,20 +80,17 @@ def _train(config: Experiment, workdir: pathlib.Path, args: Train) -> int | None
 
 
 def _report(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> str:
-    """Makes the pictures and reports of a trained run; what to print."""
+    """Writes the samples and reports of a trained run; returns the text to print."""
     from jaxdiff.app.runs import finish
 
-    if config.objective == "classifier":
-        return finish.finish_classifier(config, workdir, data_dir)
-    if config.objective == "vae":
-        return finish.finish_vae(config, workdir, data_dir)
-    if config.objective == "autoencoder":
-        return finish.finish_autoencoder(config, workdir, data_dir)
+    reports = {"classifier": finish.finish_classifier, "vae": finish.finish_vae, "autoencoder": finish.finish_autoencoder}
+    if config.objective in reports:
+        return reports[config.objective](config, workdir, data_dir)
     return finish.finish(config, workdir, workdir / "samples.png", range(max(config.model.num_classes, 1)), data_dir)
 
 
 def unfinished(before: list[stages.Stage]) -> list[stages.Stage]:
-    """The stages whose runs are not finished, of several processes as the first sees it."""
+    """The stages whose runs are not finished, as the first process sees it."""
     from jaxdiff.app.runs import stages
     from jaxdiff.training import distributed
 
@@ -102,15 +99,15 @@ def unfinished(before: list[stages.Stage]) -> list[stages.Stage]:
 
 
 def report_stop(name: str, workdir: pathlib.Path) -> int:
-    """Says that a signal stopped a run; the exit status."""
+    """Prints that a signal stopped a run; returns the exit status."""
     from jaxdiff.training import checkpoint
 
-    print_once(f"{name}: saved step {checkpoint.steps(workdir)[-1]} of {workdir}; the same command goes on from there")
+    print_once(f"{name}: saved step {checkpoint.steps(workdir)[-1]} of {workdir}; rerunning the same command resumes from there")
     return 130 if name == "SIGINT" else 0
 
 
 def print_once(line: str) -> None:
-    """Prints a line; of several processes the first alone does."""
+    """Prints a line, on the first process alone."""
     from jaxdiff.training import distributed
 
     if distributed.is_first():

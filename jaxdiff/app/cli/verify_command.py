@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import tyro
 
-from jaxdiff.app.cli.arguments import bounded_seed
+from jaxdiff.app.cli.arguments import check_bounds
 from jaxdiff.io.errors import ConfigError, user_code_error
 
 
 @dataclass(frozen=True)
 class Verify:
-    """Hold a sampler to data whose denoiser, law and flow are known exactly; exit status 1 where it fails.
+    """Test a sampler on data whose denoiser, distribution and ODE are known exactly; exit status 1 if it fails.
 
     Example: jaxdiff verify path/to/file.py:my_sampler --order 2
     """
@@ -20,32 +20,31 @@ class Verify:
     sampler: tyro.conf.Positional[str]
     """FILE.py:NAME of a jaxdiff.Sampler or of a function (denoise, x, levels, key) -> x0; or a name such as heun."""
     order: float | None = None
-    """Of convergence, as it claims; its calls of the denoiser a step if not given."""
+    """Claimed order of convergence; by default its denoiser calls per step."""
     consistency: bool = False
-    """Give it a consistency function, the exact flow to clean, for a denoiser."""
+    """Pass it a consistency function, the exact solution of the ODE, as denoiser."""
     num: int = 20_000
-    """Samples, which set the Monte Carlo error."""
+    """Number of samples, which sets the Monte Carlo error."""
     seed: int = 0
 
 
 def verify(args: Verify) -> int:
-    """`jaxdiff verify`: the exit status."""
+    """`jaxdiff verify`: the exit status, 1 if the sampler fails."""
     import jax
 
     from jaxdiff import oracles
     from jaxdiff.app.cli import sampler_spec
     from jaxdiff.io import progress
 
-    if args.num < 2:
-        raise ConfigError(f"--num must be at least 2, got {args.num}")
+    check_bounds(args, num=2)
     if args.order is not None and not 0 < args.order < 100:
         raise ConfigError(f"--order must be above 0 and below 100, got {args.order}")
-    seed, sampler = bounded_seed(args.seed), sampler_spec.load_sampler(args.sampler)
-    jax.devices()  # whose absence is not the sampler's fault
+    sampler = sampler_spec.load_sampler(args.sampler)
+    jax.devices()  # a missing device is not the sampler's fault
     denoiser = oracles.flow_map if args.consistency else oracles.denoiser
     try:
         with progress.waiting(f"verifying {args.sampler}"):
-            report = oracles.verify(sampler, args.order, denoiser=denoiser, num=args.num, seed=seed)
+            report = oracles.verify(sampler, args.order, denoiser=denoiser, num=args.num, seed=args.seed)
     except Exception as error:  # the user's own code
         raise user_code_error(args.sampler, args.sampler.rpartition(":")[0], error) from error
     print(report)
