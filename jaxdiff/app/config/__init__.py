@@ -33,7 +33,7 @@ from jaxdiff.app.config.fields import (
     Spacing,
     Vae,
 )
-from jaxdiff.app.config.ladder import Ladder
+from jaxdiff.app.config.ladder_fields import Ladder
 from jaxdiff.app.config.validation import (
     FAMILIES,
     differences,

@@ -13,9 +13,9 @@ from typing import Any
 
 import pydantic
 
-from jaxdiff.app.config import distillation, fields, ladder
+from jaxdiff.app.config import distillation, fields, ladder_fields
 from jaxdiff.app.config.fields import Experiment
-from jaxdiff.app.config.ladder import Ladder
+from jaxdiff.app.config.ladder_fields import Ladder
 from jaxdiff.io.errors import ConfigError, first_line, user_code_error
 
 LARGEST = 3.4e38  # of float32
@@ -75,7 +75,7 @@ def load_ladder(path: pathlib.Path) -> Ladder:
         raise ConfigError(f"{path}: must define ladder = jaxdiff.app.config.Ladder(students=(...))")
     values = json.loads(json.dumps(dataclasses.asdict(found), default=str))
     found = _of_type(Ladder, values, str(path))
-    for name, rule, good in ladder.rules(found):
+    for name, rule, good in ladder_fields.rules(found):
         if not good:
             raise ConfigError(f"{path}: {name} must be {rule}, got {values[name]!r}")
     return found
