@@ -1,4 +1,4 @@
-"""Arrays that take long to make, kept in the cache."""
+"""A cache of arrays that take long to compute."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def digest(*parts: Any) -> str:
-    """What tells arrays, bytes, or values that JSON can write, from all others: eight hexadecimal digits."""
+    """A digest of arrays, bytes, or JSON values: eight hexadecimal digits."""
     found = hashlib.sha256()
     for part in parts:
         plain = part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else None
@@ -27,7 +27,7 @@ def digest(*parts: Any) -> str:
 
 
 def cached_arrays(path: pathlib.Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file; made, and written there, if there is none or it is damaged."""
+    """The arrays of a .npz file; computed, and written there, if the file is missing or damaged."""
     try:
         with np.load(path) as file:  # its archive has a checksum of each array
             return {name: file[name] for name in file.files}

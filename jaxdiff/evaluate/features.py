@@ -17,15 +17,15 @@ from jaxdiff.training.mesh import batch_sharding, make_mesh, replicated
 
 
 class Network(NamedTuple):
-    """What images are seen through.
+    """A network that maps images to features.
 
     Attributes:
-        name: with what tells its weights from others.
-        resize: what is done to the images before.
+        name: with a digest of its weights.
+        resize: how images are resized before.
         apply: `(variables, images [B, H, W, C] in [-1, 1]) -> (features [B, F], logits [B, K])`.
         variables: its weights.
         labels: whether its logits are of the labels of the data set.
-        dtype: what it computes in.
+        dtype: the dtype of its computation.
     """
 
     name: str
@@ -68,7 +68,7 @@ def extract(
 ) -> Features:
     """The features of images `fetch(indices [B]) -> [B, H, W, C]` in [-1, 1] number 0 to num - 1.
 
-    Batches are spread over the devices; what a bar says while it lasts.
+    Batches are spread over the devices; `what` names them on the progress bar.
     """
     mesh = make_mesh(devices=jax.local_devices())
     rows, everywhere = batch_sharding(mesh), replicated(mesh)

@@ -1,4 +1,4 @@
-"""Confidence intervals: where a measure would lie, on average over other sets of as many images of the same law."""
+"""Confidence intervals of a measure's mean over sets of as many images from the same distribution."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ def bootstrap(
 ) -> Interval:
     """The mean of a statistic over sets, rows `[S, N]`, and its interval, by drawing four fifths of each again and again.
 
-    They are drawn without replacement, and the spread over the draws, times `sqrt((1 - LEFT_OUT) / LEFT_OUT)`, is the standard
-    error: the delete-d jackknife of Shao & Wu (1989). Drawn with replacement, images meet themselves: the Frechet distance is
-    then higher and spreads too far (2.6 times, of 300 images from a law in 64 dimensions that is the reference's), and a
-    neighbour at distance 0 is no neighbour. Here the error is about right where the distance is more than its bias, and up to
-    1.4 times too large where it is not; so is that of recall. (Of ten sets of MNIST's held-out images, 1.3 times.)
+    Subsets are drawn without replacement; the standard deviation over the draws, times `sqrt((1 - LEFT_OUT) / LEFT_OUT)`, is
+    the standard error: the delete-d jackknife of Shao & Wu (1989). Sampling with replacement creates duplicates: the Frechet
+    distance is then biased upwards and its spread overestimated (2.6 times, for 300 images from the reference distribution in
+    64 dimensions), and duplicates are nearest neighbours at distance 0. Here the error is about right where the distance is
+    more than its bias, and up to 1.4 times too large where it is not; so is that of recall. (Of ten sets of MNIST's held-out
+    images, 1.3 times.)
 
     Args:
-        statistic: of rows.
-        sets: of no common rows.
+        statistic: a function of row numbers.
+        sets: disjoint.
         confidence: the share of such intervals that hold the statistic's mean over sets of N.
         draws: from each set.
         seed: of the draws.
@@ -48,7 +49,7 @@ def bootstrap(
 
 
 def share(hits: np.ndarray, *, confidence: float = 0.95) -> Interval:
-    """The share of hits, bool `[N]`, with the interval of Wilson (1927), which knows that none missed of N is not certainty."""
+    """The share of hits, bool `[N]`, with the interval of Wilson (1927), which is not empty where all or none hit."""
     z, num, value = NormalDist().inv_cdf((1 + confidence) / 2), len(hits), float(np.mean(hits))
     middle = (value + z**2 / (2 * num)) / (1 + z**2 / num)
     reach = z / (1 + z**2 / num) * np.sqrt(value * (1 - value) / num + z**2 / (4 * num**2))

@@ -1,4 +1,4 @@
-"""The bundled judge: a small classifier, trained on the real data on first use, and kept."""
+"""A small classifier of the real data, trained on first use and cached."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from jaxdiff.io import files, progress
 from jaxdiff.models.classifier import Classifier
 from jaxdiff.training import TrainState, initial_state, train_step
 
-VERSION = 1  # of the network and of its training: with another number all are trained again
+VERSION = 1  # of the network and of its training: a change retrains all
 SEED, BATCH_SIZE = 0, 64
 
 
 def classifier(source: DataSet, epochs: int) -> Network:
-    """The classifier of a data set, trained for so many epochs; out of the cache, if it was before."""
+    """The classifier of a data set, trained for so many epochs; read from the cache where it was trained before."""
     path = files.cache_dir() / "judges" / f"{source.file}_{epochs}_epochs_seed_{SEED}_version_{VERSION}.npz"
     flat: Any = feature_cache.cached_arrays(path, lambda: _flat(train_classifier(source.train, epochs)))
     params = traverse_util.unflatten_dict(flat, sep="/")
@@ -55,7 +55,7 @@ def train_classifier(train: Images, epochs: int, seed: int = SEED, batch_size: i
             order = np.asarray(jax.random.permutation(jax.random.fold_in(key, first), len(images)))
             for rows in np.split(order[: num_steps * batch_size], num_steps):
                 state, metrics = step(state, {"image": normalize(images[rows]), "label": labels[rows]}, key)
-                jax.block_until_ready(metrics)  # so that the bar tells the truth
+                jax.block_until_ready(metrics)  # so that the bar shows finished steps
                 bar.update()
     return jax.device_get(state.params)
 
@@ -65,7 +65,7 @@ def _flat(params: Any) -> Any:
 
 
 def accuracy(label: Callable[[np.ndarray], Array | np.ndarray], test: Images, chunk: int = 500) -> float:
-    """The share of the test images whose label `label(images [B, H, W, C]) -> labels [B]` says."""
+    """The share of the test images that `label(images [B, H, W, C]) -> labels [B]` classifies correctly."""
     images, truth = test.fetch(np.arange(test.num_examples))
     parts = [np.asarray(label(normalize(images[i : i + chunk]))) for i in range(0, len(images), chunk)]
     return float(np.mean(np.concatenate(parts) == truth))

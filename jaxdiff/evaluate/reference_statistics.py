@@ -1,4 +1,4 @@
-"""What samples are compared with: real images for training and held-out ones, as a network sees them; kept in the cache."""
+"""Statistics of real images, training and held-out, in a network's features; cached."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from jaxdiff.evaluate.statistics import Gaussian, gaussian, mean_kernel
 from jaxdiff.io import files
 
 KEPT = 10_000  # images of each split whose features are kept, spread over it; mean and covariance are of all
-PROBED = 64  # images of each split by which another data set of the same name is told
+PROBED = 64  # images of each split that tell data sets of one name apart
 
 
 class DataSet(NamedTuple):
-    """The images of a config: its name with split and sizes, the beginning of its files in the cache, and both splits."""
+    """The images of a config: a description with split and sizes, the stem of its files in the cache, and both splits."""
 
     name: str
     file: str
@@ -54,7 +54,7 @@ def data_set(c: ImageSpec, data_dir: str | None = None) -> DataSet:
 
 
 def reference(network: Network, source: DataSet, batch_size: int = 500) -> Reference:
-    """The reference of a data set as a network sees it; out of the cache, if it was made before."""
+    """The reference of a data set as a network sees it; read from the cache where it was computed before."""
     path = (
         files.cache_dir() / "references" / f"{source.file}_{feature_cache.digest(network.name, network.resize, network.dtype)}.npz"
     )
