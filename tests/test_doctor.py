@@ -120,7 +120,7 @@ def test_a_gpu_that_jax_does_not_use(tmp_path, monkeypatch, driver, versions, sa
 
 def test_directories_that_are_none_or_full(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
-    assert list(doctor._cramped("data", tmp_path / "file")) == [f"{tmp_path / 'file'} (data) is no directory; name one"]
+    assert list(doctor._cramped("data", tmp_path / "file")) == [f"{tmp_path / 'file'} (data) is not a directory; name one"]
     assert list(doctor._cramped("data", tmp_path / "not" / "yet")) == []
     monkeypatch.setattr(doctor, "ROOM", 2**80)
     assert "MB left; make room, or set JAXDIFF_CACHE_DIR" in next(doctor._cramped("caches", tmp_path))

@@ -34,7 +34,7 @@ print("devices", json.dumps(found))
 
 @dataclass(frozen=True)
 class Findings:
-    """Lines by the part of the machine that they are of, and of what is wrong a line each, that ends with what to type."""
+    """Lines about each part of the machine, and one line per problem, which ends with the command that fixes it."""
 
     parts: dict[str, list[str]]
     problems: list[str]
@@ -47,7 +47,7 @@ class Findings:
 
 
 def examine(data_dir: str | None = None) -> Findings:
-    """The findings on this machine; `data_dir` is tensorflow-datasets' directory, if it is not its own."""
+    """The findings on this machine; `data_dir` is the directory of tensorflow-datasets, by default its own."""
     versions = {name: version for name in (*SHOWN, *BESIDE) if (version := _version(name))}
     devices, reason = _devices()
     data = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or pathlib.Path.home() / "tensorflow_datasets")
@@ -71,7 +71,7 @@ def _version(name: str) -> str | None:
 
 
 def _unfitting(name: str, versions: dict[str, str]) -> Iterator[str]:
-    """What a package requires that is there in another version, or of what it cannot do without, missing."""
+    """Requirements of a package that are missing or installed in another version."""
     extras = [EXTRAS[each] for each in versions if each in EXTRAS] if name == "jax" else []
     told = set()
     for text in (importlib.metadata.requires(name) or []) if name in versions else []:
@@ -89,7 +89,7 @@ def _unfitting(name: str, versions: dict[str, str]) -> Iterator[str]:
 
 
 def _devices() -> tuple[list[tuple[str, str, int]], str]:
-    """Platform, kind and bytes of each device that JAX finds, in a process of its own, for libtpu may abort; or why it fails."""
+    """Platform, kind and bytes of each device that JAX finds, or why it fails; in a child process, since libtpu may abort."""
     try:
         child = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
@@ -106,17 +106,17 @@ def _counted(devices: list[tuple[str, str, int]]) -> list[str]:
 
 
 def _asked() -> list[str]:
-    """The platforms that the environment restricts JAX to, as one text."""
+    """JAX_PLATFORMS, if it is set."""
     return [asked] if (asked := os.environ.get("JAX_PLATFORMS")) else []
 
 
 def _unused(devices: list[tuple[str, str, int]], reason: str, versions: dict[str, str]) -> Iterator[str]:
-    """Devices that are there and that JAX does not use."""
+    """Problems with devices: none at all, or some that JAX does not use."""
     asked, found = "".join(_asked()), {platform for platform, _, _ in devices}
     if not devices:
         unset = "; type: unset JAX_PLATFORMS" if asked else "; type: python -c 'import jax; jax.devices()' for all it says"
         yield f"JAX finds no device ({reason}){unset}"
-    elsewhere = bool(asked) and "cpu" in asked.split(",")[0]  # as someone wants it
+    elsewhere = bool(asked) and "cpu" in asked.split(",")[0]  # which is deliberate
     cuda = _driver()
     if cuda and not elsewhere and "gpu" not in found:
         plugin = next((name for name in versions if name.startswith("jax-cuda")), None)
@@ -129,7 +129,7 @@ def _unused(devices: list[tuple[str, str, int]], reason: str, versions: dict[str
 
 
 def _driver() -> int:
-    """The major version of CUDA that an NVIDIA driver here can run; 0: there is no GPU."""
+    """The major version of CUDA that the NVIDIA driver supports; 0 without a GPU."""
     if not shutil.which("nvidia-smi"):
         return 12 * pathlib.Path("/dev/nvidia0").exists()
     said = subprocess.run(["nvidia-smi"], capture_output=True, text=True).stdout
@@ -138,7 +138,7 @@ def _driver() -> int:
 
 
 def _tpu() -> bool:
-    """Whether a TPU is in this machine."""
+    """Whether this machine has a TPU."""
     cards = pathlib.Path("/sys/bus/pci/devices").glob("*/vendor")
     google = [card.parent / "device" for card in cards if card.read_text().strip() == "0x1ae0"]
     return any(pathlib.Path("/dev").glob("accel*")) or any(path.read_text().strip() in TPUS for path in google)
@@ -160,7 +160,7 @@ def _bytes(paths: Iterable[pathlib.Path]) -> int:
 
 
 def _there(path: pathlib.Path) -> pathlib.Path:
-    """The directory itself, or the nearest above it that there is."""
+    """The directory itself, or its nearest parent that exists."""
     return next(each for each in (path.absolute(), *path.absolute().parents) if each.is_dir())
 
 
@@ -169,9 +169,9 @@ def _free(path: pathlib.Path) -> int:
 
 
 def _cramped(name: str, path: pathlib.Path) -> Iterator[str]:
-    """What hinders writing to a directory."""
+    """Problems with writing to a directory."""
     if path.exists() and not path.is_dir():
-        yield f"{path} ({name}) is no directory; name one"
+        yield f"{path} ({name}) is not a directory; name one"
         return
     how: Any = {"here": "cd elsewhere", "data": "give --data-dir, or set TFDS_DATA_DIR", "caches": "set JAXDIFF_CACHE_DIR"}
     if not os.access(_there(path), os.W_OK):

@@ -9,36 +9,28 @@ import difflib
 import logging
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxdiff.app.cli import arguments, global_flags
-from jaxdiff.app.cli.completion_command import Completion, completion
-from jaxdiff.app.cli.data_command import Data, data
-from jaxdiff.app.cli.doctor_command import Doctor, doctor
-from jaxdiff.app.cli.evaluate_command import Evaluate, evaluate
+from jaxdiff.app.cli.completion_command import completion
+from jaxdiff.app.cli.data_command import data
+from jaxdiff.app.cli.doctor_command import doctor
+from jaxdiff.app.cli.evaluate_command import evaluate
 from jaxdiff.app.cli.help_text import USAGE
-from jaxdiff.app.cli.ladder_command import Ladder, ladder
-from jaxdiff.app.cli.latents_command import Latents, latents
-from jaxdiff.app.cli.plan_command import Plan, plan
-from jaxdiff.app.cli.report_command import Report, report
-from jaxdiff.app.cli.sample_command import Sample, sample
-from jaxdiff.app.cli.train_command import Train, train
-from jaxdiff.app.cli.verify_command import Verify, verify
+from jaxdiff.app.cli.ladder_command import ladder
+from jaxdiff.app.cli.latents_command import latents
+from jaxdiff.app.cli.plan_command import plan
+from jaxdiff.app.cli.report_command import report
+from jaxdiff.app.cli.sample_command import sample
+from jaxdiff.app.cli.train_command import train
+from jaxdiff.app.cli.verify_command import verify
 from jaxdiff.io.errors import UsageError, UserError
 
-COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
-    "train": (Train, train),
-    "ladder": (Ladder, ladder),
-    "sample": (Sample, sample),
-    "evaluate": (Evaluate, evaluate),
-    "report": (Report, report),
-    "plan": (Plan, plan),
-    "verify": (Verify, verify),
-    "data": (Data, data),
-    "latents": (Latents, latents),
-    "doctor": (Doctor, doctor),
-    "completion": (Completion, completion),
+COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {  # name -> dataclass of its arguments, function
+    command.__name__: (typing.get_type_hints(command)["args"], command)
+    for command in (train, ladder, sample, evaluate, report, plan, verify, data, latents, doctor, completion)
 }
 BUG = "this is a bug of jaxdiff; please report the lines above, with what `jaxdiff doctor` prints: https://github.com/jaxdiff/jaxdiff/issues"
 
