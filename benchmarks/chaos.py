@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxdiff.app import build
-from jaxdiff.app.runs import lineage
+from jaxdiff.app.runs import storage
 from jaxdiff.training import checkpoint
 
 TINY = (
@@ -83,9 +83,9 @@ def strike(workdir, flags, in_save, chance, every):
 
 
 def final(workdir):
-    config = lineage.read_config(workdir)
+    config = storage.read_config(workdir)
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    state = checkpoint.restore(workdir, lineage.with_sharding(build.state_shapes(config), single))
+    state = checkpoint.restore(workdir, storage.with_sharding(build.state_shapes(config), single))
     return {"params": state.params, "ema": state.ema, "opt_state": state.opt_state, "step": state.step}
 
 

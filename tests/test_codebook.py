@@ -15,7 +15,7 @@ from PIL import Image
 
 from jaxdiff import data, objectives, training
 from jaxdiff.app import build, cli, config
-from jaxdiff.app.runs import lineage
+from jaxdiff.app.runs import storage
 from jaxdiff.objectives import codebook
 from jaxdiff.training import checkpoint, mesh
 
@@ -188,7 +188,7 @@ def unbroken(request, tmp_path_factory, tfds_dir):
 
 def final_state(wanted, workdir):
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return checkpoint.restore(workdir, lineage.with_sharding(build.state_shapes(wanted), single))
+    return checkpoint.restore(workdir, storage.with_sharding(build.state_shapes(wanted), single))
 
 
 def lines(workdir):

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from jaxdiff import data
 from jaxdiff.app import build, cli, config
 from jaxdiff.app.config import Data, Diffusion, Experiment, Model, Optimizer, Sampling
-from jaxdiff.app.runs import finish, lineage, train
+from jaxdiff.app.runs import finish, storage, train
 from jaxdiff.data.digits import png
 from jaxdiff.io.errors import ConfigError, DataError
 
@@ -73,8 +73,8 @@ def test_batches_hold_the_context_of_their_images(data_dir):
 
 
 def test_samples_follow_their_context(trained, tmp_path):
-    made = lineage.read_config(trained)
-    _, params = lineage.read_params(made, trained)
+    made = storage.read_config(trained)
+    _, params = storage.read_params(made, trained)
     vectors = np.float32([vector for _, vector in CLASSES])[np.arange(20) % 2]
     images = train.image_sampler(made)(params, np.zeros(20), 0, np.repeat(vectors[:, None], 2, axis=1))
     wanted = np.array([grey for grey, _ in CLASSES])[np.arange(20) % 2] / 127.5 - 1
@@ -86,7 +86,7 @@ def test_samples_follow_their_context(trained, tmp_path):
 
 
 def test_a_finished_run_draws_samples_of_held_out_context(trained, data_dir):
-    made = lineage.read_config(trained)
+    made = storage.read_config(trained)
     out = trained / "samples.png"
     assert "4 samples of step 60" in finish.finish(made, trained, out, range(1), data_dir)
     assert out.stat().st_size > 0
@@ -94,9 +94,9 @@ def test_a_finished_run_draws_samples_of_held_out_context(trained, data_dir):
 
 def test_guidance_leaves_the_context_out_of_the_reference(trained):
     """At guidance 0 samples are those of no context, whatever it says."""
-    made = lineage.read_config(trained)
+    made = storage.read_config(trained)
     made = dataclasses.replace(made, sampling=dataclasses.replace(made.sampling, guidance=0.0))
-    _, params = lineage.read_params(made, trained)
+    _, params = storage.read_params(made, trained)
     generate = train.image_sampler(made)
     first, other = (generate(params, np.zeros(4), 0, np.full((2, 3), value, np.float32)) for value in (0.0, 5.0))
     np.testing.assert_array_equal(first, other)

@@ -12,7 +12,7 @@ import pytest
 
 from jaxdiff import data, evaluate
 from jaxdiff.app import cli, config
-from jaxdiff.app.runs import finish, lineage
+from jaxdiff.app.runs import finish, storage
 from jaxdiff.app.runs import train as run
 from jaxdiff.evaluate import feature_cache, reference_classifier, reference_statistics
 from jaxdiff.io import files, pictures
@@ -319,7 +319,7 @@ def test_the_command_evaluates_runs_and_prints_what_is_stored(runs, tfds_dir, ca
 
 
 def test_a_run_ends_with_the_same_evaluation(runs, tfds_dir):
-    text = finish.finish(lineage.read_config(runs / "labelled"), runs / "labelled", runs / "x.png", range(10), tfds_dir)
+    text = finish.finish(storage.read_config(runs / "labelled"), runs / "labelled", runs / "x.png", range(10), tfds_dir)
     assert "label agreement: " in text
     assert "Frechet distance (FID): " in text
     (path,) = (runs / "labelled" / "evaluations").glob("ddim_2_guidance_2_seed_0.json")

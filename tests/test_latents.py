@@ -18,7 +18,7 @@ from tensorflow_datasets.core import shuffle
 from jaxdiff import data, objectives
 from jaxdiff.app import build
 from jaxdiff.app.config import Autoencoder, Data, Experiment, Model, Optimizer, Sources, to_dict
-from jaxdiff.app.runs import latent_cache, lineage, train
+from jaxdiff.app.runs import latent_cache, storage, train
 from jaxdiff.data import latents as files
 from jaxdiff.io.errors import ConfigError, DataError, NonFiniteError
 from jaxdiff.likelihood import Posterior
@@ -73,8 +73,8 @@ def named(directory, **changes):
 
 @functools.cache
 def encoder(autoencoder):
-    config = lineage.read_config(autoencoder)
-    params = lineage.read_params(config, autoencoder)[1]
+    config = storage.read_config(autoencoder)
+    params = storage.read_params(config, autoencoder)[1]
     return functools.partial(jax.jit(build.codec(config).encode), params)
 
 
@@ -164,7 +164,7 @@ def test_training_from_the_cache_is_training_on_the_fly(cached, autoencoder, tmp
         workdir = tmp_path / (pathlib.Path(directory).name or "images")
         train.train_run(config, workdir, tfds_dir)
         losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        trained.append((losses, lineage.read_params(config, workdir)[1]))
+        trained.append((losses, storage.read_params(config, workdir)[1]))
     assert len(set(trained[0][0])) == 3
     np.testing.assert_allclose(trained[1][0], trained[0][0], rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), trained[1][1], trained[0][1])
@@ -306,7 +306,7 @@ def test_a_cache_that_fits_is_taken(cached, autoencoder, tmp_path):
 
 
 def test_latents_of_another_autoencoder(cached, autoencoder, other, tmp_path, tfds_dir):
-    prints = [lineage.fingerprint(workdir) for workdir in (autoencoder, other)]
+    prints = [storage.fingerprint(workdir) for workdir in (autoencoder, other)]
     with pytest.raises(ConfigError) as raised:
         latent_cache.load_latents(named(cached), other)
     assert str(raised.value) == (

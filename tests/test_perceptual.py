@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxdiff import objectives
-from jaxdiff.app.runs import lineage
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.models import perceptual
 from jaxdiff.models.classifier import NoisyClassifier
@@ -87,8 +86,8 @@ def test_vgg16_is_read_as_torchvision_names_it(tmp_path):
     linear = {f"lin{level}.model.1.weight": np.full((1, width, 1, 1), level) for level, width in enumerate((4, 3, 5, 2, 3))}
     np.savez(tmp_path / "vgg.npz", **arrays)
     np.savez(tmp_path / "lpips.npz", **arrays, **linear)
-    jax.tree.map(np.testing.assert_array_equal, lineage.vgg16(tmp_path / "vgg.npz"), params)
-    assert [weight.tolist() for weight in lineage.vgg16(tmp_path / "lpips.npz")["weights"]] == [
+    jax.tree.map(np.testing.assert_array_equal, perceptual.load(tmp_path / "vgg.npz"), params)
+    assert [weight.tolist() for weight in perceptual.load(tmp_path / "lpips.npz")["weights"]] == [
         [0] * 4,
         [1] * 3,
         [2] * 5,
@@ -105,6 +104,6 @@ def test_vgg16_is_read_as_torchvision_names_it(tmp_path):
         ("flat.npz", "must be of 3x3"),
     ):
         with pytest.raises(ConfigError, match=message) as error:
-            lineage.vgg16(tmp_path / name)
+            perceptual.load(tmp_path / name)
         assert "\n" not in str(error.value)
         assert name in str(error.value)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.app import build, cli
-from jaxdiff.app.runs import lineage
+from jaxdiff.app.runs import storage
 from jaxdiff.training import checkpoint, distributed
 
 TINY = (
@@ -81,7 +81,7 @@ def losses(workdir, after=0):
 
 def final_state(workdir):
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return checkpoint.restore(workdir, lineage.with_sharding(build.state_shapes(lineage.read_config(workdir)), single))
+    return checkpoint.restore(workdir, storage.with_sharding(build.state_shapes(storage.read_config(workdir)), single))
 
 
 def assert_equal(a, b):

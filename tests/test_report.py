@@ -19,7 +19,7 @@ from jaxdiff import cascade, data
 from jaxdiff.app import build, cli, config
 from jaxdiff.app.config import Autoencoder, Data, Diffusion, Experiment, Model, Optimizer, Sampling, Sources
 from jaxdiff.app.report import curves, neighbours, quality, run_record, settings, strips
-from jaxdiff.app.runs import lineage
+from jaxdiff.app.runs import storage
 from jaxdiff.app.runs import train as run
 from jaxdiff.io import pictures
 from jaxdiff.training import checkpoint
@@ -154,7 +154,7 @@ def untrained(folder, name, **changes):
 def saved(folder, name, **changes):
     """A run that has a checkpoint, of random params, at its last step."""
     workdir = untrained(folder, name, **changes)
-    made = lineage.read_config(workdir)
+    made = storage.read_config(workdir)
     shapes, rng = build.state_shapes(made), np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes.params)
     rest = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
@@ -286,7 +286,7 @@ def test_strips_end_with_the_samples(trained):
     """Those that `train.image_sampler` gives; and in between DDIM's own steps."""
     (found,) = run_record.read_runs([trained])
     ways = strips.denoising_strips(found, num=3)
-    _, params = lineage.read_params(CONFIG, trained)
+    _, params = storage.read_params(CONFIG, trained)
     images = run.image_sampler(CONFIG, workdir=trained)(params, np.arange(3), CONFIG.seed)
     assert ways.after == [0, 1, 2, 3]
     for each in (ways.noisy, ways.clean):

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from jaxdiff.app import cli, config
-from jaxdiff.app.runs import lineage, train
+from jaxdiff.app.runs import storage, train
 from jaxdiff.training import checkpoint
 
 TINY = (
@@ -53,9 +53,9 @@ def wait_until(process, happened, seconds=180):
 
 
 def final_state(workdir):
-    config = lineage.read_config(workdir)
+    config = storage.read_config(workdir)
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return checkpoint.restore(workdir, lineage.with_sharding(train.recipe.state_shapes(config), single))
+    return checkpoint.restore(workdir, storage.with_sharding(train.recipe.state_shapes(config), single))
 
 
 def assert_same_run(a, b):

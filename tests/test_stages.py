@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxdiff.app import build, cli, config
-from jaxdiff.app.runs import lineage, stages
+from jaxdiff.app.runs import stages, storage
 from jaxdiff.app.runs import train as run
+from jaxdiff.app.runs.sources import check_measured, record_sources, source_configs, source_params
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.training import checkpoint
 
@@ -53,9 +54,9 @@ def folder(tmp_path_factory, tfds_dir):
 
 def test_all_stages_are_trained_and_each_is_a_run(folder):
     assert checkpoint.steps(folder / "kl")[-1] == checkpoint.steps(folder / "latent")[-1] == 3
-    assert lineage.read_config(folder / "latent").sources.autoencoder == str(folder / "kl")
+    assert storage.read_config(folder / "latent").sources.autoencoder == str(folder / "kl")
     recorded = json.loads((folder / "latent" / "sources.json").read_text())
-    assert recorded == {"autoencoder": {"run": str(folder / "kl"), "fingerprint": lineage.fingerprint(folder / "kl")}}
+    assert recorded == {"autoencoder": {"run": str(folder / "kl"), "fingerprint": storage.fingerprint(folder / "kl")}}
     assert (folder / "latent" / "samples.png").stat().st_size > 0
 
 
@@ -82,10 +83,10 @@ def test_a_missing_stage_is_said_in_one_line(folder, tmp_path, capsys):
     (kl / "config.json").write_text(json.dumps({**values, "steps": 5}))
     assert cli.main([*recipes, str(tmp_path / "latent")]) == 1
     assert f"{kl} (step 3 of 5)" in capsys.readouterr().err
-    made = lineage.read_config(folder / "latent")
+    made = storage.read_config(folder / "latent")
     made = dataclasses.replace(made, sources=dataclasses.replace(made.sources, autoencoder=str(kl)))
     with pytest.raises(ConfigError, match=r"kl is at step 3 of 5; its latents are measured at the end: train it on"):
-        lineage.source_params(made)
+        source_params(made)
     assert cli.main([*recipes, str(kl)]) == 1
     assert "is where a stage of this recipe is trained" in capsys.readouterr().err
 
@@ -111,9 +112,9 @@ def test_latents_of_another_autoencoder_are_refused(folder, tmp_path, tfds_dir):
     values = json.loads((tmp_path / "latent" / "config.json").read_text())
     values["sources"]["autoencoder"] = str(tmp_path / "kl")
     made = config.from_dict(values)
-    step, params = lineage.read_params(made, tmp_path / "latent")
+    step, params = storage.read_params(made, tmp_path / "latent")
     same = run.image_sampler(made, workdir=tmp_path / "latent")(params, np.arange(4), 0)
-    other = dataclasses.replace(lineage.read_config(tmp_path / "kl"), seed=1)
+    other = dataclasses.replace(storage.read_config(tmp_path / "kl"), seed=1)
     shutil.rmtree(tmp_path / "kl")
     run.train_run(other, tmp_path / "kl", tfds_dir)
     expected = "was trained with the autoencoder .* as it was then .* is another .*; name that one"
@@ -133,19 +134,19 @@ def test_latents_of_another_autoencoder_are_refused(folder, tmp_path, tfds_dir):
     ],
 )
 def test_an_image_that_the_autoencoder_cannot_encode_is_refused(folder, change, message):
-    made = lineage.read_config(folder / "latent")
+    made = storage.read_config(folder / "latent")
     with pytest.raises(ConfigError, match=message):
-        lineage.source_configs(dataclasses.replace(made, data=dataclasses.replace(made.data, **change)))
+        source_configs(dataclasses.replace(made, data=dataclasses.replace(made.data, **change)))
 
 
 def test_a_network_must_fit_the_latents(folder):
-    made = lineage.read_config(folder / "latent")
+    made = storage.read_config(folder / "latent")
     for change, message in (
         ({"multipliers": (1, 1, 1, 1)}, "latents of 4x4 .* cannot be halved 3 times; choose fewer model.multipliers"),
         ({"attention": (8,)}, r"model.attention must be sizes that the network has on latents of .*: \[4\]"),
     ):
         with pytest.raises(ConfigError, match=message):
-            lineage.source_configs(dataclasses.replace(made, model=dataclasses.replace(made.model, **change)))
+            source_configs(dataclasses.replace(made, model=dataclasses.replace(made.model, **change)))
 
 
 def test_what_has_no_meaning_in_latents_is_refused(folder, capsys):
@@ -162,9 +163,9 @@ def test_what_has_no_meaning_in_latents_is_refused(folder, capsys):
 
 def test_samples_are_decoded_latents(folder, tmp_path):
     """By hand: the levels walked along in latent space, then the decoder."""
-    made = lineage.read_config(folder / "latent")
-    sources, frozen = lineage.source_configs(made), lineage.source_params(made)
-    _, params = lineage.read_params(made, folder / "latent")
+    made = storage.read_config(folder / "latent")
+    sources, frozen = source_configs(made), source_params(made)
+    _, params = storage.read_params(made, folder / "latent")
     images = jax.jit(build.image_generator(made, sources))(params, jax.random.key(0), np.arange(4), frozen)
     codec = build.codec(sources["autoencoder"])
 
@@ -183,25 +184,25 @@ def test_runs_that_moved_together_find_each_other(folder, tmp_path):
     values["sources"]["autoencoder"] = "runs/that/is/gone/kl"
     made = config.from_dict(values)
     with pytest.raises(ConfigError, match="no run in runs/that/is/gone/kl"):
-        lineage.source_configs(made)
-    assert lineage.source_configs(made, folder / "latent") == {"autoencoder": lineage.read_config(folder / "kl")}
-    assert set(lineage.source_params(made, folder / "latent")) == {"autoencoder"}
+        source_configs(made)
+    assert source_configs(made, folder / "latent") == {"autoencoder": storage.read_config(folder / "kl")}
+    assert set(source_params(made, folder / "latent")) == {"autoencoder"}
 
 
 def test_a_run_on_pixels_does_not_go_on_in_latents(folder, tmp_path):
     shutil.copytree(folder / "latent", tmp_path / "pixels")
     (tmp_path / "pixels" / "sources.json").unlink()
     with pytest.raises(ConfigError, match=r"was begun without sources\.autoencoder"):
-        lineage.record_sources(lineage.read_config(folder / "latent"), tmp_path / "pixels")
+        record_sources(storage.read_config(folder / "latent"), tmp_path / "pixels")
 
 
 def test_latents_that_were_not_measured_are_refused(folder):
-    made = lineage.read_config(folder / "kl")
-    step, params = lineage.read_params(made, folder / "kl")
-    lineage.check_measured(made, params, step, folder / "kl")
+    made = storage.read_config(folder / "kl")
+    step, params = storage.read_params(made, folder / "kl")
+    check_measured(made, params, step, folder / "kl")
     params["latent"] = {"shift": np.zeros(2), "scale": np.ones(2)}
     with pytest.raises(ConfigError, match="latents are measured at the end: train it on, by its recipe with more --steps"):
-        lineage.check_measured(made, params, step, folder / "kl")
+        check_measured(made, params, step, folder / "kl")
 
 
 def test_a_stage_of_a_cascade_sees_levels_of_its_training():

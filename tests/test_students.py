@@ -28,8 +28,9 @@ from jaxdiff.app.config import (
     to_dict,
     validated,
 )
-from jaxdiff.app.runs import lineage, rounds
+from jaxdiff.app.runs import rounds, storage
 from jaxdiff.app.runs import train as run
+from jaxdiff.app.runs.sources import record_sources, source_configs, source_params
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.training import TrainState, checkpoint
 
@@ -83,12 +84,12 @@ def changed(config, changes):
 
 def untrained(workdir, config, seed=0):
     """A run of random params, at its last step, with latents of another mean and scale than 0 and 1."""
-    shapes, rng = build.state_shapes(config, lineage.source_configs(config)), np.random.default_rng(seed)
+    shapes, rng = build.state_shapes(config, source_configs(config)), np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes.params)
     if "latent" in params:
         params["latent"] = {"shift": np.array([0.5, -1.0], np.float32), "scale": np.array([2.0, 0.5], np.float32)}
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    lineage.record_sources(config, workdir)
+    record_sources(config, workdir)
     with checkpoint.manager(workdir) as to:
         last = np.full((), config.steps, np.int32)
         checkpoint.save(to, dataclasses.replace(state, step=last, params=params, ema={"ema": params}), to_dict(config))
@@ -158,14 +159,14 @@ def losses(workdir):
 
 def begun(config, workdir):
     """Layout and state with which training begins or goes on."""
-    sources, frozen = lineage.source_configs(config, workdir), lineage.source_params(config, workdir, build.FROZEN)
+    sources, frozen = source_configs(config, workdir), source_params(config, workdir, build.FROZEN)
     layout = build.layout(config, frozen, sources)
     return layout, rounds.initial_or_restored_state(config, workdir, layout, frozen, sources)
 
 
 def average(config, workdir, step):
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return checkpoint.restore_ema(workdir, "ema", lineage.with_sharding(build.state_shapes(config).params, single), step)[1]
+    return checkpoint.restore_ema(workdir, "ema", storage.with_sharding(build.state_shapes(config).params, single), step)[1]
 
 
 def assert_equal(one, other):
@@ -175,14 +176,14 @@ def assert_equal(one, other):
 def relabelled(workdir, target, **changes):
     """A copy of a run whose config.json says something else."""
     shutil.copytree(workdir, target)
-    config = changed(lineage.read_config(workdir), changes)
+    config = changed(storage.read_config(workdir), changes)
     (target / "config.json").write_text(json.dumps(to_dict(config)))
     return target
 
 
 def scored(folder, config):
     """`(step, scale) -> loss` of random params, another average and the teacher, at fixed noise; compiled once."""
-    sources, frozen = lineage.source_configs(config), lineage.source_params(config, places=build.FROZEN)
+    sources, frozen = source_configs(config), source_params(config, places=build.FROZEN)
     shapes, rng = build.state_shapes(config, sources), np.random.default_rng(1)
     state = jax.tree.map(lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
     state = dataclasses.replace(state, frozen=frozen)
@@ -212,7 +213,7 @@ def test_a_guided_student_starts_as_its_teacher(folder, tmp_path):
     assert_equal(state.ema["ema"], state.params)
     x, level = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32), process.cosine()(np.float32(0.5))
     label = np.arange(4)
-    expected = build.conditional_denoiser(lineage.read_config(folder / "teacher"), teacher, label)(x, level)
+    expected = build.conditional_denoiser(storage.read_config(folder / "teacher"), teacher, label)(x, level)
     assert np.abs(expected).max() > 0.1
     for scale in (1.0, 4.0):
         given = {"label": label, "guidance": np.full(4, scale, np.float32)}
@@ -221,7 +222,7 @@ def test_a_guided_student_starts_as_its_teacher(folder, tmp_path):
 
 def test_a_teacher_is_guided_by_the_scale(folder):
     """A student that is its teacher lacks (scale - 1) times the difference that a label makes."""
-    teacher = lineage.source_params(made(folder, "guided"))["teacher"]
+    teacher = source_params(made(folder, "guided"))["teacher"]
     change = {"distillation.clip": False, "sampling.guidance": 1.0}
     found = []
     for scale in (1.0, 2.0, 3.0):
@@ -264,15 +265,15 @@ def test_each_round_ends_with_a_student_that_is_kept(trained, tmp_path, capsys):
     workdir = trained("progressive")
     assert checkpoint.steps(workdir) == [3, 6, 9]  # though keep is 1
     assert {path.name for path in (workdir / "samples").iterdir()} == {"steps_4.png", "steps_2.png", "steps_1.png"}
-    config, whole = lineage.read_config(workdir), process.grid(process.cosine(), 8)
+    config, whole = storage.read_config(workdir), process.grid(process.cosine(), 8)
     for step, steps in ((3, 4), (6, 2), (9, 1)):
         assert cli.main(["sample", str(workdir), "--steps", str(steps), "--num", "4", "--out", str(tmp_path / "x.png")]) == 0
         assert f"4 samples of step {step}: " in capsys.readouterr().out
         asked = changed(config, {"sampling.steps": steps})
-        found, params = lineage.read_params(asked, workdir)
+        found, params = storage.read_params(asked, workdir)
         assert found == step
         assert_equal(params, average(config, workdir, step))
-        trained_on = lineage.read_levels(asked, workdir)
+        trained_on = storage.read_levels(asked, workdir)
         np.testing.assert_array_equal(trained_on.sigma, whole[:: 8 // steps].sigma)
         np.testing.assert_array_equal(trained_on.alpha, whole[:: 8 // steps].alpha)
 
@@ -280,7 +281,7 @@ def test_each_round_ends_with_a_student_that_is_kept(trained, tmp_path, capsys):
 def test_each_round_begins_anew(trained, tmp_path):
     """With the average of the round before as its teacher, params and average, and an optimizer that has seen no step."""
     workdir = trained("progressive")
-    config = lineage.read_config(workdir)
+    config = storage.read_config(workdir)
     _, last = begun(config, workdir)
     assert [int(leaf) for path, leaf in jax.tree.leaves_with_path(last.opt_state) if ".count" in jax.tree_util.keystr(path)] == [
         3,
@@ -301,7 +302,7 @@ def test_each_round_begins_anew(trained, tmp_path):
     assert int(turned.step) == 3
     line = f"{ended} has no student of 1 steps yet, but of 4; train it on, or choose --steps"
     with pytest.raises(ConfigError, match=line):
-        lineage.read_params(config, ended)
+        storage.read_params(config, ended)
 
 
 def test_a_round_begins_from_the_first_average_that_the_config_names(folder):
@@ -374,7 +375,7 @@ def test_a_student_of_every_level_overshoots(trained, drawn, refused):
     plain, *noisy = (drawn(workdir, *flags) for flags in ((), *[("--sampler", "overshoot", "--steps", "8")] * 2))
     np.testing.assert_array_equal(*noisy)
     assert (noisy[0] != plain).any()
-    assert lineage.read_levels(lineage.read_config(workdir), workdir).sigma.size == 9
+    assert storage.read_levels(storage.read_config(workdir), workdir).sigma.size == 9
     assert "sampling.steps must be one of 8: " in refused("sample", workdir, "--sampler", "overshoot")
 
 
@@ -403,7 +404,7 @@ def test_every_way_to_consistency_trains(folder, tmp_path, tfds_dir, drawn, curr
     assert len(losses(workdir)) == 2
     assert drawn(workdir, "--steps", "2").std() > 0
     if curriculum in ("shrinking", "continuous"):
-        assert lineage.read_levels(config, workdir) is None
+        assert storage.read_levels(config, workdir) is None
         with pytest.raises(Exception, match="holds no levels"):
             checkpoint.read_levels(workdir)
         return
@@ -412,6 +413,17 @@ def test_every_way_to_consistency_trains(folder, tmp_path, tfds_dir, drawn, curr
     np.testing.assert_array_equal(np.float32(found["alpha"]), levels.alpha)
     np.testing.assert_array_equal(np.float32(found["sigma"]), levels.sigma)
     assert len(found["sigma"]) == 5
+
+
+def test_grids_of_a_resumed_run_ask_for_no_levels_of_its_checkpoint(folder, tmp_path, tfds_dir, monkeypatch):
+    """Which was trained on fewer levels than the sampler takes steps."""
+    change = {"distillation.curriculum": "doubling", "distillation.first_steps": 2, "sampling.steps": 4, "steps": 6}
+    config = made(folder, "consistency", **VARIANTS["doubling"], **change, **{"checkpoint_every": 1, "sampling.every": 2})
+    workdir = tmp_path / "run"
+    stopped = signalled(config, workdir, tfds_dir, 1, monkeypatch)
+    assert build.student_levels(config, stopped).sigma.size == 3
+    assert run.train_run(config, workdir, tfds_dir) is None
+    assert (workdir / "samples" / "step_0000004.png").exists()
 
 
 COUNTED = [
@@ -471,8 +483,8 @@ def test_samples_walk_along_the_levels_of_the_checkpoint(trained, tmp_path):
     """Which are a little noisier here than those that the config would make."""
     workdir = tmp_path / "moved"
     shutil.copytree(trained("consistency"), workdir)
-    config = lineage.read_config(workdir)
-    _, params = lineage.read_params(config, workdir)
+    config = storage.read_config(workdir)
+    _, params = storage.read_params(config, workdir)
     labels = np.arange(10)
     before = run.image_sampler(config, workdir=workdir)(params, labels, 0)
     (path,) = (workdir / "checkpoints" / "2" / "meta").glob("metadata")
@@ -481,7 +493,7 @@ def test_samples_walk_along_the_levels_of_the_checkpoint(trained, tmp_path):
     path.write_text(json.dumps(meta))
     moved = run.image_sampler(config, workdir=workdir)(params, labels, 0)
     assert (before != moved).any()
-    given = lineage.read_levels(config, workdir)
+    given = storage.read_levels(config, workdir)
     np.testing.assert_array_equal(build.sampling_levels(config, None, given).alpha, given[::2].alpha)
 
 
@@ -523,7 +535,7 @@ def test_a_teacher_must_be_of_the_same_kind(folder, tmp_path, student, change, m
     (tmp_path / "teacher" / "config.json").write_text(json.dumps(to_dict(validated(changed(TEACHER, change)))))
     config = changed(made(folder, student), {"sources.teacher": str(tmp_path / "teacher")})
     with pytest.raises(ConfigError, match=message) as caught:
-        lineage.source_configs(config)
+        source_configs(config)
     assert "\n" not in str(caught.value)
 
 
@@ -532,21 +544,21 @@ def test_a_student_is_sampled_without_its_teacher(trained, tmp_path, tfds_dir, d
     alone = relabelled(workdir, tmp_path / "alone", **{"sources.teacher": "gone/teacher"})
     np.testing.assert_array_equal(drawn(alone), drawn(workdir))
     with pytest.raises(ConfigError, match="no run in gone/teacher; train one: jaxdiff train CONFIG --workdir gone/teacher"):
-        run.train_run(changed(lineage.read_config(alone), {"steps": 3}), alone, tfds_dir)
+        run.train_run(changed(storage.read_config(alone), {"steps": 3}), alone, tfds_dir)
 
 
 def test_a_student_goes_on_with_its_own_teacher(folder, trained, tmp_path, tfds_dir):
     other = untrained(tmp_path / "other", made(folder, "teacher"), seed=1)
     alone = relabelled(trained("consistency"), tmp_path / "alone", **{"sources.teacher": str(other)})
     with pytest.raises(ConfigError, match=r"was trained with the teacher .* as it was then .* is another .*; name that one"):
-        run.train_run(changed(lineage.read_config(alone), {"steps": 3}), alone, tfds_dir)
+        run.train_run(changed(storage.read_config(alone), {"steps": 3}), alone, tfds_dir)
 
 
 def test_adapters_are_trained_and_kept_alone(folder, trained, tmp_path, drawn, refused):
     workdir = trained("adapted")
-    config = lineage.read_config(workdir)
-    _, params = lineage.read_params(config, workdir)
-    _, teacher = lineage.read_params(lineage.read_config(folder / "teacher"), folder / "teacher")
+    config = storage.read_config(workdir)
+    _, params = storage.read_params(config, workdir)
+    _, teacher = storage.read_params(storage.read_config(folder / "teacher"), folder / "teacher")
     assert {jax.tree_util.keystr(path[-1:]) for path, _ in jax.tree.leaves_with_path(params)} == {"['down']", "['up']"}
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, teacher)]
     assert sizes[0] < sizes[1] / 3
@@ -561,7 +573,7 @@ def test_adapters_are_trained_and_kept_alone(folder, trained, tmp_path, drawn, r
 
 def test_adapters_start_as_their_teacher(folder, tmp_path):
     config = made(folder, "adapted")
-    sources = lineage.source_configs(config)
+    sources = source_configs(config)
     _, state = begun(config, tmp_path)
     key, labels = jax.random.key(0), np.arange(4)
     adapted = jax.jit(build.image_generator(config, sources))(state.params, key, labels, state.frozen)
@@ -574,9 +586,9 @@ def test_a_student_in_latents(folder, trained, tmp_path, drawn):
     assert drawn(workdir).shape == (10, 8, 8, 1)
     assert set(json.loads((workdir / "sources.json").read_text())) == {"autoencoder", "teacher"}
     other = untrained(tmp_path / "other", AUTOENCODER, seed=1)
-    config = changed(lineage.read_config(workdir), {"sources.autoencoder": str(other)})
+    config = changed(storage.read_config(workdir), {"sources.autoencoder": str(other)})
     with pytest.raises(ConfigError, match=f"sources.autoencoder {other} is not that of the teacher .*latent_teacher, .*kl; name"):
-        lineage.source_configs(config, tmp_path / "run")
+        source_configs(config, tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ import pytest
 import jaxdiff as jd
 from jaxdiff.app import build, config
 from jaxdiff.app.config import Autoencoder, Data, Distillation, Experiment, Model, Sampling, Sources
-from jaxdiff.app.runs import lineage, train, trained
+from jaxdiff.app.runs import storage, train, trained
+from jaxdiff.app.runs.sources import source_configs
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.training import checkpoint
 
@@ -41,7 +42,7 @@ RUNS = {"kl": AUTOENCODER, "pixels": PIXELS, "latent": LATENT, "consistency": CO
 
 def untrained(workdir, made, seed):
     """A run of random params, in its EMAs other ones, at its last step."""
-    sources = lineage.source_configs(made, workdir)
+    sources = source_configs(made, workdir)
     shapes, rng = build.state_shapes(made, sources), np.random.default_rng(seed)
     draws = [jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes.params) for _ in range(3)]
     for params in draws if made.objective == "autoencoder" else ():
@@ -71,9 +72,9 @@ def runs(tmp_path_factory):
     [("pixels", None, {}), ("pixels", "slow", {"guidance": 1.0, "steps": 3}), ("latent", None, {}), ("consistency", None, {})],
 )
 def test_a_trained_run_draws_what_jaxdiff_sample_draws(runs, name, ema, sampling):
-    made, labels = lineage.read_config(runs / name), np.arange(4)
+    made, labels = storage.read_config(runs / name), np.arange(4)
     made = dataclasses.replace(made, sampling=dataclasses.replace(made.sampling, **sampling))
-    drawn = train.image_sampler(made, workdir=runs / name)(lineage.read_params(made, runs / name, ema)[1], labels, 5)
+    drawn = train.image_sampler(made, workdir=runs / name)(storage.read_params(made, runs / name, ema)[1], labels, 5)
     found = trained.load_run(runs / name, ema, **sampling)
     assert found.step == made.steps
 
@@ -88,8 +89,8 @@ def test_a_trained_run_draws_what_jaxdiff_sample_draws(runs, name, ema, sampling
 
 
 def test_images_are_encoded_to_latents_of_the_run_and_decoded_by_its_autoencoder(runs):
-    made, x0 = lineage.read_config(runs / "kl"), np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 1)).astype(np.float32)
-    params, networks, found = lineage.read_params(made, runs / "kl")[1], build.codec(made), trained.load_run(runs / "latent")
+    made, x0 = storage.read_config(runs / "kl"), np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 1)).astype(np.float32)
+    params, networks, found = storage.read_params(made, runs / "kl")[1], build.codec(made), trained.load_run(runs / "latent")
     z = networks.encode(params, x0).mean
     assert found.shape == z.shape[1:] == (4, 4, 2)
     np.testing.assert_allclose(found.encode(x0), z, atol=1e-5)

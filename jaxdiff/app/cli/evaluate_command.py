@@ -119,12 +119,12 @@ def _samples(args: Evaluate) -> int:
 
 def _sampling(path: pathlib.Path, args: Evaluate) -> Experiment:
     """The run's config, with sampling and seed as the flags say."""
-    from jaxdiff.app.runs import lineage
+    from jaxdiff.app.runs import storage
 
-    if lineage.read_config(path).objective == "vae":
+    if storage.read_config(path).objective == "vae":
         raise ConfigError(f"{path} is a vae run, whose samples have no labels to evaluate; add --likelihood")
-    config = resampled(lineage.read_config(path, "diffusion"), args)
-    lineage.ema_name(config, path, args.ema)
+    config = resampled(storage.read_config(path, "diffusion"), args)
+    storage.ema_name(config, path, args.ema)
     changes: dict[str, Any] = {} if args.seed is None else {"seed": args.seed}
     if args.epochs is not None:
         changes["evaluation"] = dataclasses.replace(config.evaluation, epochs=args.epochs)
@@ -147,14 +147,14 @@ def _evaluators(configs: Mapping[pathlib.Path, Experiment], args: Evaluate) -> d
 
 def _likelihood(args: Evaluate) -> int:
     from jaxdiff.app.runs import likelihood as bits
-    from jaxdiff.app.runs import lineage
+    from jaxdiff.app.runs import storage
 
     refuse(args, (*MEASURING, "stored"), "does not go with --likelihood, which evaluates the model without guidance")
     workdir, *others = args.runs
     if others:
         raise ConfigError(f"--likelihood takes one run, got {len(args.runs)}")
     check_bounds(args, num=2, batch_size=1, probes=0, steps=2)
-    config = lineage.read_config(workdir)
+    config = storage.read_config(workdir)
     if args.labels not in ("", "none"):
         raise ConfigError(f"--labels {args.labels}: --likelihood uses the label of each image; write none for no labels")
     effort = bits.Effort(probes=args.probes)
@@ -165,7 +165,7 @@ def _likelihood(args: Evaluate) -> int:
     if config.objective == "vae":
         refuse(args, ("steps", "probes", "labels"), "does not apply to the likelihood of a vae run")
     bits.estimators(config, names, effort)  # before the checkpoint is read
-    step, params = lineage.read_params(config, workdir)
+    step, params = storage.read_params(config, workdir)
     how: Any = {"split": args.split, "num": args.num, "batch_size": args.batch_size, "data_dir": args.data_dir}
     print(bits.evaluate_likelihood(config, workdir, step, params, names, effort, conditional=args.labels != "none", **how))
     print(workdir / "likelihood.json")

@@ -58,16 +58,16 @@ class Sample:
 
 def sample(args: Sample) -> int:
     """`jaxdiff sample`: the exit status."""
-    from jaxdiff.app.runs import lineage, train
+    from jaxdiff.app.runs import storage, train
     from jaxdiff.io import pictures
 
-    config = lineage.read_config(args.run)
+    config = storage.read_config(args.run)
     check_bounds(args, num=1, batch_size=1)
     from_prior = config.objective == "vae"
     if from_prior:
         refuse(args, (*SAMPLING, "labels"), "does not apply to a vae run, whose samples are decoded from its prior in one call")
     else:
-        config = resampled(lineage.read_config(args.run, "diffusion"), args)
+        config = resampled(storage.read_config(args.run, "diffusion"), args)
     chosen = [config.model.num_classes] if from_prior else parse_labels(args.labels, config.model.num_classes)
     if args.labels == "none" and config.model.num_classes and not config.diffusion.label_dropout:
         raise ConfigError("--labels none: this run has no unconditional model (it was trained with diffusion.label_dropout 0)")
@@ -77,7 +77,7 @@ def sample(args: Sample) -> int:
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
     check_writable(out)
-    step, params = lineage.read_params(config, args.run, args.ema)
+    step, params = storage.read_params(config, args.run, args.ema)
     context = None if args.context is None else load_context(args.context)
     images = train.image_sampler(config, args.batch_size, args.run)(params, labels, args.seed, context)
     if out.suffix == ".npz":

@@ -22,7 +22,8 @@ import numpy as np
 from jaxdiff.app import build
 from jaxdiff.app.config import Experiment, from_dict, load, with_article
 from jaxdiff.app.plan.chips import VALID, Topology, device_descriptions, topology
-from jaxdiff.app.runs import lineage
+from jaxdiff.app.runs import storage
+from jaxdiff.app.runs.sources import sampling_sources
 from jaxdiff.io.errors import ConfigError, UserError, first_line
 
 CONTEXTS = 77  # vectors an example where a network attends to some: as many as CLIP's; the data set says how many there are
@@ -71,7 +72,7 @@ def _training(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.s
     if config.mesh.mapping == "pmap":
         raise ConfigError("mesh.mapping pmap cannot be compiled for devices that are not there; plan with jit, its twin")
     places = tuple(place for place in build.FROZEN if not (config.data.latents and place == "autoencoder"))
-    sources, frozen = started_from(config, (*places, "autoencoder", "base"))
+    sources, frozen = source_shapes(config, (*places, "autoencoder", "base"))
     frozen = {place: shapes for place, shapes in frozen.items() if place in places}
     layout = build.layout(config, frozen, sources, devices)
     state = replace(build.state_shapes(config, sources), frozen=frozen)
@@ -84,7 +85,7 @@ def _sampling(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.s
     """What `jaxdiff sample` runs for each batch, on one device as it does."""
     if config.objective in ("classifier", "autoencoder"):
         raise ConfigError(f"--what sample: {with_article(config.objective)} draws no samples; plan its training")
-    sources, frozen = started_from(config, lineage.sampling_sources(config))
+    sources, frozen = source_shapes(config, sampling_sources(config))
     generate = build.prior_image_generator(config) if config.objective == "vae" else build.image_generator(config, sources)
     given = _batch(config, sources, config.sampling.num)
     given = {name: given[name] for name in ("label", "context") if name in given}
@@ -117,22 +118,19 @@ def _batch(config: Experiment, sources: dict[str, Experiment], size: int) -> dic
     return found | {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("label", "index")}
 
 
-def started_from(config: Experiment, places: tuple[str, ...]) -> tuple[dict[str, Experiment], dict[str, Any]]:
-    """Configs of what a config starts from, recipes or runs, and shapes of their params; as `lineage` finds them of runs."""
-    c = config.sources
-    named = {"autoencoder": c.autoencoder, "base": c.base, "features": c.features, "teacher": c.teacher}
-    named["classifier"] = config.sampling.classifier
+def source_shapes(config: Experiment, places: tuple[str, ...]) -> tuple[dict[str, Experiment], dict[str, Any]]:
+    """Configs of what a config starts from, recipes or runs, and shapes of their params; as `sources` finds them of runs."""
     sources: dict[str, Experiment] = {}
     frozen: dict[str, Any] = {}
-    for place, name in named.items():
-        if not name or place not in places:
+    for place, name in storage.source_names(config).items():
+        if place not in places:
             continue
         if name.endswith(".npz"):
             frozen[place] = _vgg16()
             continue
         path = pathlib.Path(name)
-        source = sources[place] = load(path) if path.suffix == ".py" else lineage.read_config(path)
-        its, below = started_from(source, lineage.sampling_sources(source))
+        source = sources[place] = load(path) if path.suffix == ".py" else storage.read_config(path)
+        its, below = source_shapes(source, sampling_sources(source))
         frozen[place] = build.state_shapes(source, its).params
         if place == "base":
             sources |= {f"base.{each}": value for each, value in its.items()}
@@ -141,7 +139,7 @@ def started_from(config: Experiment, places: tuple[str, ...]) -> tuple[dict[str,
 
 
 def _vgg16() -> dict[str, Any]:
-    """Shapes of the params that `lineage.vgg16` reads from a file of LPIPS."""
+    """Shapes of the params that `perceptual.load` reads from a file of LPIPS."""
     shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     layers = [{"kernel": shape((3, 3, *pair)), "bias": shape(pair[1:])} for pair in itertools.pairwise(VGG16_WIDTHS)]
     return {"convolutions": layers, "weights": [shape((width,)) for width in (64, 128, 256, 512, 512)]}

@@ -16,7 +16,7 @@ from jaxdiff.app.report.curves import COLOURS, Line, plot
 from jaxdiff.app.report.images import grid_file
 from jaxdiff.app.report.run_record import RunRecord, read_json
 from jaxdiff.app.runs import finish as reports
-from jaxdiff.app.runs import lineage
+from jaxdiff.app.runs.sources import source_configs
 from jaxdiff.io.errors import UserError
 
 FINISH: dict[str, tuple[str, Callable[..., str]]] = {  # a file that says that it has been done, and what does it
@@ -105,7 +105,7 @@ def _best(record: RunRecord, measured: Sequence[quality.Group]) -> dict[str, str
 
 def _size(record: RunRecord) -> str:
     try:
-        sources = lineage.source_configs(record.config, record.workdir, ("autoencoder",))
+        sources = source_configs(record.config, record.workdir, ("autoencoder",))
         shapes: Any = build.state_shapes(record.config, sources).params
     except UserError:
         return ""

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from jaxdiff.app.config import Experiment, network_calls
 from jaxdiff.app.report.curves import COLOURS, Line, plot
 from jaxdiff.app.report.run_record import RunRecord, read_json
-from jaxdiff.app.runs import lineage
+from jaxdiff.app.runs import storage
 from jaxdiff.io.errors import UserError
 
 NAMES = {
@@ -170,7 +170,7 @@ def _judged(
 
 def _fingerprint(record: RunRecord) -> str:
     try:
-        return lineage.fingerprint(record.workdir)
+        return storage.fingerprint(record.workdir)
     except UserError:
         return ""
 

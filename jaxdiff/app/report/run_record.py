@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxdiff.app.config import Experiment, differences, load, to_dict
-from jaxdiff.app.runs import lineage
+from jaxdiff.app.runs import storage
 from jaxdiff.io.errors import ConfigError, UserError
 from jaxdiff.training import checkpoint
 
@@ -41,7 +41,7 @@ def read_runs(workdirs: Sequence[pathlib.Path]) -> list[RunRecord]:
 
 
 def _record(name: str, workdir: pathlib.Path) -> RunRecord:
-    config, steps = lineage.read_config(workdir), checkpoint.steps(workdir)
+    config, steps = storage.read_config(workdir), checkpoint.steps(workdir)
     return RunRecord(name, workdir, config, _about(workdir, config), steps[-1] if steps else 0, _metrics(workdir / "metrics.jsonl"))
 
 

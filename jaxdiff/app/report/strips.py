@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxdiff.app import build
 from jaxdiff.app.report.run_record import RunRecord
-from jaxdiff.app.runs import finish, lineage
+from jaxdiff.app.runs import finish, storage
+from jaxdiff.app.runs.sources import sampling_inputs
 from jaxdiff.app.runs.train import cycle_labels, image_sampler
-from jaxdiff.training import checkpoint
 
 STRIPS = 4  # samples whose way is shown
 COLUMNS = 9  # pictures of a way at most
@@ -38,7 +38,7 @@ class Strips(NamedTuple):
 def samples(record: RunRecord, num: int, data_dir: str | None = None) -> tuple[int, np.ndarray]:
     """The step of the newest checkpoint, and samples of it `[num, H, W, C]` as the config says; each label in turn."""
     config = record.config
-    step, params = lineage.read_params(config, record.workdir)
+    step, params = storage.read_params(config, record.workdir)
     labels, context = _given(record, num, data_dir)
     return step, image_sampler(config, config.evaluation.batch_size, record.workdir)(params, labels, config.seed, context)
 
@@ -46,10 +46,9 @@ def samples(record: RunRecord, num: int, data_dir: str | None = None) -> tuple[i
 def denoising_strips(record: RunRecord, data_dir: str | None = None, num: int = STRIPS) -> Strips:
     """The ways of the samples that `train.image_sampler` gives for these labels and the config's seed."""
     config, workdir = record.config, record.workdir
-    needed = lineage.sampling_sources(config)
-    sources, frozen = lineage.source_configs(config, workdir, needed), lineage.source_params(config, workdir, needed)
-    trained = lineage.read_levels(config, workdir) if checkpoint.steps(workdir) else None
-    _, params = lineage.read_params(config, workdir)
+    sources, frozen = sampling_inputs(config, workdir)
+    trained = storage.read_levels(config, workdir)
+    _, params = storage.read_params(config, workdir)
     labels, context = _given(record, num, data_dir)
     given = {"label": labels} | ({} if context is None else {"context": context})
     key = jax.random.fold_in(jax.random.key(config.seed), 0)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxdiff import evaluate
 from jaxdiff.app import build
 from jaxdiff.app.config import Experiment, network_calls
-from jaxdiff.app.runs import lineage
+from jaxdiff.app.runs import storage
 from jaxdiff.app.runs.train import cycle_labels, image_sampler, sample_file_name
 from jaxdiff.io import files, pictures, progress
 
@@ -56,7 +56,7 @@ def draw_samples(
     ema: str | None = None,
 ) -> Drawn:
     """Samples of a run of these classes in turn; with context vectors those of held-out images."""
-    step, params = lineage.read_params(config, workdir, ema)
+    step, params = storage.read_params(config, workdir, ema)
     labels, context = cycle_labels(classes, num), None
     if config.model.context_channels:
         labels, context = conditions(config, num, data_dir)
@@ -95,7 +95,7 @@ def finish_vae(config: Experiment, workdir: pathlib.Path, data_dir: str | None =
     """Draws the pictures of a trained VAE; what to print."""
     from jaxdiff.app.runs import reconstruction
 
-    step, params = lineage.read_params(config, workdir)
+    step, params = storage.read_params(config, workdir)
     out = pathlib.Path(workdir) / "samples.png"
     labels = cycle_labels([config.model.num_classes], config.sampling.num)
     pictures.save_grid(out, image_sampler(config)(params, labels, config.seed), columns=10)
@@ -107,7 +107,7 @@ def finish_autoencoder(config: Experiment, workdir: pathlib.Path, data_dir: str 
     """Measures a trained autoencoder on held-out images, and draws some; what to print. Writes `reconstruction.json`."""
     from jaxdiff.app.runs import reconstruction
 
-    step, params = lineage.read_params(config, workdir)
+    step, params = storage.read_params(config, workdir)
     found = reconstruction.evaluate_reconstructions(config, workdir, params, data_dir)
     out = pathlib.Path(workdir) / "reconstruction.json"
     files.write_text(out, json.dumps({"step": step, **found}, indent=2) + "\n")
@@ -122,7 +122,7 @@ def finish_classifier(config: Experiment, workdir: pathlib.Path, data_dir: str |
     """Measures a trained classifier on held-out images at several noise levels; what to print. Writes `accuracy.json`."""
     from jaxdiff import data
 
-    step, params = lineage.read_params(config, workdir)
+    step, params = storage.read_params(config, workdir)
     test = data.load_images(config.data, config.data.held_out, data_dir)
     levels = build.SCHEDULES[config.diffusion.schedule]()(jnp.array(TIMES))
     label, key = jax.jit(build.noisy_labels(config)), jax.random.key(config.seed)

@@ -20,7 +20,7 @@ from jaxdiff.app.config import (
     uses_discrete_levels,
     validated,
 )
-from jaxdiff.app.runs import finish, lineage, stages, train
+from jaxdiff.app.runs import finish, stages, storage, train
 from jaxdiff.io import files, pictures, progress
 from jaxdiff.io.errors import ConfigError
 
@@ -79,7 +79,7 @@ def ladder_rungs(ladder: Ladder, trained: Sequence[stages.Stage]) -> Iterator[Ru
 
 
 def _config(stage: stages.Stage) -> Experiment:
-    return lineage.read_config(stage.workdir) if (stage.workdir / "config.json").is_file() else stage.config
+    return storage.read_config(stage.workdir) if (stage.workdir / "config.json").is_file() else stage.config
 
 
 def _baselines(ladder: Ladder, stage: stages.Stage) -> Iterator[Rung]:
@@ -182,7 +182,7 @@ def _settings(ladder: Ladder, place: Rung) -> dict[str, Any]:
     c, made = place.config, {name: getattr(ladder, name) for name in ("num", "shown", "epochs", "seed")}
     walked = {"schedule": c.diffusion.sampling_schedule or c.diffusion.schedule, **dataclasses.asdict(c.sampling)}
     made["measured"] = MEASURED
-    return {**walked, **made, "data": [c.data.name, c.data.split, c.data.held_out], "run": lineage.fingerprint(place.workdir)}
+    return {**walked, **made, "data": [c.data.name, c.data.split, c.data.held_out], "run": storage.fingerprint(place.workdir)}
 
 
 def _identity(row: Mapping[str, Any]) -> str:
@@ -195,7 +195,7 @@ def _judge(ladder: Ladder, config: Experiment, data_dir: str | None) -> Callable
     labels = train.cycle_labels(range(config.model.num_classes), ladder.num)
 
     def judged(place: Rung, drawn: pathlib.Path) -> dict[str, Any]:
-        _, params = lineage.read_params(place.config, place.workdir)
+        _, params = storage.read_params(place.config, place.workdir)
         samples = train.image_sampler(place.config, workdir=place.workdir)(params, labels, ladder.seed)
         pictures.save_grid(drawn, samples[: ladder.shown], columns=min(config.model.num_classes, 10))
         found = judge.measure(samples, labels)

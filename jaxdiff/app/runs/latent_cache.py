@@ -17,7 +17,8 @@ import numpy as np
 from jaxdiff import data
 from jaxdiff.app import build
 from jaxdiff.app.config import Data
-from jaxdiff.app.runs import lineage
+from jaxdiff.app.runs import storage
+from jaxdiff.app.runs.sources import check_measured
 from jaxdiff.data import latents as files
 from jaxdiff.data.latents import MIRRORED, Moments, Origin, Rows
 from jaxdiff.io import progress
@@ -65,7 +66,7 @@ def write_latents(
         NonFiniteError: a latent is no number.
     """
     run, out = pathlib.Path(run), pathlib.Path(out)
-    config = lineage.read_config(run, "autoencoder")
+    config = storage.read_config(run, "autoencoder")
     if batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
     for split in splits:
@@ -75,9 +76,9 @@ def write_latents(
             )
     files.check_free(out)
     c = config.data
-    origin = Origin(lineage.fingerprint(run), str(run), c.name, c.image_shape, c.fit, c.reduce, flip)
-    step, params = lineage.read_params(config, run)
-    lineage.check_measured(config, params, step, run)
+    origin = Origin(storage.fingerprint(run), str(run), c.name, c.image_shape, c.fit, c.reduce, flip)
+    step, params = storage.read_params(config, run)
+    check_measured(config, params, step, run)
     encode, devices = _encoder(build.codec(config), params)
     size = -(-batch_size // devices) * devices
     sources = {split: data.load_images(c, split, data_dir) for split in splits}
@@ -111,7 +112,7 @@ def check_latents(c: Data, run: pathlib.Path) -> None:
     directory = pathlib.Path(c.latents)
     _, origin = files.open_latents(directory)
     anew = f"write them anew: jaxdiff latents {run} --out DIR, and set data.latents to it"
-    now = lineage.fingerprint(run)
+    now = storage.fingerprint(run)
     if origin.fingerprint != now:
         made = f"{origin.run} as it was then ({origin.fingerprint})"
         raise ConfigError(f"latents {directory} are of the autoencoder {made}, {run} is another ({now}); {anew}")

@@ -12,7 +12,7 @@ import jax
 
 from jaxdiff.app import build
 from jaxdiff.app.config import Experiment, round_steps
-from jaxdiff.app.runs import lineage
+from jaxdiff.app.runs import storage
 from jaxdiff.training import TrainState, as_float32, checkpoint, distributed
 from jaxdiff.training.mesh import Layout
 
@@ -29,7 +29,7 @@ def initial_or_restored_state(
 ) -> TrainState:
     """The newest state of a run, or one at step 0, with what is frozen in it: of a later round, the student before it."""
     sharding = dataclasses.replace(layout.sharding, frozen={})
-    state = checkpoint.restore(workdir, lineage.with_sharding(build.state_shapes(config, sources), sharding))
+    state = checkpoint.restore(workdir, storage.with_sharding(build.state_shapes(config, sources), sharding))
     frozen = distributed.shard_from_host(frozen, layout.sharding.frozen)
     if state is None:
         state = jax.jit(partial(build.init, config, sources=sources), out_shardings=sharding)(jax.random.key(config.seed))
@@ -42,7 +42,7 @@ def initial_or_restored_state(
     before = step // round_steps(config) * round_steps(config)
     if config.objective == "progressive" and 0 < before < step:
         name = next(iter(config.ema))
-        like = lineage.with_sharding(state.ema[name], layout.sharding.frozen["teacher"])
+        like = storage.with_sharding(state.ema[name], layout.sharding.frozen["teacher"])
         frozen["teacher"] = as_float32(checkpoint.restore_ema(workdir, name, like, before)[1])
     return dataclasses.replace(state, frozen=frozen)
 

@@ -8,7 +8,7 @@ import pathlib
 from typing import NamedTuple
 
 from jaxdiff.app.config import Experiment, differences, load, to_dict, validated
-from jaxdiff.app.runs import lineage
+from jaxdiff.app.runs import storage
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.training import checkpoint
 
@@ -73,7 +73,7 @@ def _resolved(config: Experiment, workdir: pathlib.Path, above: tuple[str, ...])
 def _compare(config: Experiment, workdir: pathlib.Path, name: str) -> None:
     """Says where a run that is there was trained otherwise than the recipe of its name."""
     if (workdir / "config.json").is_file():
-        found = differences(to_dict(lineage.read_config(workdir)), to_dict(config))
+        found = differences(to_dict(storage.read_config(workdir)), to_dict(config))
         if found:
             log.warning("%s is used as it is, though it differs from %s: %s", workdir, name, "; ".join(found[:3]))
 
@@ -82,7 +82,7 @@ def _progress(workdir: pathlib.Path) -> str | None:
     """How far a run is, in words; None where it is trained to its end."""
     if not (workdir / "config.json").is_file():
         return "not there yet"
-    steps, wanted = checkpoint.steps(workdir), lineage.read_config(workdir).steps
+    steps, wanted = checkpoint.steps(workdir), storage.read_config(workdir).steps
     if steps and steps[-1] >= wanted:
         return None
     return f"step {steps[-1] if steps else 0} of {wanted}"

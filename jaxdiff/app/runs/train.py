@@ -23,9 +23,11 @@ from jax import Array
 
 from jaxdiff.app import build
 from jaxdiff.app.config import Experiment, differences, round_steps, to_dict, uses_discrete_levels
-from jaxdiff.app.runs import lineage, rounds
+from jaxdiff.app.runs import rounds, storage
+from jaxdiff.app.runs.sources import SamplingInputs, record_sources, sampling_inputs, source_configs, source_params
 from jaxdiff.io import files, pictures, progress
 from jaxdiff.io.errors import ConfigError, NonFiniteError
+from jaxdiff.process import Level
 from jaxdiff.training import Step, TrainState, as_float32, checkpoint, distributed, loop, mean_metrics, metrics, profiling
 from jaxdiff.training.mesh import Layout, describe
 
@@ -37,15 +39,21 @@ def image_sampler(config: Experiment, batch_size: int = 500, workdir: pathlib.Pa
 
     The context, of a config that has any, is vectors `[N, T, D]`, or `[T, D]` for all.
 
-    Of a diffusion run, or of a VAE, which has no labels. With the run's `workdir` it is made sure that the autoencoder is the
-    one that the run was trained with.
+    Of a diffusion run, or of a VAE, which has no labels. With the run's `workdir` it walks along the levels of its checkpoint,
+    and the autoencoder must be the one that the run was trained with.
 
     Raises:
         ConfigError: a run that sampling needs (a classifier, an autoencoder, a cascade's base) is missing or does not fit.
     """
-    needed = lineage.sampling_sources(config)
-    sources, frozen = lineage.source_configs(config, workdir, needed), lineage.source_params(config, workdir, needed)
-    trained = lineage.read_levels(config, workdir) if workdir is not None and checkpoint.steps(workdir) else None
+    trained = None if workdir is None else storage.read_levels(config, workdir)
+    return _batched_sampler(config, batch_size, sampling_inputs(config, workdir), trained)
+
+
+def _batched_sampler(
+    config: Experiment, batch_size: int, inputs: SamplingInputs, trained: Level | None = None
+) -> Callable[..., np.ndarray]:
+    """What `image_sampler` returns; along the config's finest levels unless those of a checkpoint are given."""
+    sources, frozen = inputs
     compiled = jax.jit(
         build.prior_image_generator(config) if config.objective == "vae" else build.image_generator(config, sources, trained)
     )
@@ -60,7 +68,7 @@ def image_sampler(config: Experiment, batch_size: int = 500, workdir: pathlib.Pa
             parts.append(np.asarray(compiled(params, jax.random.fold_in(key, start), part, frozen)))
         images = np.concatenate(parts)[: len(labels)]
         if not np.isfinite(images).all():
-            raise NonFiniteError("the samples hold values that are no numbers; try more --steps or another --sampler")
+            raise NonFiniteError("the samples hold NaN or infinite values; try more --steps or another --sampler")
         return images
 
     return generate
@@ -119,12 +127,12 @@ def train_run(
     if config.mesh.mapping == "pmap" and distributed.is_multi_process():
         raise ConfigError("mesh.mapping pmap is for the devices of one process; of several write jit")
     places = tuple(place for place in build.FROZEN if not (c.latents and place == "autoencoder"))
-    sources, frozen = lineage.source_configs(config, workdir), lineage.source_params(config, workdir, places)
+    sources, frozen = source_configs(config, workdir), source_params(config, workdir, places)
     layout = build.layout(config, frozen, sources)
     with distributed.first_process_first():
         source = _source(config, workdir, data_dir)
     check_or_write_config(workdir, config)
-    lineage.record_sources(config, workdir)
+    record_sources(config, workdir)
     state = rounds.initial_or_restored_state(config, workdir, layout, frozen, sources)
     start, mine = int(state.step), layout.rows(c.batch_size)
     aligned = math.gcd(config.steps_per_call, start)  # of a run that was begun with another number of steps a call
@@ -150,7 +158,7 @@ def _source(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> 
 
     c = config.data
     source: Any = (
-        latent_cache.load_latents(c, lineage.source_directories(config, workdir)["autoencoder"])
+        latent_cache.load_latents(c, storage.source_directories(config, workdir)["autoencoder"])
         if c.latents
         else data.load_images(c, c.split, data_dir)
     )
@@ -243,7 +251,7 @@ def _draw_round(config: Experiment, workdir: pathlib.Path, end: int) -> None:
         steps = config.distillation.steps // 2 ** (end // round_steps(config))
         sampling = dataclasses.replace(config.sampling, steps=steps, sampler="ddim")
         config = dataclasses.replace(config, sampling=sampling)
-        _, params = lineage.read_params(config, workdir)
+        _, params = storage.read_params(config, workdir)
         columns = min(config.model.num_classes, 10) or 10
         images = image_sampler(config, workdir=workdir)(params, cycle_labels(range(columns), config.sampling.num), config.seed)
         pictures.save_grid(pathlib.Path(workdir) / "samples" / f"steps_{steps}.png", images, columns)
@@ -255,9 +263,9 @@ def _sample_grids(
 ) -> Callable[[TrainState, int], None]:
     """A function that draws a grid of samples from a state at a step, writes it and shows it: on the first process.
 
-    All must call it, since the state may be shared out among them.
+    All must call it, since the state may be sharded over them.
     """
-    generate = image_sampler(config, workdir=workdir) if distributed.is_first() else None
+    generate = _batched_sampler(config, 500, sampling_inputs(config, workdir)) if distributed.is_first() else None
     columns = min(config.model.num_classes, 10) or 10
     labels = cycle_labels(range(columns), config.sampling.num)
 
@@ -276,7 +284,7 @@ def check_or_write_config(workdir: pathlib.Path, config: Experiment) -> None:
     path = pathlib.Path(workdir) / "config.json"
     values = to_dict(config)
     if path.exists():
-        found = differences(to_dict(lineage.read_config(workdir)), values)
+        found = differences(to_dict(storage.read_config(workdir)), values)
         if found:
             raise ConfigError(f"{workdir} was made by another config: {'; '.join(found[:3])}; choose another --workdir")
     if distributed.is_first():

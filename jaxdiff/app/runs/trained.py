@@ -13,7 +13,8 @@ from jax.tree_util import Partial
 
 from jaxdiff.app import build
 from jaxdiff.app.config import validated
-from jaxdiff.app.runs import lineage
+from jaxdiff.app.runs import storage
+from jaxdiff.app.runs.sources import sampling_inputs
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.process import Level
@@ -45,15 +46,14 @@ def load_run(workdir: pathlib.Path | str, ema: str | None = None, **sampling: An
         ConfigError: no diffusion run, or a setting that it does not take; or one that is no function of x and labels alone.
     """
     workdir = pathlib.Path(workdir)
-    config = lineage.read_config(workdir, "diffusion")
+    config = storage.read_config(workdir, "diffusion")
     config = validated(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **sampling)), where=str(workdir))
     if config.sources.base or config.model.context_channels:
         wants = "the stage below it" if config.sources.base else "context vectors"
         raise ConfigError(f"{workdir} denoises given {wants} too; draw from it by jaxdiff sample {workdir}")
-    needed = lineage.sampling_sources(config)
-    sources, frozen = lineage.source_configs(config, workdir, needed), lineage.source_params(config, workdir, needed)
-    step, params = lineage.read_params(config, workdir, ema)
-    trained = lineage.read_levels(config, workdir)
+    sources, frozen = sampling_inputs(config, workdir)
+    step, params = storage.read_params(config, workdir, ema)
+    trained = storage.read_levels(config, workdir)
 
     def denoiser(params: Any, frozen: Mapping[str, Any], label: Array) -> Denoiser:
         given = {"label": jnp.asarray(label, jnp.int32)}
