@@ -140,7 +140,7 @@ def compile_training(batch: int, from_images: bool) -> None:
     rows = {name: _float32((8 * batch, *shape)) for name, shape in ({**examples, "context": (77, 768)}).items()}
     rows["index"] = jax.ShapeDtypeStruct((8 * batch,), jax.numpy.int32)
     rows = {name: _placed(row, batch_sharding(mesh)) for name, row in rows.items()}
-    step = layout.compile(partial(train_step, objective(found, from_images), optimizer, ema))
+    step = layout.compile(train_step(objective(found, from_images), optimizer, ema, reduce_gradients=layout.reduce_gradients))
     step.trace(state, rows, jax.eval_shape(lambda: jax.random.key(0))).lower(lowering_platforms=("tpu",)).compile()
 
 

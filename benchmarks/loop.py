@@ -33,7 +33,7 @@ DIGITS = pathlib.Path(__file__).parent.parent / "configs" / "digits.py"
 def bare(config: Experiment, steps: int) -> float:
     """Seconds a step of the compiled step alone."""
     layout = build.layout(config)
-    step = layout.compile(build.train_step(config))
+    step = layout.compile(build.train_step(config, layout))
     state = layout.enter(jax.jit(partial(build.init, config), out_shardings=layout.sharding)(jax.random.key(0)))
     size = config.data.batch_size
     rows = {"image": np.zeros((size, *config.data.image_shape), np.float32), "label": np.zeros(size, np.int32)}

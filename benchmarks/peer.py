@@ -43,7 +43,6 @@ def jaxdiff(batch_size: int) -> Side:
 
     from jaxdiff.app import build
     from jaxdiff.app import config as configs
-    from jaxdiff.training import train_step
 
     c = configs.load(CIFAR10)
     c = replace(
@@ -55,7 +54,7 @@ def jaxdiff(batch_size: int) -> Side:
         sampling=replace(c.sampling, steps=STEPS, guidance=1.0),
     )
     layout = build.layout(c)
-    step = layout.compile(partial(train_step, build.objective(c), build.optimizer(c), c.ema))
+    step = layout.compile(build.train_step(c, layout))
     generate = jax.jit(build.image_generator(c))
     key = jax.random.key(0)
     state = layout.enter(jax.jit(partial(build.init, c), out_shardings=layout.sharding)(key))

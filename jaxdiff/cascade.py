@@ -100,7 +100,7 @@ def trajectory(stages: Sequence[Stage], key: Array, num: int, after: Sequence[in
     given, stage_key = {}, jax.random.fold_in(key, len(before))
     if before:
         given, stage_key = _given(last, pyramid(before, key, num)[-1], stage_key)
-    denoise, (x, sampler_key) = last.denoiser(given), _start(last, stage_key, num)
+    denoise, (x, sampler_key) = last.denoiser(given), start(last, stage_key, num)
     states = samplers.trajectory(last.sampler, denoise, x, last.levels, sampler_key)[jnp.array(after)]
     clean = jax.lax.map(lambda pair: denoise(*pair), (states[:-1], last.levels[jnp.array(after[:-1], int)]))
     return states, jnp.concatenate([clean, states[-1:]])
@@ -113,11 +113,11 @@ def _given(stage: Stage, low: Array, key: Array) -> tuple[Mapping[str, Array], A
 
 
 def _sampled(stage: Stage, given: Mapping[str, Array], key: Array, num: int) -> Array:
-    x, sampler_key = _start(stage, key, num)
+    x, sampler_key = start(stage, key, num)
     return samplers.sample(stage.sampler, stage.denoiser(given), x, stage.levels, sampler_key)
 
 
-def _start(stage: Stage, key: Array, num: int) -> tuple[Array, Array]:
+def start(stage: Stage, key: Array, num: int) -> tuple[Array, Array]:
     """Noise at a stage's first level, and the remaining key, for its sampler."""
     start_key, sampler_key = jax.random.split(key)
     sigma = stage.levels.sigma[0]

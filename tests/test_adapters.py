@@ -316,7 +316,7 @@ def test_a_pair_of_loss_and_terms_passes_through():
 def stepped(layout, num, base, rank, module, target_ema="slow"):
     """Losses and the state after so many steps of SGD on adapters, in that layout."""
     objective, optimizer = objectives.adapted(distillation(module, target_ema), merge), optax.sgd(0.3)
-    step = layout.compile(functools.partial(training.train_step, objective, optimizer, {"slow": 0.9}))
+    step = layout.compile(training.train_step(objective, optimizer, {"slow": 0.9}, reduce_gradients=layout.reduce_gradients))
     init = jax.jit(lambda key: adapted_state(key, base, rank, optimizer), out_shardings=layout.sharding)
     state, found = layout.enter(init(jax.random.key(0))), []
     before = jax.tree.map(np.asarray, state)

@@ -249,7 +249,7 @@ def test_losses_do_not_depend_on_the_mesh(unbroken, tfds_dir):
     """The run was one of eight devices, which shared its params two by two; here is one device."""
     wanted, _, workdir = unbroken
     layout = mesh.jit_layout(mesh.make_mesh(1, 1, jax.devices()[:1]), build.state_shapes(wanted))
-    step = layout.compile(partial(training.train_step, build.objective(wanted), build.optimizer(wanted), wanted.ema))
+    step = layout.compile(build.train_step(wanted, layout))
     state = jax.jit(partial(build.init, wanted), out_shardings=layout.sharding)(jax.random.key(wanted.seed))
     rows = data.batches(data.load_images(wanted.data, wanted.data.split, tfds_dir), wanted.data.batch_size, seed=wanted.seed)
     steps = training.loop(step, state, map(layout.shard, itertools.islice(rows, 6)), jax.random.key(wanted.seed + 1))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +86,7 @@ def score(method, state, rows, key=None, ends=False):
 def test_steps_on_two_devices_are_those_of_one_and_compile_once(method):
     """Three steps of gradient descent through train_step, sharded, each against the gradient on one device."""
     layout = mesh.jit_layout(mesh.make_mesh(1, 2, jax.devices()[:2]), state(method))
-    step = layout.compile(partial(training.train_step, objective(method), OPTIMIZER, DECAYS))
+    step = layout.compile(training.train_step(objective(method), OPTIMIZER, DECAYS, reduce_gradients=layout.reduce_gradients))
     now = layout.enter(jax.device_put(state(method), layout.sharding))
     assert not now.params["in"].sharding.is_fully_replicated
     for number in range(3):

@@ -55,7 +55,7 @@ def wait_until(process, happened, seconds=180):
 def final_state(workdir):
     config = storage.read_config(workdir)
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return checkpoint.restore(workdir, storage.with_sharding(train.recipe.state_shapes(config), single))
+    return checkpoint.restore(workdir, storage.with_sharding(train.build.state_shapes(config), single))
 
 
 def assert_same_run(a, b):

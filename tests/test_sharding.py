@@ -100,7 +100,7 @@ def test_gradients_are_summed_in_the_dtype_of_the_config(shapes, dtype):
     layout = build.layout(config, devices=FOUR)
     rows = {"image": jnp.zeros((16, 8, 8, 1)), "label": jnp.zeros(16, jnp.int32), "index": jnp.arange(16, dtype=jnp.int32)}
     with jax.numpy_dtype_promotion("standard"):  # the gradient of jax's own attention promotes
-        text = layout.compile(build.train_step(config)).lower(shapes, rows, jax.random.key(0)).as_text()
+        text = layout.compile(build.train_step(config, layout)).lower(shapes, rows, jax.random.key(0)).as_text()
     found = re.findall(r'"stablehlo\.(all_reduce|reduce_scatter)".*?\}\) : \(tensor<([^>]*)>', text, re.S)
     summed = {kind: {shape.split("x")[-1] for name, shape in found if name == kind and "x" in shape} for kind in dict(found)}
     assert summed == {"all_reduce": {dtype.replace("float", "f")}, "reduce_scatter": {dtype.replace("float", "f")}}
@@ -117,7 +117,7 @@ def test_devices_drop_different_units():
         """How many of two rows each unit is kept in."""
         state = training.initial_state({"w": jnp.ones((8, 1024))}, optax.sgd(1.0), {})
         layout = mesh.jit_layout(mesh.make_mesh(len(devices), 1, devices), jax.eval_shape(lambda: state))
-        step = layout.compile(lambda across: training.train_step(objective, optax.sgd(1.0), {}, across=across))
+        step = layout.compile(training.train_step(objective, optax.sgd(1.0), {}, reduce_gradients=layout.reduce_gradients))
         rows = {"image": np.zeros((2, 8, 1024), np.float32), "index": np.arange(2, dtype=np.int32)}
         after, _ = step(state, layout.shard(rows), jax.random.key(0))
         return np.round((1 - np.asarray(after.params["w"])) * 2 * 8 * 1024).astype(int)

@@ -36,8 +36,8 @@ def batches(num, size=16):
 def run(layout, config=PLAIN, num=6, optimizer=None):
     """Losses and the final plain state."""
     optimizer = build.optimizer(config) if optimizer is None else optimizer
-    parts = config.optimizer.accumulate
-    step = layout.compile(partial(training.train_step, build.objective(config), optimizer, config.ema, parts))
+    microbatches, reduce = config.optimizer.accumulate, layout.reduce_gradients
+    step = layout.compile(training.train_step(build.objective(config), optimizer, config.ema, microbatches, reduce))
 
     def init(key):
         return training.initial_state(build.init(config, key).params, optimizer, config.ema)
@@ -79,7 +79,7 @@ def test_losses_do_not_depend_on_the_mesh(alone, devices, fsdp, tensor):
 def test_steps_together_are_those_one_by_one(alone):
     """Three and three, over two devices."""
     layout = jit_over(2, fsdp=2)
-    step = layout.compile(build.train_step(PLAIN), 3)
+    step = layout.compile(build.train_step(PLAIN, layout), 3)
     state = jax.jit(partial(build.init, PLAIN), out_shardings=layout.sharding)(jax.random.key(0))
     parts, losses = list(batches(6)), []
     for start in (0, 3):

@@ -82,14 +82,14 @@ def _walk(sampler, denoise, carry, levels, key, indices, to_end=False):
     if not dtype == levels.alpha.dtype == levels.sigma.dtype:
         raise TypeError(f"sample: x is {dtype}, levels {levels.alpha.dtype}; give both in one dtype (a network may use another)")
 
-    def move(step, carry, index):
-        return step(denoise, *carry, levels[index], levels[index + 1], jax.random.fold_in(key, index))
+    def move(carry, index, step=sampler.step):
+        return step(denoise, *carry, levels[index], levels[index + 1], jax.random.fold_in(key, index)), None
 
     last = sampler.last if to_end else None
     looped = indices if last is None else indices[:-1]
     if looped.size:
-        carry, _ = jax.lax.scan(lambda carry, index: (move(sampler.step, carry, index), None), carry, looped)
-    return carry if last is None else move(last, carry, indices[-1])
+        carry, _ = jax.lax.scan(move, carry, looped)
+    return carry if last is None else move(carry, indices[-1], last)[0]
 
 
 def map_step(wrap: Callable[[Step], Step], sampler: Sampler) -> Sampler:

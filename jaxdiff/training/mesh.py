@@ -21,12 +21,10 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from jaxdiff.training import Gradient, TrainState, scan_steps
+from jaxdiff.training import Gradient, Step, TrainState, scan_steps
 from jaxdiff.training.sharding import AXES, FSDP, RULES, Rules, shardings, table
 
 NEAR = 8  # devices at most among which a larger mesh shares params, unless told otherwise
-
-MakeStep = Callable[..., Callable]  # train_step with its objective, optimizer and EMAs bound; takes across=
 
 
 class Layout(NamedTuple):
@@ -38,8 +36,9 @@ class Layout(NamedTuple):
         leave: back to a plain state (for checkpoints and sampling).
         rows: from the size of a batch to the positions in it of the rows that this process reads.
         shard: from these rows to the batch that the step takes.
-        compile: from `make_step` to the compiled step, which consumes (donates) its state; of several steps together if a number
-            above 1 follows, whose batches lie before each other, `[N, B, ...]`.
+        reduce_gradients: what `train_step` needs so that gradients are those of the rows of all devices.
+        compile: from a step made with it to the compiled step, which consumes (donates) its state; of several steps together if
+            a number above 1 follows, whose batches are stacked, `[N, B, ...]`.
     """
 
     sharding: Any
@@ -47,7 +46,8 @@ class Layout(NamedTuple):
     leave: Callable[[Any], Any]
     rows: Callable[[int], np.ndarray]
     shard: Callable[[Mapping[str, np.ndarray]], Any]
-    compile: Callable[..., Callable]
+    reduce_gradients: Callable[[Gradient], Gradient]
+    compile: Callable[..., Step]
 
 
 def make_mesh(data: int = -1, fsdp: int = -1, devices: Sequence[Any] | None = None, tensor: int = 1) -> Mesh:
@@ -116,13 +116,11 @@ def jit_layout(mesh: Mesh, state: Any, rules: Rules = RULES, gradients: DTypeLik
     """
     sharding = shardings(mesh, state, rules)
     batch = batch_sharding(mesh, rules)
-    across = partial(_whole_batch_gradient, mesh) if whole else partial(_reduced_gradient, mesh, sharding, rules.batch, gradients)
-
+    local = partial(_reduced_gradient, mesh, sharding, rules.batch, gradients)
     several = NamedSharding(mesh, PartitionSpec(None, *batch.spec))
 
-    def compiled(make_step: MakeStep, steps: int = 1) -> Callable:
+    def compiled(step: Step, steps: int = 1) -> Step:
         inputs = (sharding, batch if steps == 1 else several, replicated(mesh))
-        step = make_step(across=across)
         step = step if steps == 1 else scan_steps(step)
         return jax.jit(step, in_shardings=inputs, out_shardings=(sharding, replicated(mesh)), donate_argnums=0)
 
@@ -134,7 +132,8 @@ def jit_layout(mesh: Mesh, state: Any, rules: Rules = RULES, gradients: DTypeLik
         where = several if np.ndim(rows.get("index", 0)) == 2 else batch
         return {name: jax.make_array_from_process_local_data(where, value) for name, value in rows.items()}
 
-    return Layout(sharding, lambda state: state, lambda state: state, rows, shard, compiled)
+    reduce_gradients = partial(_whole_batch_gradient, mesh) if whole else local
+    return Layout(sharding, lambda state: state, lambda state: state, rows, shard, reduce_gradients, compiled)
 
 
 def describe(layout: Layout, params: Any, batch_size: int) -> str:
@@ -208,10 +207,9 @@ def pmap_layout(state: Any) -> Layout:
     def enter(state: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.device_put(jnp.broadcast_to(leaf[None], (len(devices), *leaf.shape)), copies), state)
 
-    def compiled(make_step: MakeStep, steps: int = 1) -> Callable:
+    def compiled(step: Step, steps: int = 1) -> Step:
         if steps != 1:
             raise ValueError("pmap runs one step at a time; write jit for several together")
-        step = make_step(across=lambda gradient: lambda *rows: jax.lax.pmean(gradient(*rows), "data"))
         mapped = jax.pmap(step, axis_name="data", in_axes=(0, 0, None), donate_argnums=0)
 
         def run(state: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
@@ -229,5 +227,8 @@ def pmap_layout(state: Any) -> Layout:
     def first(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[0], tree)
 
+    def reduce_gradients(gradient: Gradient) -> Gradient:
+        return lambda *rows: jax.lax.pmean(gradient(*rows), "data")
+
     single = jax.sharding.SingleDeviceSharding(devices[0])
-    return Layout(jax.tree.map(lambda _: single, state), enter, first, rows, shard, compiled)
+    return Layout(jax.tree.map(lambda _: single, state), enter, first, rows, shard, reduce_gradients, compiled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pathlib
 import re
@@ -30,21 +31,28 @@ def parse_steps(text: str) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def trace_steps(states: Iterator[Any], numbers: range, steps: tuple[int, int] | None, folder: pathlib.Path) -> Iterator[Any]:
-    """The states and metrics of the steps that end at `numbers`, with a trace in `folder` of those from steps[0] to steps[1]."""
-    tracing = False
+@contextlib.contextmanager
+def trace_steps(wanted: tuple[int, int] | None, folder: pathlib.Path) -> Iterator[tuple[Callable[..., None], Callable[..., None]]]:
+    """Two hooks, `(first, last)` before a call of the step and `(last, result)` after it: they trace the wanted steps in `folder`.
+
+    A call takes the steps from `first` to `last`.
+    """
+    tracing: list[pathlib.Path] = []
+
+    def before(first: int, last: int) -> None:
+        if wanted is not None and not tracing and first <= wanted[0] <= last:
+            jax.profiler.start_trace(str(folder))
+            tracing.append(folder)
+
+    def after(last: int, result: Any) -> None:
+        if wanted is not None and tracing and last >= wanted[1]:
+            jax.block_until_ready(result)
+            jax.profiler.stop_trace()
+            tracing.clear()
+            log.info("trace of steps %d to %d: %s", *wanted, folder)
+
     try:
-        for number in numbers:
-            if steps is not None and not tracing and number - numbers.step < steps[0] <= number:
-                jax.profiler.start_trace(str(folder))
-                tracing = True
-            item = next(states)
-            if steps is not None and tracing and number >= steps[1]:
-                jax.block_until_ready(item)
-                jax.profiler.stop_trace()
-                tracing = False
-                log.info("trace of steps %d to %d: %s", *steps, folder)
-            yield item
+        yield before, after
     finally:
         if tracing:
             jax.profiler.stop_trace()
@@ -65,10 +73,7 @@ def steps_per_second() -> Callable[[int], dict[str, float]]:
     return since
 
 
-def log_first_step(states: Iterator[Any], began: float) -> Iterator[Any]:
-    """The states, saying when the first one is there, in seconds since `began` (`time.perf_counter`)."""
-    first = next(states)
-    jax.block_until_ready(first)
+def log_first_step(result: Any, began: float) -> None:
+    """Logs, once the first step's result is there, the seconds since `began` (`time.perf_counter`)."""
+    jax.block_until_ready(result)
     log.info("the first step was done after %.1f s, most of it compilation", time.perf_counter() - began)
-    yield first
-    yield from states

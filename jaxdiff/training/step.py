@@ -36,7 +36,7 @@ class TrainState:
 
 Objective = Callable[[Params, TrainState, Batch, Array], Array | tuple[Array, Metrics]]  # the loss; with it, terms to report
 Step = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
-Gradient = Callable[[Params, TrainState, Batch, Array], tuple[Metrics, Params]]  # the loss among the metrics
+Gradient = Callable[[Params, TrainState, Batch, Array], tuple[tuple[Array, Metrics], Params]]  # as jax.value_and_grad with has_aux
 
 
 def initial_state(
@@ -55,8 +55,8 @@ def train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     ema_decays: Mapping[str, float],
-    parts: int = 1,
-    across: Callable[[Gradient], Gradient] = lambda gradient: gradient,
+    num_microbatches: int = 1,
+    reduce_gradients: Callable[[Gradient], Gradient] = lambda gradient: gradient,
 ) -> Step:
     """One pure step `(state, batch, key) -> (state, metrics)`; the same key serves every step of a run.
 
@@ -68,54 +68,51 @@ def train_step(
             a mean over the rows of the batch, and sees a state without params and optimizer.
         optimizer: any optax transformation; clipping, warm-up and schedule are its own.
         ema_decays: name -> decay of every EMA in the state.
-        parts: into how many parts the rows are cut, whose gradients are computed one after another: less memory.
-        across: makes of a function of some rows one of the rows of all devices: gathers params, averages gradients (see `mesh`).
+        num_microbatches: into how many microbatches a batch is split, whose gradients are computed in sequence to save memory.
+        reduce_gradients: from the gradient on a device's own rows to that on the rows of all: gathers params and averages
+            gradients, see `mesh.Layout`.
     """
-    gradient = across(_in_parts(_gradient(objective), parts))
+    gradient = reduce_gradients(_accumulated(_gradient(objective), num_microbatches))
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         chex.assert_equal_shape_prefix(jax.tree.leaves(batch), 1)
         key = jax.random.fold_in(key, state.step)
-        terms, grads = gradient(state.params, replace(state, params={}, opt_state=()), batch, key)
+        (loss, terms), grads = gradient(state.params, replace(state, params={}, opt_state=()), batch, key)
         with jax.numpy_dtype_promotion("standard"):  # optax's schedules divide counts of steps
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         keys = zip(ema_decays.items(), jax.random.split(jax.random.fold_in(key, 1), max(len(ema_decays), 1)), strict=False)
         ema = {name: _average(state.ema[name], params, decay, state.step, key) for (name, decay), key in keys}
-        metrics = {**terms, "grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+        metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
         return TrainState(state.step + 1, params, ema, opt_state, state.frozen), metrics
 
     return step
 
 
 def _gradient(objective: Objective) -> Gradient:
-    def gradient(params: Params, state: TrainState, batch: Batch, key: Array) -> tuple[Metrics, Params]:
-        def scored(params: Params) -> tuple[Array, Metrics]:
-            result = objective(params, replace(state, ema=as_float32(state.ema)), batch, key)
-            return result if isinstance(result, tuple) else (result, {})
+    def loss(params: Params, state: TrainState, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        result = objective(params, replace(state, ema=as_float32(state.ema)), batch, key)
+        return result if isinstance(result, tuple) else (result, {})
 
-        (loss, terms), grads = jax.value_and_grad(scored, has_aux=True)(params)
-        return {"loss": loss, **terms}, grads
-
-    return gradient
+    return jax.value_and_grad(loss, has_aux=True)
 
 
-def _in_parts(gradient: Gradient, parts: int) -> Gradient:
-    """The mean over parts of the rows, one after another: the gradient of all of them, with the memory of one part."""
-    if parts == 1:
+def _accumulated(gradient: Gradient, num_microbatches: int) -> Gradient:
+    """The mean of the gradients of microbatches, computed in sequence: that of the batch, with the memory of a microbatch."""
+    if num_microbatches == 1:
         return gradient
 
-    def summed(params: Params, state: TrainState, batch: Batch, key: Array) -> tuple[Metrics, Params]:
-        cut = jax.tree.map(lambda rows: rows.reshape(parts, rows.shape[0] // parts, *rows.shape[1:]), batch)
+    def mean(params: Params, state: TrainState, batch: Batch, key: Array) -> Any:
+        split = jax.tree.map(lambda rows: rows.reshape(num_microbatches, -1, *rows.shape[1:]), batch)
 
-        def add(total: Any, part: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient(params, state, part, key)), None
+        def add(total: Any, microbatch: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(params, state, microbatch, key)), None
 
-        like = jax.eval_shape(gradient, params, state, jax.tree.map(lambda rows: rows[0], cut), key)
-        total, _ = jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like), cut)
-        return jax.tree.map(lambda leaf: leaf / parts, total)
+        like = jax.eval_shape(gradient, params, state, jax.tree.map(lambda rows: rows[0], split), key)
+        total, _ = jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like), split)
+        return jax.tree.map(lambda leaf: leaf / num_microbatches, total)
 
-    return summed
+    return mean
 
 
 def as_float32(ema: Params) -> Params:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff import cascade, objectives, process
+from jaxdiff import cascade, objectives, process, samplers
 from jaxdiff.app.build import autoencoder
 from jaxdiff.app.build.networks import guided_denoiser, noisy_classifier, vae
 from jaxdiff.app.build.students import adapted, sampling_schedule, student_levels
@@ -50,8 +50,12 @@ def image_generator(config: Experiment, sources: Sources = NONE, trained: proces
 
     def generate(params: Any, key: Array, given: Array | Mapping[str, Array], frozen: Mapping[str, Any] = NONE) -> Array:
         given = given if isinstance(given, Mapping) else {"label": given}
-        path = cascade_stages(config, params, given, sources, frozen, trained)
-        x = cascade.sample(path, key, len(given["label"]))
+        stages = cascade_stages(config, params, given, sources, frozen, trained)
+        if len(stages) > 1:
+            x = cascade.sample(stages, key, len(given["label"]))
+        else:
+            x, key = cascade.start(stages[0], jax.random.fold_in(key, 0), len(given["label"]))
+            x = samplers.sample(stages[0].sampler, stages[0].denoiser({}), x, stages[0].levels, key)
         return autoencoder.codec(sources["autoencoder"]).decode(frozen["autoencoder"], x) if "autoencoder" in sources else x
 
     return generate

@@ -22,8 +22,8 @@ from jaxdiff.app.config import STUDENTS, Experiment, guidance_is_input, round_st
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.models import autoencoder, classifier, schedule
 from jaxdiff.models.unet import network
-from jaxdiff.training import Objective, TrainState, initial_state
-from jaxdiff.training.mesh import Layout, MakeStep, jit_layout, make_mesh, pmap_layout
+from jaxdiff.training import Objective, Step, TrainState, initial_state
+from jaxdiff.training.mesh import Layout, jit_layout, make_mesh, pmap_layout
 
 Sources = Mapping[str, Experiment]  # configs of the runs that a run starts from, by their place: autoencoder, base, base.base
 NONE: Sources = types.MappingProxyType({})
@@ -178,8 +178,9 @@ def _layout(config: Experiment, shapes: TrainState, devices: Sequence[Any] | Non
     return jit_layout(mesh, shapes, gradients=c.gradients, whole=whole)
 
 
-def train_step(config: Experiment, sources: Sources = NONE) -> MakeStep:
-    """The config's training step, once it is told how gradients go across devices (see `mesh.Layout.compile`)."""
-    return partial(
-        training.train_step, objective(config, sources), optimizer(config), config.ema, parts=config.optimizer.accumulate
+def train_step(config: Experiment, layout: Layout, sources: Sources = NONE) -> Step:
+    """The config's training step, for `layout.compile`."""
+    microbatches = config.optimizer.accumulate
+    return training.train_step(
+        objective(config, sources), optimizer(config), config.ema, microbatches, reduce_gradients=layout.reduce_gradients
     )

@@ -52,7 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # tfds's and orbax's warnings are not for users
     _use_compilation_cache()
     try:
-        return distributed.exit_together(_run(argv[0], argv[1:]))
+        function, parsed = _command(argv[0], argv[1:])
+        if isinstance(parsed, int):
+            return parsed
+        own, shared = parsed
+        with global_flags.apply_global_flags(shared, own):
+            status = function(own)
+        return distributed.exit_together(status)
     except KeyboardInterrupt:
         return distributed.exit_now(130)
     except Exception as error:
@@ -90,18 +96,14 @@ def _use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(files.cache_dir() / "compiled"))
 
 
-def _run(name: str, argv: list[str]) -> int:
+def _command(name: str, argv: list[str]) -> tuple[Callable[[Any], int], Any]:
+    """The function of a command, and its arguments; or, where there are none to act on, the exit status."""
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join(COMMANDS)}; flags come after it"
         raise UsageError(f"no command {name!r}; {hint}")
     kind, function = COMMANDS[name]
-    parsed = arguments.parsed(name, kind, argv)
-    if isinstance(parsed, int):
-        return parsed
-    own, shared = parsed
-    with global_flags.apply_global_flags(shared, own):
-        return function(own)
+    return function, arguments.parsed(name, kind, argv)
 
 
 def entry() -> None:

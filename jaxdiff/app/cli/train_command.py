@@ -53,30 +53,22 @@ class Train:
 def train(args: Train) -> int:
     """`jaxdiff train`: the exit status."""
     from jaxdiff.app.runs import stages
-    from jaxdiff.training import distributed
-
-    config, before = stages.resolve_sources(validated(args.experiment, where="jaxdiff train"), args.workdir)
-    distributed.initialize(args.processes.coordinator, args.processes.num_processes, args.processes.process_id)
-    left = unfinished(before)
-    if left and not args.with_stages:
-        raise ConfigError(stages.describe(left, args.workdir))
-    for stage in left:
-        print_once(f"stage {stage.workdir}: {stage.command}")
-        if (status := _train(stage.config, stage.workdir, args)) is not None:
-            return status
-    return _train(config, args.workdir, args) or 0
-
-
-def _train(config: Experiment, workdir: pathlib.Path, args: Train) -> int | None:
-    """Trains a run and writes its reports; the exit status if a signal stopped it, else None."""
     from jaxdiff.app.runs import train as run
     from jaxdiff.training import distributed, profiling
 
-    if stopped := run.train_run(config, workdir, args.data_dir, args.processes.step_timeout, profiling.parse_steps(args.profile)):
-        return report_stop(stopped, workdir)
-    if distributed.is_first():
-        print(_report(config, workdir, args.data_dir))
-    return None
+    config, before = stages.resolve_sources(validated(args.experiment, where="jaxdiff train"), args.workdir)
+    distributed.initialize(args.processes.coordinator, args.processes.num_processes, args.processes.process_id)
+    left, traced = unfinished(before), profiling.parse_steps(args.profile)
+    if left and not args.with_stages:
+        raise ConfigError(stages.describe(left, args.workdir))
+    for stage in [*left, stages.Stage(args.config, args.workdir, config)]:
+        if stage.workdir != args.workdir:
+            print_once(f"stage {stage.workdir}: {stage.command}")
+        if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout, traced):
+            return report_stop(stopped, stage.workdir)
+        if distributed.is_first():
+            print(_report(stage.config, stage.workdir, args.data_dir))
+    return 0
 
 
 def _report(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> str:

@@ -77,7 +77,7 @@ def _training(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.s
     layout = build.layout(config, frozen, sources, devices)
     state = replace(build.state_shapes(config, sources), frozen=frozen)
     batch = _batch(config, sources, config.data.batch_size)
-    step = layout.compile(build.train_step(config, sources))
+    step = layout.compile(build.train_step(config, layout, sources))
     return step, (state, batch, _key()), layout.sharding.step.mesh, _notes(config)
 
 

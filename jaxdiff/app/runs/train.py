@@ -28,7 +28,7 @@ from jaxdiff.app.runs.sources import SamplingInputs, record_sources, sampling_in
 from jaxdiff.io import files, pictures, progress
 from jaxdiff.io.errors import ConfigError, NonFiniteError
 from jaxdiff.process import Level
-from jaxdiff.training import Step, TrainState, as_float32, checkpoint, distributed, loop, mean_metrics, metrics, profiling
+from jaxdiff.training import Step, TrainState, as_float32, checkpoint, distributed, mean_metrics, metrics, profiling
 from jaxdiff.training.mesh import Layout, describe
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def train_run(
     aligned = math.gcd(config.steps_per_call, start)  # of a run that was begun with another number of steps a call
     config = dataclasses.replace(config, steps_per_call=aligned)
     rows = _grouped(data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=start, rows=mine), aligned)
-    step = layout.compile(build.train_step(config, sources), aligned)
+    step = layout.compile(build.train_step(config, layout, sources), aligned)
     log.info("%s", describe(layout, state.params, c.batch_size))
     with distributed.stop_signals() as stopped, distributed.step_watchdog(step_timeout, workdir) as alive, _last_good(workdir):
         means = LoopContext(config, workdir, layout, step, map(layout.shard, rows), stopped, alive, profile, began)
@@ -194,18 +194,26 @@ def _steps(means: LoopContext, state: TrainState, end: int, source: Any) -> Trai
     config, workdir = means.config, means.workdir
     first, left = int(state.step), state
     numbers = range(first + config.steps_per_call, end + 1, config.steps_per_call)
-    states = loop(means.step, means.layout.enter(state), means.batches, jax.random.key(config.seed + 1))
-    states = profiling.trace_steps(
-        profiling.log_first_step(states, means.began), numbers, means.profile, pathlib.Path(workdir) / "profile"
-    )
     pending: dict[int, Mapping[str, Array]] = {}
     rate = profiling.steps_per_second()
     bar = progress.bar(config.steps, "training", "step", patience=0, initial=first, leave=True)
     kept = round_steps(config) if config.objective == "progressive" else None
-    with metrics.writer(workdir, first) as (write, show), checkpoint.manager(workdir, config.keep, kept) as to, bar as shown:
+    with (
+        metrics.writer(workdir, first) as (write, show),
+        checkpoint.manager(workdir, config.keep, kept) as to,
+        profiling.trace_steps(means.profile, pathlib.Path(workdir) / "profile") as (before, after),
+        bar as shown,
+    ):
         draw = _sample_grids(config, workdir, show) if config.sampling.every else None
-        for number, (state, values) in zip(numbers, states, strict=True):
-            pending[number] = values
+        state, key, previous = means.layout.enter(state), jax.random.key(config.seed + 1), None
+        for number in numbers:
+            before(number - config.steps_per_call + 1, number)
+            state, values = means.step(state, next(means.batches), key)
+            jax.block_until_ready(previous)  # at most two steps are in flight
+            pending[number] = previous = values
+            after(number, values)
+            if number == numbers[0]:
+                profiling.log_first_step(values, means.began)
             shown.update(config.steps_per_call)
             ends = number >= end or means.stopped() is not None
             saves = ends or number % config.checkpoint_every == 0
