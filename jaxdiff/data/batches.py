@@ -1,7 +1,7 @@
 """Batches by grain.
 
 A batch's place in the stream is the step number alone: the stream is infinite, reshuffled each epoch, and random
-access, so a run goes on from any step, on any number of processes.
+access, so a run resumes from any step, on any number of processes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def batches(
         batch_size: rows of a batch over all processes.
         seed: of the order and the flips.
         flip: mirror half of the images.
-        start: the first batch's number: the step of the state that goes on.
+        start: the first batch's number: the step of the state that resumes.
         rows: positions `[b]` in the whole batch of the rows wanted; all if not given.
     """
     position = np.arange(batch_size, dtype=np.int32) if rows is None else rows.astype(np.int32)

@@ -245,7 +245,7 @@ def _check_room(to: ocp.CheckpointManager, items: Mapping[str, Any]) -> None:
     free = shutil.disk_usage(to.directory).free
     if free < needed:
         sizes = f"it may take {needed / 1e6:.1f} MB, the disk has {free / 1e6:.1f} MB left"
-        how = "make room, the same command goes on from the last checkpoint"
+        how = "make room, rerunning the same command resumes from the last checkpoint"
         raise CheckpointError(f"a checkpoint in {to.directory} could not be saved: {sizes}; {how}")
 
 

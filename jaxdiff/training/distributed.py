@@ -1,7 +1,7 @@
 """Many processes that train one run: started together, agreed with each other, and ended together.
 
 Each holds some of the devices. The first alone writes logs, metrics and pictures; all write the checkpoints. One that is lost,
-crashes or hangs ends the others, each with one line; the same command goes on from the last checkpoint.
+crashes or hangs ends the others, each with one line; rerunning the same command resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def lost_process(error: BaseException) -> LostProcessError | None:
     if not is_multi_process() or not isinstance(error, jax.errors.JaxRuntimeError) or not re.search(_LOST, text):
         return None
     return LostProcessError(
-        f"another process was lost ({first_line(error, 100)}); the same command on all goes on from the last checkpoint"
+        f"another process was lost ({first_line(error, 100)}); rerun the same command on all to resume from the last checkpoint"
     )
 
 

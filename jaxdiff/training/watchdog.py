@@ -69,4 +69,4 @@ def _written(stacks: pathlib.Path | None) -> str:
             faulthandler.dump_traceback(file)
     except OSError:
         return ""
-    return f" ({stacks} says what it was at); the same command goes on from the last checkpoint"
+    return f" ({stacks} says what it was at); rerunning the same command resumes from the last checkpoint"
