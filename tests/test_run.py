@@ -196,7 +196,7 @@ def guiding(tmp_path_factory):
 
     @jax.jit
     def random_state(key):
-        state = train.recipe.init(tiny, key)
+        state = train.build.init(tiny, key)
         return jax.tree.map(lambda leaf: leaf + jax.random.normal(key, leaf.shape).astype(leaf.dtype), state)
 
     with checkpoint.manager(workdir) as to:
