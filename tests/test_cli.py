@@ -187,7 +187,7 @@ def test_a_workdir_that_is_a_file_or_holds_no_config(capsys, tmp_path, tfds_dir)
     )
     assert status == 1
     assert str(tmp_path / "file") in line
-    for text, message in (('{"steps"', "is no JSON"), ("[]", "must hold a config")):
+    for text, message in (('{"steps"', "is not JSON"), ("[]", "must hold a config")):
         (tmp_path / "config.json").write_text(text)
         status, line = answer(capsys, "sample", str(tmp_path))
         assert status == 1

@@ -10,7 +10,7 @@ import pytest
 
 from jaxdiff.app import cli, plan
 from jaxdiff.app.config import Experiment
-from jaxdiff.app.plan import answer, collectives, compiling, cost, hlo, memory
+from jaxdiff.app.plan import collectives, compiling, cost, hlo, memory
 from jaxdiff.io.errors import ConfigError
 
 V5E = plan.CHIPS["v5e"]
@@ -315,11 +315,11 @@ def test_links_of_a_topology():
 
 
 def test_where_programs_are_kept(monkeypatch, tmp_path):
-    assert answer.cache_dir(tmp_path) == tmp_path
+    assert plan.cache_dir(tmp_path) == tmp_path
     monkeypatch.setenv("JAXDIFF_CACHE_DIR", str(tmp_path))
-    assert answer.cache_dir() == tmp_path / "plan"
+    assert plan.cache_dir() == tmp_path / "plan"
     monkeypatch.delenv("JAXDIFF_CACHE_DIR")
-    assert answer.cache_dir().parts[-3:] == (".cache", "jaxdiff", "plan")
+    assert plan.cache_dir().parts[-3:] == (".cache", "jaxdiff", "plan")
 
 
 def test_a_child_that_fails_ends_in_one_line():

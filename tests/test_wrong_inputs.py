@@ -74,7 +74,7 @@ WRONG = {
     "sample: no checkpoint": ("sample {}/fresh", 1, "has no checkpoint; train it first"),
     "sample: an empty checkpoint": ("sample {}/emptied", 1, "nothing was changed; train anew in another --workdir"),
     "sample: a checkpoint cut short": ("sample {}/cut", 1, "nothing was changed; train anew in another --workdir"),
-    "sample: a config that is no text": ("sample {}/bytes", 1, "config.json is no JSON"),
+    "sample: a config that is no text": ("sample {}/bytes", 1, "config.json is not JSON"),
     "sample: a config of other things": ("sample {}/numbers", 1, "unknown key model; did you mean model."),
     "sample: sources cut short": ("sample {}/sources", 1, "sources.json no longer says what"),
     "evaluate: no checkpoint": ("evaluate {}/fresh --data-dir {tfds}", 1, "has no checkpoint; train it first"),
