@@ -274,6 +274,7 @@ def test_wrong_ladders(tmp_path, capsys, body, message):
     path = tmp_path / "wrong.py"
     path.write_text(f"from jaxdiff.app.config import Ladder\n\nladder = Ladder({body})\n")
     assert cli.main(["ladder", str(path), "--workdir", str(tmp_path / "ladder")]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    line, *traceback = capsys.readouterr().err.splitlines()
     assert message in line
+    assert bool(traceback) == ("samples=3" in body)  # an error of the user's own code, with its traceback
     assert list(tmp_path.iterdir()) == [path]
