@@ -1,7 +1,7 @@
 """Names in a config, and the functions that they stand for."""
 
 import dataclasses
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,30 @@ FACTORIES = ("ddpm", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc", "e
 def test_every_name_has_its_function():
     assert tuple(build.SAMPLERS) == get_args(config.SamplerName)
     assert tuple(build.SPACINGS) == get_args(config.Spacing)
+    named = {name: set(get_args(hint)) for name, hint in get_type_hints(Diffusion).items()}
+    assert named["schedule"] == {*build.SCHEDULES, "learned"}
+    assert named["sampling_schedule"] == {*build.SCHEDULES, ""} - {"lognormal"}
+    assert named["prediction"] == set(build.PARAMETERIZATIONS)
+    assert named["weight"] == {*build.WEIGHTS, "elbo"}
+    assert set(config.FAMILIES) == named["schedule"]
+
+
+BOUNDED = [
+    ({"model": {"channels": 0}}, "model.channels must be at least 1, got 0"),
+    ({"model": {"dropout": 1.0}}, "model.dropout must be below 1, got 1.0"),
+    ({"diffusion": {"label_dropout": 1.5}}, "diffusion.label_dropout must be at most 1, got 1.5"),
+    ({"optimizer": {"learning_rate": 0.0}}, "optimizer.learning_rate must be above 0, got 0.0"),
+    ({"autoencoder": {"kl": -1.0}}, "autoencoder.kl must be at least 0, got -1.0"),
+    ({"distillation": {"huber": 0.0}}, "distillation.huber must be above 0, got 0.0"),
+    ({"seed": -1}, "seed must be at least 0, got -1"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), BOUNDED)
+def test_a_number_out_of_bounds_is_named_with_its_rule(values, message):
+    with pytest.raises(ConfigError) as error:
+        config.from_dict(values, where="here")
+    assert str(error.value) == f"here: {message}"
 
 
 @pytest.mark.parametrize("name", FACTORIES)

@@ -34,8 +34,8 @@ from jaxdiff.app.config.fields import (
     Vae,
 )
 from jaxdiff.app.config.ladder_fields import Ladder
+from jaxdiff.app.config.rules import FAMILIES, with_article
 from jaxdiff.app.config.validation import (
-    FAMILIES,
     differences,
     flatten,
     from_dict,
@@ -44,7 +44,6 @@ from jaxdiff.app.config.validation import (
     load_ladder,
     to_dict,
     validated,
-    with_article,
 )
 
 __all__ = [

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from jaxdiff.app.config.bounds import NonNegativeInt, PositiveFloat, PositiveInt
+
 STUDENTS = ("guided", "progressive", "consistency")
 TWO_CALLS = ("heun", "heun_edm")  # samplers that call the network twice a step, but once in the last
 DENOISERS = ("diffusion", *STUDENTS)  # objectives that train what samplers can walk with
@@ -16,9 +18,9 @@ Spacing = Literal["time", "logsnr", "karras", "quadratic"]
 class Distillation:
     """How a student is trained: one of sources.teacher (guided, progressive, consistency) or of data alone (consistency)."""
 
-    steps: int = 32
+    steps: PositiveInt = 32
     """Steps of the list of levels: of a progressive student's first teacher (a power of two), or the finest of consistency."""
-    final_steps: int = 1
+    final_steps: PositiveInt = 1
     """Of the last progressive student."""
     spacing: Spacing = "time"
     """Of the list, as sampling.spacing."""
@@ -30,11 +32,11 @@ class Distillation:
     """data: consistency training, along the data's own noise; the params then start as those of sources.teacher, if given."""
     curriculum: Literal["constant", "doubling", "square_root", "shrinking", "continuous"] = "constant"
     """Of consistency: how fine the list is at which training step, or no list: s close to t (easy consistency tuning), or sCM."""
-    first_steps: int = 2
+    first_steps: PositiveInt = 2
     """Of the list at the first training step, of doubling and square_root."""
-    shrink_every: int = 1000
+    shrink_every: PositiveInt = 1000
     """Training steps after which shrinking halves the distance from t to s."""
-    skip: int = 1
+    skip: PositiveInt = 1
     """How many steps of the list the target of consistency is ahead: latent consistency models take several."""
     draw: Literal["uniform", "lognormal"] = "uniform"
     """Of the list's levels for training; lognormal: sigma / alpha as Song & Dhariwal (2023) draw it."""
@@ -44,15 +46,15 @@ class Distillation:
     """Of consistency: diffusion.weight at the noisier level, or one over the distance between the two."""
     distance: Literal["squared", "pseudo_huber"] = "squared"
     """Of consistency on pairs of levels."""
-    huber: float = 0.00054
+    huber: PositiveFloat = 0.00054
     """Where pseudo_huber turns from squared to linear, for one value."""
     target_ema: str = ""
     """Name of the EMA that computes the targets of consistency; empty: the params themselves."""
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     """Training steps over which continuous consistency brings in the slope of the network."""
     every_level: bool = False
     """Train a progressive student at each of its teacher's levels, for the stochastic sampler overshoot."""
-    lora_rank: int = 0
+    lora_rank: NonNegativeInt = 0
     """Train low-rank adapters of the teacher's kernels alone, of this rank; 0: all params."""
 
 
@@ -168,7 +170,6 @@ def _student_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
     yield "diffusion.schedule", "a fixed one for a student", c.diffusion.schedule != "learned"
     yield "cascade.factor", "1 for a student", c.cascade.factor == 1
     yield "distillation.clip", "False in latent space, whose values have no bounds", not (c.sources.autoencoder and d.clip)
-    yield "distillation.lora_rank", "at least 0", d.lora_rank >= 0
     input_of = "0 where the scale is an input, of which the teacher has no params"
     yield "distillation.lora_rank", input_of, not (d.lora_rank and guidance_is_input(c))
     yield "distillation.lora_rank", "0 without sources.teacher, which it adapts", not d.lora_rank or bool(c.sources.teacher)
@@ -190,7 +191,6 @@ def _progressive_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
 
 def _list_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
     d = c.distillation
-    yield "distillation.steps", "at least 1", d.steps > 0
     known = sampling_steps(c)
     named = f"one of {', '.join(map(str, known))}: the student was trained on levels of these numbers of steps"
     yield "sampling.steps", named, c.sampling.steps in known
@@ -205,13 +205,9 @@ def _consistency_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
     yield "sampling.sampler", "consistency for a consistency student", c.sampling.sampler == "consistency"
     yield "sampling.classifier", "empty for a consistency student, whose x0 is no mean to shift", not c.sampling.classifier
     growing = d.curriculum in ("doubling", "square_root")
-    yield "distillation.first_steps", "between 1 and distillation.steps", not growing or 1 <= d.first_steps <= d.steps
-    times = d.steps % d.first_steps == 0 and _power_of_two(d.steps // d.first_steps) if d.first_steps > 0 else False
+    yield "distillation.first_steps", "between 1 and distillation.steps", not growing or d.first_steps <= d.steps
+    times = d.steps % d.first_steps == 0 and _power_of_two(d.steps // d.first_steps)
     yield "distillation.steps", f"first_steps, {d.first_steps}, times a power of two", d.curriculum != "doubling" or times
-    for name in ("skip", "shrink_every"):
-        yield f"distillation.{name}", "at least 1", getattr(d, name) >= 1
-    yield "distillation.warmup_steps", "at least 0", d.warmup_steps >= 0
-    yield "distillation.huber", "above 0", d.huber > 0
     named = f"empty or the name of an EMA: {', '.join(c.ema)}"
     yield "distillation.target_ema", named, not d.target_ema or d.target_ema in c.ema
     circle = c.diffusion.schedule in ("cosine", "linear", "linear_logsnr")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxdiff.app.config.bounds import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UpToOne
 from jaxdiff.app.config.distillation import Distillation, Spacing
 
 SamplerName = Literal[
@@ -37,11 +38,11 @@ class Data:
     """Height, width, channels; images are brought to it by fit."""
     fit: Literal["pad", "resize", "crop"] = "pad"
     """pad: black on all sides; resize: whatever the proportions; crop: the middle, resized in proportion."""
-    reduce: int = 1
+    reduce: PositiveInt = 1
     """Images are brought to image_shape times so many pixels, and averaged over squares of that size: a cascade's base."""
     flip: bool = False
     """Mirror half of the images."""
-    batch_size: int = 128
+    batch_size: PositiveInt = 128
     """Over all devices and processes."""
     latents: str = ""
     """The directory of a cache of latents of sources.autoencoder, as `jaxdiff latents` writes it; empty: encode at each step."""
@@ -51,24 +52,24 @@ class Data:
 class Model:
     """The UNet (see jaxdiff.models.unet), or the half of it that is a classifier (jaxdiff.models.classifier)."""
 
-    channels: int = 128
+    channels: PositiveInt = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     """Width of each level; every level but the last halves the image."""
-    blocks: int = 2
+    blocks: PositiveInt = 2
     attention: tuple[int, ...] = ()
     """Image sizes at which attention follows each residual block."""
-    head_channels: int = 64
-    heads: int = 0
+    head_channels: PositiveInt = 64
+    heads: NonNegativeInt = 0
     """Of attention at every width; 0: as many as head_channels gives."""
-    transformer: int = 0
+    transformer: NonNegativeInt = 0
     """Transformer blocks in each attention's place; 0 is attention alone."""
-    context_channels: int = 0
+    context_channels: NonNegativeInt = 0
     """Width of the context vectors that transformer blocks attend to; the data set's feature context. 0: none."""
     scale_shift: bool = True
     """Condition residual blocks by scale and shift, not by a sum."""
-    num_classes: int = 10
+    num_classes: NonNegativeInt = 10
     """0: a diffusion network that is given no labels."""
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     fourier: tuple[int, ...] = ()
     """Exponents n of inputs sin and cos of 2^n pi x, with which a UNet sees single pixel values: for likelihoods."""
     residual_resampling: bool = False
@@ -90,7 +91,7 @@ class Diffusion:
     prediction: Literal["x0", "noise", "score", "v", "velocity", "edm"] = "v"
     weight: Literal["x0", "noise", "score", "v", "velocity", "edm", "truncated_snr", "min_snr", "elbo"] = "v"
     """The weight of a prediction type is the plain error of that network output; elbo is maximum likelihood."""
-    label_dropout: float = 0.1
+    label_dropout: UpToOne = 0.1
     """Share of examples trained without their label, for classifier-free guidance."""
 
 
@@ -98,15 +99,15 @@ class Diffusion:
 class Vae:
     """The code of a VAE and the law of its pixels; encoder and decoder take their sizes from the model."""
 
-    latent_channels: int = 4
+    latent_channels: PositiveInt = 4
     """Of the code at each position; each of model.multipliers but the last halves the image."""
     pixels: Literal["logistic", "binary", "gaussian"] = "logistic"
     """logistic: 8-bit pixels; binary: black or white, cut at the middle; gaussian: a density."""
-    std: float = 0.1
+    std: PositiveFloat = 0.1
     """Of gaussian pixels."""
-    beta: float = 1.0
+    beta: NonNegativeFloat = 1.0
     """Weight of the KL from the prior; 1 is maximum likelihood."""
-    free_bits: float = 0.0
+    free_bits: NonNegativeFloat = 0.0
     """Nats of KL for each latent channel that cost nothing."""
 
 
@@ -114,26 +115,26 @@ class Vae:
 class Autoencoder:
     """The autoencoder of latent diffusion, and what it is trained by; encoder and decoder take their sizes from the model."""
 
-    latent_channels: int = 4
+    latent_channels: PositiveInt = 4
     """Of the latents at each position; each of model.multipliers but the last halves the image."""
-    kl: float = 1e-6
+    kl: NonNegativeFloat = 1e-6
     """Weight of the KL from a standard normal, in nats per dimension of the image."""
-    codebook: int = 0
+    codebook: NonNegativeInt = 0
     """Number of codes of a vector-quantised one, which has no KL; 0 is none."""
-    commitment: float = 0.25
+    commitment: NonNegativeFloat = 0.25
     """Weight that ties latents to their codes."""
     distance: Literal["l1", "l2"] = "l1"
     """Of pixels."""
-    perceptual: float = 0.0
+    perceptual: NonNegativeFloat = 0.0
     """Weight of the distance of features of sources.features."""
-    adversarial: float = 0.0
+    adversarial: NonNegativeFloat = 0.0
     """Weight of a patch discriminator, relative to a balance of gradients; 0 is none."""
-    adversarial_start: int = 0
+    adversarial_start: NonNegativeInt = 0
     """Step at which the discriminator begins."""
-    discriminator_channels: int = 64
-    discriminator_layers: int = 3
+    discriminator_channels: PositiveInt = 64
+    discriminator_layers: PositiveInt = 3
     """Convolutions of the discriminator that halve the image."""
-    measured: int = 2000
+    measured: PositiveInt = 2000
     """Training images over which the latents' scale and shift are measured at the end."""
 
 
@@ -141,11 +142,11 @@ class Autoencoder:
 class Cascade:
     """A super-resolution model, which sees the image of sources.base enlarged, and how noisy it is made."""
 
-    factor: int = 1
+    factor: PositiveInt = 1
     """How many times higher and wider its images are than those of sources.base; 1 is no cascade."""
-    max_augmentation: float = 0.5
+    max_augmentation: UpToOne = 0.5
     """Training noises the low-resolution image to a time between 0 and this of the schedule."""
-    augmentation: float = 0.1
+    augmentation: UpToOne = 0.1
     """The time to which sampling noises it."""
 
 
@@ -167,18 +168,18 @@ class Sources:
 class Optimizer:
     """AdamW with warm-up, clipping and accumulation."""
 
-    learning_rate: float = 2e-4
+    learning_rate: PositiveFloat = 2e-4
     schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up; cosine falls to 0 at the last step."""
-    warmup_steps: int = 0
-    b1: float = 0.9
-    b2: float = 0.999
-    weight_decay: float = 0.0
+    warmup_steps: NonNegativeInt = 0
+    b1: BelowOne = 0.9
+    b2: BelowOne = 0.999
+    weight_decay: NonNegativeFloat = 0.0
     """Of kernels and embeddings; norms and biases, arrays of one dimension, do not decay unless decay_all says so."""
     decay_all: bool = False
-    clip_norm: float = 1.0
+    clip_norm: NonNegativeFloat = 1.0
     """Gradients are scaled down to this global norm; 0 is off."""
-    accumulate: int = 1
+    accumulate: PositiveInt = 1
     """Parts of a batch whose gradients are computed one after another and averaged: less memory."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """Of Adam's first moment; its second is float32, since bfloat16 would not see it change."""
@@ -206,10 +207,10 @@ class Sampling:
 
     sampler: SamplerName = "ddim"
     """heun_edm (the published rule) and euler_maruyama want a spacing of logsnr or karras."""
-    steps: int = 50
+    steps: PositiveInt = 50
     spacing: Spacing = "time"
     """What is uniform along the levels: the schedule's time, logsnr, (sigma / alpha)^(1/7), or the root of time."""
-    eta: float = 0.0
+    eta: UpToOne = 0.0
     """Share of fresh noise in ddim; ddpm and dpmpp_2m_sde always have all of it."""
     guidance: float = 2.0
     """1 is none, 0 the unconditional model."""
@@ -219,8 +220,8 @@ class Sampling:
     """Of that gradient."""
     clip: bool = True
     """Clip each predicted x0 to [-1, 1]."""
-    num: int = 100
-    every: int = 0
+    num: PositiveInt = 100
+    every: NonNegativeInt = 0
     """Steps between grids of samples during training; 0 is never."""
 
 
@@ -228,11 +229,11 @@ class Sampling:
 class Evaluation:
     """What is measured at the end of a run."""
 
-    num: int = 0
+    num: NonNegativeInt = 0
     """Samples to judge by a classifier trained on the real data, at least 10; 0 is no evaluation."""
-    epochs: int = 30
+    epochs: PositiveInt = 30
     """Of the classifier's training."""
-    batch_size: int = 500
+    batch_size: PositiveInt = 500
 
 
 @dataclass(frozen=True)
@@ -256,13 +257,13 @@ class Experiment:
     """Name and decay of each average of the parameters; samples come from the first."""
     ema_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: half the memory, rounded at random."""
-    steps: int = 10_000
-    steps_per_call: int = 1
+    steps: PositiveInt = 10_000
+    steps_per_call: PositiveInt = 1
     """Steps that the devices do one after another without the host: for steps of a few milliseconds."""
-    seed: int = 0
-    log_every: int = 50
-    checkpoint_every: int = 500
-    keep: int = 3
+    seed: NonNegativeInt = 0
+    log_every: PositiveInt = 50
+    checkpoint_every: PositiveInt = 500
+    keep: PositiveInt = 3
     """Checkpoints kept: the last ones."""
     mesh: Mesh = Mesh()
     sampling: Sampling = Sampling()
