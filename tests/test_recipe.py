@@ -11,6 +11,7 @@ import pytest
 import jaxdiff as jd
 from jaxdiff import oracles, samplers
 from jaxdiff.app import build, config
+from jaxdiff.app.cli import sampler_spec
 from jaxdiff.app.config import Diffusion, Experiment, Sampling
 from jaxdiff.io.errors import ConfigError
 
@@ -26,6 +27,10 @@ def test_every_name_has_its_function():
     assert named["prediction"] == set(build.PARAMETERIZATIONS)
     assert named["weight"] == {*build.WEIGHTS, "elbo"}
     assert set(config.FAMILIES) == named["schedule"]
+
+
+def test_the_command_line_knows_the_samplers_that_need_no_arguments():
+    assert set(sampler_spec.built_in()) == {"ddim", *FACTORIES}
 
 
 BOUNDED = [

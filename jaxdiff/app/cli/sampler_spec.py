@@ -8,14 +8,12 @@ import pathlib
 import runpy
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from jaxdiff import samplers
+from jaxdiff.app.config import SamplerName
 from jaxdiff.io.errors import ConfigError, user_code_error
 from jaxdiff.samplers import Sampler
-
-# Samplers of the library that need no arguments.
-BUILT_IN = ("ddim", "ddpm", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc", "euler_maruyama", "consistency")
 
 
 def load_sampler(text: str) -> Sampler | Callable[..., Any]:
@@ -28,7 +26,7 @@ def load_sampler(text: str) -> Sampler | Callable[..., Any]:
     if path:
         sampler = _named(_contents(path), name, f"a name in {path}, such as")
     else:
-        sampler = _named({name: getattr(samplers, name) for name in BUILT_IN}, name, "path/to/file.py:my_sampler, or one of")
+        sampler = _named(built_in(), name, "path/to/file.py:my_sampler, or one of")
     if inspect.isfunction(sampler) and _takes(sampler, 0) and not _takes(sampler, 4):
         try:
             sampler = sampler()
@@ -37,6 +35,12 @@ def load_sampler(text: str) -> Sampler | Callable[..., Any]:
     if isinstance(sampler, Sampler) or (callable(sampler) and not inspect.isclass(sampler) and _takes(sampler, 4)):
         return sampler
     raise ConfigError(f"{text} must be a jaxdiff.Sampler or a function (denoise, x, levels, key) -> x0, got {sampler!r}")
+
+
+def built_in() -> dict[str, Callable[..., Any]]:
+    """The samplers of configs that the library has by the same name and that need no arguments."""
+    named = {name: getattr(samplers, name, None) for name in get_args(SamplerName)}
+    return {name: factory for name, factory in named.items() if inspect.isfunction(factory) and _takes(factory, 0)}
 
 
 def _contents(path: str) -> Mapping[str, Any]:
