@@ -162,15 +162,11 @@ def checksums(tree: Any) -> dict[str, int]:
 
     The same for every sharding of an array.
     """
-    sums = jax.device_get(_checksums(jax.tree.leaves(tree)))
+    sums = jax.device_get([_checksum(leaf) for leaf in jax.tree.leaves(tree)])
     return {path: int(value) for path, value in zip(_paths(tree), sums, strict=True)}
 
 
 @jax.jit
-def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [_checksum(leaf) for leaf in leaves]
-
-
 def _checksum(array: jax.Array) -> jax.Array:
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[array.dtype.itemsize]
     words = array.astype(unsigned) if array.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(array, unsigned)
