@@ -69,7 +69,7 @@ def consistency(
         network = student(jax.lax.stop_gradient(averaged), drawn.given, drawn.dropout_key)  # with the same dropout mask
         target = targets.ahead(network, _source(teacher, state, drawn), s, solver)
         learner = student(params, drawn.given, drawn.dropout_key)
-        return drawn.loss(learner, target, t, lambda t: weight(t, s), distance)
+        return jnp.mean(losses.regression_loss(learner, target, drawn.x0, t, drawn.noise_keys, lambda t: weight(t, s), distance))
 
     return objective
 
@@ -98,7 +98,8 @@ def continuous_consistency(
         network = student(jax.lax.stop_gradient(params), drawn.given, drawn.dropout_key)
         target = targets.tangent(network, _source(teacher, state, drawn), warmup=share, floor=floor)
         learner = student(params, drawn.given, drawn.dropout_key)
-        return drawn.loss(learner, target, drawn.levels(schedule), weight, distance)
+        level = drawn.levels(schedule)
+        return jnp.mean(losses.regression_loss(learner, target, drawn.x0, level, drawn.noise_keys, weight, distance))
 
     return objective
 

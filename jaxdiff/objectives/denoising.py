@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff import losses, targets
@@ -33,7 +34,8 @@ def diffusion(
     def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
         drawn = draw(batch, key, condition)
         student = conditional(network, parameterization, params, drawn.given, drawn.dropout_key)
-        return drawn.loss(student, targets.data(drawn.x0), drawn.levels(schedule), weight, distance)
+        level, target = drawn.levels(schedule), targets.data(drawn.x0)
+        return jnp.mean(losses.regression_loss(student, target, drawn.x0, level, drawn.noise_keys, weight, distance))
 
     return objective
 

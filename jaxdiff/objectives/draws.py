@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff import losses
-from jaxdiff.denoiser import Denoiser
-from jaxdiff.losses import Distance, Weight
 from jaxdiff.objectives.conditions import Condition
 from jaxdiff.objectives.rng import batch_key, keys_of, spread_levels
 from jaxdiff.objectives.types import Given
@@ -35,10 +32,6 @@ class Draws(NamedTuple):
     def levels(self, schedule: Schedule) -> Level:
         """The levels of a schedule at these times, `[B, 1, ..., 1]`."""
         return spread_levels(schedule, self.time_key, self.indices, self.x0.ndim)
-
-    def loss(self, student: Denoiser, target: Denoiser, level: Level, weight: Weight, distance: Distance) -> Array:
-        """The mean of the regression loss over the batch, `[]`."""
-        return jnp.mean(losses.regression_loss(student, target, self.x0, level, self.noise_keys, weight, distance))
 
 
 def draw(batch: Mapping[str, Array], key: Array, condition: Condition) -> Draws:

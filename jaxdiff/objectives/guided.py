@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff import losses
@@ -33,6 +34,7 @@ def guided(
     def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
         drawn = draw(batch, key, condition)
         learner = student(params, drawn.given, drawn.dropout_key)
-        return drawn.loss(learner, teacher(state.frozen, drawn.given), drawn.levels(schedule), weight, distance)
+        target, level = teacher(state.frozen, drawn.given), drawn.levels(schedule)
+        return jnp.mean(losses.regression_loss(learner, target, drawn.x0, level, drawn.noise_keys, weight, distance))
 
     return objective

@@ -57,6 +57,7 @@ def progressive(
         first = number_of_step * stride if every_level else 2 * number_of_step * stride
         t, m, s = (levels[jnp.minimum(first + steps * stride, size)].expand(drawn.x0.ndim) for steps in range(3))
         target = targets.two_steps(teacher(state.frozen, drawn.given), m, s)
-        return drawn.loss(student(params, drawn.given, drawn.dropout_key), target, t, weight, distance)
+        learner = student(params, drawn.given, drawn.dropout_key)
+        return jnp.mean(losses.regression_loss(learner, target, drawn.x0, t, drawn.noise_keys, weight, distance))
 
     return objective
