@@ -12,6 +12,8 @@ from jax import Array
 from jaxdiff.oracles import mixtures
 from jaxdiff.oracles.mixtures import Mixture
 
+draw = jax.jit(mixtures.draw, static_argnames="num")
+moments = jax.jit(mixtures.moments)
 ALLOWANCE = 0.02  # of the data's standard deviation: allowed bias beyond the Monte Carlo error
 
 
@@ -29,24 +31,35 @@ def compare(x0: Array, exact: Mixture, key: Array, allowance: float = ALLOWANCE)
 
     Allowed is a bias of `allowance` times the data's largest standard deviation, plus four Monte Carlo standard errors.
     """
-    samples, num = np.asarray(x0, np.float64), len(x0)
-    mean, covariance = (np.asarray(moment, np.float64) for moment in mixtures.moments(exact))
-    scale = float(np.sqrt(np.diag(covariance).max()))
-    centred = samples - mean
-    products = centred[:, :, None] * centred[:, None, :]
-    draws = [np.asarray(mixtures.draw(exact, k, num), np.float64) for k in jax.random.split(key, 6)]
+    draws = [np.asarray(draw(exact, k, len(x0)), np.float64) for k in jax.random.split(key, 6)]
     distances = [_sliced_wasserstein(a, b) for a, b in itertools.pairwise(draws)]
+    return (
+        *compare_moments(x0, exact, allowance),
+        _bounded(
+            "sliced Wasserstein",
+            _sliced_wasserstein(np.asarray(x0, np.float64), draws[0]),
+            float(np.mean(distances)),
+            float(np.std(distances)),
+            allowance * _scale(exact),
+        ),
+    )
+
+
+def compare_moments(x0: Array, exact: Mixture, allowance: float = ALLOWANCE) -> tuple[Check, Check]:
+    """The first two checks of `compare`: mean and covariance."""
+    samples, num = np.asarray(x0, np.float64), len(x0)
+    mean, covariance = (np.asarray(moment, np.float64) for moment in moments(exact))
+    scale, centred = _scale(exact), samples - mean
+    products = centred[:, :, None] * centred[:, None, :]
     return (
         _worst("bias of mean", centred.mean(0), np.sqrt(np.diag(covariance) / num), allowance * scale),
         _worst("bias of covariance", products.mean(0) - covariance, products.std(0) / num**0.5, 2 * allowance * scale**2),
-        _bounded(
-            "sliced Wasserstein",
-            _sliced_wasserstein(samples, draws[0]),
-            float(np.mean(distances)),
-            float(np.std(distances)),
-            allowance * scale,
-        ),
     )
+
+
+def _scale(exact: Mixture) -> float:
+    """The mixture's largest standard deviation along an axis."""
+    return float(np.sqrt(np.diag(np.asarray(moments(exact)[1], np.float64)).max()))
 
 
 def _sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = 64) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxdiff.oracles import mixtures
 from jaxdiff.oracles.comparison import Check
 from jaxdiff.process import Level
 
+T = TypeVar("T")
 ALLOWED = {5: 1.5, 10: 1.0, 20: 1.0}  # number of steps: largest error, in errors of DDIM
 STARTS = 400
 REFERENCE_STEPS = 3000
@@ -50,30 +52,37 @@ def _ddim_errors() -> Mapping[str, list[float]]:
 
 def _errors(function: Callable[[Denoiser, Array, Level, Array], Array]) -> Mapping[str, list[float]]:
     """By schedule, the median distance from the reference for each number of steps."""
-    sampled = jax.jit(functools.partial(function, mixtures.denoiser(_clouds())))
-    return {
-        name: [_median(sampled(x, process.grid(SCHEDULES[name], steps), jax.random.key(0)) - x0) for steps in ALLOWED]
-        for name, (x, x0) in _references().items()
-    }
+    sampled, lists = jax.jit(functools.partial(function, mixtures.denoiser(_clouds()))), _lists()
+
+    def error(name, steps):
+        x, x0 = _references()[name]
+        off = np.asarray(sampled(x, lists[name, steps], jax.random.key(0))) - x0
+        return float(np.median(np.linalg.norm(off, axis=-1)))
+
+    return {name: [error(name, steps) for steps in ALLOWED] for name in SCHEDULES}
 
 
 @functools.cache
 def _references() -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
     """By schedule, starts `[STARTS, 2]` and the ends of the flow from there."""
-    noise = jax.random.normal(jax.random.key(1), (STARTS, 2), jnp.float64)
+    noise = np.asarray(jax.random.normal(jax.random.key(1), (STARTS, 2), jnp.float64))
     sampler, denoise = samplers.dpmpp_3m(), mixtures.denoiser(_clouds())
     sampled = jax.jit(lambda x, levels: samplers.sample(sampler, denoise, x, levels, jax.random.key(0)))
-    references = {}
-    for name, schedule in SCHEDULES.items():
-        levels = process.grid(process.uniform_logsnr(schedule), REFERENCE_STEPS, t_min=0.0)
-        x = levels.sigma[0] * noise
-        references[name] = np.asarray(x), np.asarray(sampled(x, levels))
-    return references
+    paces = {name: process.uniform_logsnr(schedule) for name, schedule in SCHEDULES.items()}
+    lists = computed(lambda: {name: process.grid(pace, REFERENCE_STEPS, t_min=0.0) for name, pace in paces.items()})
+    starts = {name: np.asarray(levels.sigma[0] * noise) for name, levels in lists.items()}
+    return {name: (starts[name], np.asarray(sampled(starts[name], levels))) for name, levels in lists.items()}
+
+
+@functools.cache
+def _lists() -> Mapping[tuple[str, int], Level]:
+    return computed(lambda: {(name, n): process.grid(schedule, n) for name, schedule in SCHEDULES.items() for n in ALLOWED})
+
+
+def computed(function: Callable[[], T]) -> T:
+    """The function's arrays, as arrays of numpy, from one compiled program."""
+    return jax.tree.map(np.asarray, jax.jit(function)())
 
 
 def _clouds() -> mixtures.Mixture:
     return mixtures.mixture([0.3, 0.4, 0.3], [[-1.0, 0.5], [0.8, 0.9], [0.3, -1.2]], [0.25, 0.4, 0.6])
-
-
-def _median(difference: Array) -> float:
-    return float(np.median(np.linalg.norm(difference, axis=-1)))
