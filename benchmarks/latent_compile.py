@@ -26,7 +26,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from jaxdiff.app.plan import collectives, compiling, cost, hlo, memory
+from jaxdiff.app.plan import collectives, compiling, cost, hlo
 from jaxdiff.app.plan.chips import device_descriptions, topology
 
 PEER_MS, PEER_GB, SHARE = 51.7, 27.3, 0.7  # maxdiffusion's UNet call, and how much of its time ours may take
@@ -203,8 +203,8 @@ def report(case: str, batch: int, limit_s: float) -> list[str]:
     spent, more = cost.cost(module, runs, where.chip)
     grid = collectives.Grid({"fsdp": where.devices}, [0] * where.devices)
     sent = collectives.traffic(module, runs, grid, where)
-    kinds = ", ".join(f"{each.kind} {each.count} ({each.bytes / 2**20:.0f})" for each in sent) or "none"
-    gib = memory.peak_bytes(found.report) / 2**30
+    kinds = ", ".join(f"{each.kind} {each.times} ({each.bytes / 2**20:.0f})" for each in sent) or "none"
+    gib = cost.peak_bytes(found.report) / 2**30
     figures = f"{gib:6.2f} {spent.flops / 1e12:8.3f} {spent.hbm_bytes / 1e9:8.2f} {1e3 * spent.seconds:11.2f}"
     print(f"{case:8} {where.name:9} {batch:5} {figures}  {kinds}", flush=True)
     faults = [f"{case}: {note}" for note in notes + more]

@@ -10,7 +10,7 @@ import pytest
 
 from jaxdiff.app import cli, plan
 from jaxdiff.app.config import Experiment
-from jaxdiff.app.plan import collectives, compiling, cost, hlo, memory
+from jaxdiff.app.plan import collectives, compiling, cost, hlo
 from jaxdiff.io.errors import ConfigError
 
 V5E = plan.CHIPS["v5e"]
@@ -186,7 +186,7 @@ def test_a_kernel_says_its_flops():
 def test_the_axis_of_a_collective(groups, axes, members):
     (found,) = sent(f" %a = f32[1024]{{0}} all-gather(%x), channel_id=1, {groups}, dimensions={{0}}")
     assert (found.kind, found.axes, found.network, found.hidden) == ("all-gather", axes, "ICI", False)
-    assert (found.count, found.bytes) == (1, 4096)
+    assert (found.times, found.bytes) == (1, 4096)
     assert found.seconds == pytest.approx(4096 * (members - 1) / members / (3 * 50e9))  # three links a chip in 2x4
 
 
@@ -213,7 +213,7 @@ def test_parts_of_a_collective_that_runs_beside_fusions_are_one():
     text += "ENTRY %main (x: f32[8]) -> f32[64] {\n %a = f32[64] fusion(%x), calls=%f\n %b = f32[64] fusion(%a), calls=%h\n}\n"
     module = hlo.parsed(text)
     found = collectives.traffic(module, hlo.executed(module)[0], collectives.Grid({"data": 8}, [0] * 8), plan.topology("v5e:2x4"))
-    assert [(each.count, each.bytes, each.hidden) for each in found] == [(1, 256, True)]
+    assert [(each.times, each.bytes, each.hidden) for each in found] == [(1, 256, True)]
 
 
 def test_between_slices():
@@ -229,7 +229,7 @@ def test_memory_by_kind():
     names = {0: "state.params['a']", 1: "state.opt_state[0].mu['a']", 2: "state.ema['ema']['a']", 3: "batch['image']", 4: "key"}
     lines = [f' %p{n} = f32[3,100]{{1,0:T(8,128)}} parameter({n}), metadata={{op_name="{name}"}}' for n, name in names.items()]
     module = hlo.parsed("\n".join(["ENTRY %main (a: f32[]) -> f32[] {", *lines, "}"]))
-    found = memory.by_kind(module, "Memory Space: default (color=0)\nTotal bytes: 30000 (29KiB)\n")
+    found = cost.memory_by_kind(module, "Memory Space: default (color=0)\nTotal bytes: 30000 (29KiB)\n")
     padded = 8 * 128 * 4
     kinds = dict.fromkeys(("params", "optimizer", "EMA", "batch", "other arguments"), padded)
     assert found == kinds | {"activations and temporaries": 30000 - 5 * padded}

@@ -1,4 +1,4 @@
-"""TPU chips as they are published, and the topologies that their compiler knows."""
+"""Published figures of TPU chips, and the topologies that their compiler knows."""
 
 from __future__ import annotations
 
@@ -6,25 +6,18 @@ import math
 import re
 from typing import Any, NamedTuple
 
-from jaxdiff.io.errors import ConfigError
+from jaxdiff.io.errors import ConfigError, first_line
 
 
 class Chip(NamedTuple):
-    """Peaks of one chip, in FLOPs (bfloat16) and bytes a second.
-
-    Attributes:
-        hbm_gib: what the compiler allows a program, less than what is built in.
-        tile: side of a matrix unit.
-        link: bytes a second of one inter-chip link in one direction.
-        dcn: a chip's share of its host's network between slices, in one direction.
-    """
+    """Peaks of one chip, in FLOPs (bfloat16) and bytes a second."""
 
     flops: float
     hbm_bandwidth: float
-    hbm_gib: float
-    tile: int
-    link: float
-    dcn: float
+    hbm_gib: float  # what the compiler allows a program, less than what is built in
+    tile: int  # side of a matrix unit
+    link: float  # one inter-chip link in one direction
+    dcn: float  # a chip's share of its host's network between slices, in one direction
 
 
 # Peaks, links and networks: Google Cloud, "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" (cloud.google.com/tpu/docs). A link is the
@@ -52,7 +45,7 @@ class Topology(NamedTuple):
 
     @property
     def devices(self) -> int:
-        """How many there are, in all slices."""
+        """The number of chips in all slices."""
         return self.slices * math.prod(self.shape)
 
     @property
@@ -69,9 +62,8 @@ def topology(name: str, slices: int = 1) -> Topology:
     """
     kind, _, shape = name.partition(":")
     sides = tuple(int(length) for length in shape.split("x")) if re.fullmatch(r"\d+(x\d+){1,2}", shape) else ()
-    flat = kind in ("v5e", "v6e") and shape in FLAT
     deep = kind in MOST and len(sides) == 3 and 1 <= math.prod(sides) <= MOST[kind]
-    if not flat and not deep:
+    if not deep and not (kind in ("v5e", "v6e") and shape in FLAT):
         raise ConfigError(f"--topology {name}: no such TPU; write {VALID}")
     if slices < 1:
         raise ConfigError(f"--slices must be at least 1, got {slices}")
@@ -79,7 +71,11 @@ def topology(name: str, slices: int = 1) -> Topology:
 
 
 def device_descriptions(where: Topology) -> list[Any]:
-    """The devices of a topology, of which none need be there. Call it in a child process: libtpu may abort."""
+    """The devices of a topology, none of which need be there. Call it in a child process: libtpu may abort.
+
+    Raises:
+        ConfigError: the compiler does not know the topology.
+    """
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"num_slices": where.slices} if where.slices > 1 else {}
@@ -87,4 +83,7 @@ def device_descriptions(where: Topology) -> list[Any]:
         options["chips_per_host_bounds"] = [1, 1, 1]
     if where.name.startswith("v4"):
         options["chip_config_name"] = "megacore"  # one device a chip
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=where.name, **options).devices)
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=where.name, **options).devices)
+    except Exception as error:  # libtpu's own
+        raise ConfigError(f"--topology {where.name}: the TPU compiler knows none ({first_line(error)}); write {VALID}") from error

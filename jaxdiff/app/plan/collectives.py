@@ -5,88 +5,70 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxdiff.app.plan.chips import Topology
 from jaxdiff.app.plan.cost import COLLECTIVES
-from jaxdiff.app.plan.hlo import Executed, Instruction, Module, dense
+from jaxdiff.app.plan.hlo import Executed, Instruction, Module, dense, numbers
 
 MOVES = ("collective-permute", "all-to-all")  # of activations or keys, where parameters alone should be sent
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(NamedTuple):
     """The mesh of a program: sizes of its axes by name, and the slice of each device in the mesh's order."""
 
     axes: Mapping[str, int]
     slices: Sequence[int]
 
-    def along(self, members: np.ndarray) -> str:
-        """The axes along which the members of a group `[M]` differ."""
-        places = np.stack(np.unravel_index(members, tuple(self.axes.values())))
-        return "+".join(name for name, axis in zip(self.axes, places, strict=True) if np.ptp(axis)) or "none"
+    def along(self, groups: np.ndarray) -> str:
+        """The axes along which the members of any of the groups `[G, M]` differ."""
+        places = np.unravel_index(groups, tuple(self.axes.values()))
+        return "+".join(name for name, axis in zip(self.axes, places, strict=True) if np.ptp(axis, axis=1).any()) or "none"
 
     def between_slices(self) -> str:
         """The axes along which devices are in other slices."""
         slices = np.reshape(self.slices, tuple(self.axes.values()))
-        changing = [name for number, name in enumerate(self.axes) if np.ptp(slices, axis=number).any()]
-        return "+".join(changing) or "none"
+        return "+".join(name for number, name in enumerate(self.axes) if np.ptp(slices, axis=number).any()) or "none"
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """Collectives of one kind over the same axes, on one device.
-
-    Attributes:
-        network: `ICI`, the links inside a slice, or `DCN`, the data centre's network between slices.
-        hidden: whether they may run beside the computation, as the compiler has scheduled them.
-        bytes: of their results.
-        seconds: on the wire at published speeds.
-    """
+class Traffic(NamedTuple):
+    """Collectives of one kind over the same axes, on one device."""
 
     kind: str
     axes: str
-    network: str
-    hidden: bool
-    count: int
-    bytes: float
-    seconds: float
+    network: str  # ICI, the links inside a slice, or DCN, the data centre's network between slices
+    hidden: bool  # whether they may run beside the computation, as the compiler has scheduled them
+    times: int
+    bytes: float  # of their results
+    seconds: float  # on the wire at published speeds
 
 
 def traffic(module: Module, runs: Iterable[Executed], grid: Grid, where: Topology) -> list[Traffic]:
     """The collectives that a module runs, those of one kind, axes and network added up."""
     single: dict[str, tuple[int, Traffic]] = {}
     for instruction, _, times in runs:
-        pieces = [instruction]
-        if instruction.opcode in ("fusion", "async-start"):
-            pieces = [*module.called(instruction, "calls").values()]
-        for each in pieces:
-            found = _traffic(each, grid, where)
-            if found is None:
+        inside = instruction.opcode in ("fusion", "async-start")
+        for each in module.called(instruction, "calls").values() if inside else [instruction]:
+            one = _traffic(each, grid, where)
+            if one is None:
                 continue
-            chain = re.search(r"chain_id=\"?(\d+)", each.rest)  # pieces share it of one that runs beside fusions
+            chain = re.search(r"chain_id=\"?(\d+)", each.rest)  # shared by the parts of one that runs beside fusions
             key = f"{each.opcode} chain {chain[1]}" if chain else each.name  # unlike channel_id, which many share
             least = min(times, single[key][0]) if key in single else times
             beside = chain is not None or instruction.opcode == "async-start" or each.opcode.endswith("-start")
-            single[key] = least, replace(found, hidden=found.hidden or beside)
-    return _summed(single.values())
-
-
-def _summed(single: Iterable[tuple[int, Traffic]]) -> list[Traffic]:
+            single[key] = least, one._replace(hidden=one.hidden or beside)
     total: dict[tuple, Traffic] = {}
-    for times, one in single:
-        key = (one.kind, one.axes, one.network, one.hidden)
-        many = total.get(key, replace(one, count=0, bytes=0.0, seconds=0.0))
-        total[key] = replace(
-            many, count=many.count + times, bytes=many.bytes + times * one.bytes, seconds=many.seconds + times * one.seconds
-        )
-    return [total[key] for key in sorted(total)]
+    for times, one in single.values():
+        many = total.get(one[:4], one._replace(times=0, bytes=0.0, seconds=0.0))
+        sent, seconds = many.bytes + times * one.bytes, many.seconds + times * one.seconds
+        total[one[:4]] = one._replace(times=many.times + times, bytes=sent, seconds=seconds)
+    return sorted(total.values())
 
 
 def _traffic(instruction: Instruction, grid: Grid, where: Topology) -> Traffic | None:
-    """One run of a collective, or of a send between slices; None of anything else."""
+    """One run of a collective, or of a send between slices; None for anything else."""
     kind = instruction.opcode.removesuffix("-start")
     parts = dense(instruction.shape)
     if kind == "send" and (between := re.search(r"_xla_megascale_transfer_type=\"(\w+)\"", instruction.rest)):
@@ -102,13 +84,11 @@ def _traffic(instruction: Instruction, grid: Grid, where: Topology) -> Traffic |
     if groups.max(initial=0) < local:  # numbered within a slice, where the compiler has taken a program of several apart
         members = np.flatnonzero(np.asarray(grid.slices) == grid.slices[0])[members]
     seconds = _sent(kind, result, groups.shape[1]) / max(where.ici, 1.0)
-    axes = {name for group in members for name in grid.along(group).split("+")}
-    ordered = [name for name in grid.axes if name in axes]
-    return Traffic(kind, "+".join(ordered) or "none", "ICI", False, 1, result, seconds)
+    return Traffic(kind, grid.along(members), "ICI", False, 1, result, seconds)
 
 
 def _sent(kind: str, result: float, members: int) -> float:
-    """Bytes that each of so many members of a ring sends, at least, for a result of so many bytes on each."""
+    """Bytes that each member of a ring sends, at least, for a result of so many bytes on each."""
     shares = {"all-reduce": 2 * (members - 1) / members, "reduce-scatter": members - 1}
     shares |= dict.fromkeys(("all-gather", "all-to-all"), (members - 1) / members)
     return result * shares.get(kind, 1.0)
@@ -116,38 +96,38 @@ def _sent(kind: str, result: float, members: int) -> float:
 
 def _groups(attributes: str, devices: int) -> np.ndarray:
     """The groups `[G, M]` of a collective's devices, or the pairs of a permutation."""
-    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", attributes):
-        return np.array([[int(number) for number in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", found[1])])
-    if found := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", attributes):
-        return _iota(found[2]).reshape([int(number) for number in found[1].split(",")])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(?([^ ]*?)\)?)? \{([^}]*)\}", attributes):
-        return _mesh_groups(*found.groups())
+    if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", attributes):
+        return np.array([numbers(group) for group in re.findall(r"\{([\d,]+)\}", listed[1])])
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", attributes):
+        return _iota(iota[2]).reshape(numbers(iota[1]))
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(?([^ ]*?)\)?)? \{([^}]*)\}", attributes):
+        return _mesh_groups(*mesh.groups())
     return np.arange(devices)[None]
 
 
 def _mesh_groups(axes: str, order: str | None, chosen: str) -> np.ndarray:
     """The groups along some axes of a mesh such as `'a'=2,'b'=4`, of which `'b':(1)2` is a part of an axis."""
     sizes = {name: int(length) for name, length in re.findall(r"'(\w+)'=(\d+)", axes)}
-    parts: dict[str, tuple[int, int]] = {}  # of an axis: what is before the part, and its length
-    for name, before, length in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", chosen):
-        parts[name] = (int(before or 1), int(length or sizes[name]))
+    parts = {  # of an axis: what is before the part, and its length
+        name: (int(before or 1), int(length or sizes[name]))
+        for name, before, length in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", chosen)
+    }
     shape, inside = list[int](), list[int]()
     for name, length in sizes.items():
         before, part = parts.get(name, (length, 1))
         inside.append(len(shape) + 1)
         shape += [before, part, length // (before * part)]
     outside = [axis for axis in range(len(shape)) if axis not in inside]
-    members = math.prod(shape[axis] for axis in inside)
-    devices = _iota(order) if order else np.arange(math.prod(sizes.values()))
-    return devices.reshape(shape).transpose(outside + inside).reshape(-1, members)
+    devices = _iota(order) if order else np.arange(math.prod(shape))
+    return devices.reshape(shape).transpose(outside + inside).reshape(-1, math.prod(shape[axis] for axis in inside))
 
 
 def _iota(text: str) -> np.ndarray:
     """The numbers that `[4,2]T(1,0)` lists: 0, 1, ... in that shape, transposed; or those of a plain list."""
-    found = re.search(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    assert found is not None, f"devices {text}"
-    shape = [int(number) for number in found[1].split(",")]
-    if found[2] is None and sorted(shape) == list(range(len(shape))) and len(shape) > 1:
+    parts = re.search(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    assert parts is not None, f"devices {text}"
+    shape = numbers(parts[1])
+    if parts[2] is None and sorted(shape) == list(range(len(shape))) and len(shape) > 1:
         return np.array(shape)
-    numbers = np.arange(math.prod(shape)).reshape(shape)
-    return (numbers.transpose([int(axis) for axis in found[2].split(",")]) if found[2] else numbers).reshape(-1)
+    devices = np.arange(math.prod(shape)).reshape(shape)
+    return (devices.transpose(numbers(parts[2])) if parts[2] else devices).reshape(-1)

@@ -1,7 +1,7 @@
-"""FLOPs, HBM traffic and a roofline of scheduled HLO.
+"""FLOPs, HBM traffic, memory and a roofline of scheduled HLO.
 
 The roofline is the sum over instructions of `max(MXU time / 0.95, HBM bytes / (0.85 * bandwidth))`, one after the other,
-at a chip's published peaks: a lower bound of what it may take, never a measured time. Copies that the compiler starts early
+at a chip's published peaks: a lower bound of the time of a run, never a measurement. Copies that the compiler starts early
 (prefetches into VMEM) run beside other instructions and add nothing, but all HBM bytes together take their time. MXU
 time counts channels in tiles of the matrix unit (less than one together with the window), rows in tiles of 8 and as one
 tile at least; HBM bytes are those of the padded layouts, without what is kept in VMEM. Vector work and latencies cost
@@ -23,6 +23,7 @@ from jaxdiff.app.plan.hlo import Computation, Executed, Instruction, Module, arr
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", "collective-broadcast")
 FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id", "iota"}
 SLICES = {"slice", "dynamic-slice", "gather"}
+KINDS = {"params": "params", "opt_state": "optimizer", "ema": "EMA", "frozen": "frozen", "batch": "batch", "given": "batch"}
 
 
 class Cost(NamedTuple):
@@ -44,6 +45,24 @@ def cost(module: Module, runs: Iterable[Executed], chip: Chip) -> tuple[Cost, li
     return Cost(flops, traffic, max(seconds, traffic / (0.85 * chip.hbm_bandwidth))), notes
 
 
+def peak_bytes(report: str) -> int:
+    """Bytes of HBM that a program holds at once, arguments included, by the compiler's memory report."""
+    total = re.search(r"^Memory Space: default .*\nTotal bytes: (\d+)", report, re.M)
+    assert total is not None, "a memory report without the default memory space"
+    return int(total[1])
+
+
+def memory_by_kind(module: Module, report: str) -> dict[str, int]:
+    """Bytes of HBM on one device by kind: the arguments by their names, with padding, and the rest of the peak."""
+    memory = dict.fromkeys((*KINDS.values(), "other arguments"), 0)
+    for instruction in module.computations[module.entry].values():
+        if instruction.opcode == "parameter":
+            name = re.search(r'op_name="(?:state\.)?(\w+)', instruction.rest)
+            memory[KINDS.get(name[1] if name else "", "other arguments")] += rounded(int(size(instruction.shape)), 512)
+    memory["activations and temporaries"] = peak_bytes(report) - sum(memory.values())
+    return {kind: value for kind, value in memory.items() if value}
+
+
 def _cost(module: Module, scope: Computation, instruction: Instruction, chip: Chip) -> np.ndarray:
     opcode = instruction.opcode
     kernel = "tpu_custom_call" in instruction.rest
@@ -57,26 +76,24 @@ def _cost(module: Module, scope: Computation, instruction: Instruction, chip: Ch
 
 
 def _declared(kernel: Instruction) -> float | None:
-    """The FLOPs that a kernel written by hand says it does."""
-    found = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', kernel.rest)
-    return float(found[1]) if found else None
+    """The FLOPs that a custom kernel declares."""
+    flops = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', kernel.rest)
+    return float(flops[1]) if flops else None
 
 
 def _products(module: Module, scope: Computation, instruction: Instruction, tile: int) -> tuple[float, float]:
     """FLOPs of the products in an instruction, as they are and with channels and rows padded to the MXU's tiles."""
     if instruction.opcode == "dot":  # most often the compiler has made a convolution of it
         left = dims(scope[instruction.operands[0]].shape)
-        found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
-        flops = 2.0 * math.prod(dims(instruction.shape)) * math.prod(left[axis] for axis in numbers(found[1] if found else ""))
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
+        flops = 2.0 * math.prod(dims(instruction.shape)) * math.prod(left[axis] for axis in numbers(axes[1] if axes else ""))
         return flops, flops
     if instruction.opcode == "convolution":
         left, right = (dims(scope[name].shape) for name in instruction.operands)
         return convolution_flops(dims(instruction.shape), left, right, instruction.rest, tile)
-    if instruction.opcode != "fusion":
-        return 0.0, 0.0
-    inner = module.called(instruction, "calls")
-    found = [_products(module, inner, each, tile) for each in inner.values()]
-    return sum(dense for dense, _ in found), sum(padded for _, padded in found)
+    inner = module.called(instruction, "calls") if instruction.opcode == "fusion" else {}
+    flops = [_products(module, inner, each, tile) for each in inner.values()]
+    return sum(dense for dense, _ in flops), sum(padded for _, padded in flops)
 
 
 def convolution_flops(out: list[int], left: list[int], right: list[int], attributes: str, tile: int) -> tuple[float, float]:
@@ -108,7 +125,7 @@ def _taps(window: dict[str, str], inputs: int, outputs: int) -> int:
 
 
 def _traffic(module: Module, scope: Computation, instruction: Instruction) -> float:
-    """Bytes that an instruction moves from and to HBM: its operands and results, of a slice or an update that part."""
+    """Bytes that an instruction moves from and to HBM: its operands and results; of a slice or an update only that part."""
     if instruction.opcode == "copy-start":
         return sum(hbm(array) for array in arrays(instruction.shape)[:2])
     if instruction.opcode == "async-start":
@@ -118,18 +135,18 @@ def _traffic(module: Module, scope: Computation, instruction: Instruction) -> fl
         inner = list(module.called(instruction, "calls").values())
         parameters = {int(each.operands[0]): each.name for each in inner if each.opcode == "parameter"}
     else:
-        names = [f"operand {number}" for number in range(len(instruction.operands))]
-        inner, parameters = [instruction._replace(operands=names)], dict(enumerate(names))
-    shapes = {each.name: each.shape for each in inner} | {
-        parameters[number]: scope[name].shape for number, name in enumerate(instruction.operands)
-    }
-    read = sum(_read(inner, parameters[number], shapes) for number in range(len(instruction.operands)))
-    return read + _written(inner, instruction, shapes)
+        parameters = {number: f"operand {number}" for number in range(len(instruction.operands))}
+        inner = [instruction._replace(operands=list(parameters.values()))]
+    operands = {parameters[number]: scope[name].shape for number, name in enumerate(instruction.operands)}
+    shapes = {each.name: each.shape for each in inner} | operands
+    return sum(_read(inner, name, shapes) for name in operands) + _written(inner, instruction, shapes)
 
 
 def _read(inner: list[Instruction], name: str, shapes: dict[str, str]) -> float:
+    """Bytes read of an operand, without one that is passed on to a collective that runs in parts beside fusions."""
     users = [each for each in inner if name in each.operands and each.opcode != "parameter"]
-    if any(each.opcode in COLLECTIVES for each in inner) and all(map(_carries, users)):
+    passed_on = all(each.opcode in (*COLLECTIVES, "tuple") or "AsyncCollective" in each.rest for each in users)
+    if passed_on and any(each.opcode in COLLECTIVES for each in inner):
         return 0.0
     whole = size(shapes[name])
     if users and all(each.opcode in SLICES | {"dynamic-update-slice"} and each.operands[0] == name for each in users):
@@ -142,16 +159,11 @@ def _written(inner: list[Instruction], instruction: Instruction, shapes: dict[st
     updates = {
         tuple(dims(each.shape)): size(shapes[each.operands[1]], True) for each in inner if each.opcode == "dynamic-update-slice"
     }
-    results, made = arrays(instruction.shape), list[str]()
+    results = arrays(instruction.shape)
     if any(each.opcode in COLLECTIVES for each in inner):
-        moved = {each.name for each in inner if each.opcode in COLLECTIVES or each.opcode == "parameter"}
+        moved = {each.name for each in inner if each.opcode in (*COLLECTIVES, "parameter")}
         root = inner[-1]
         results = [] if root.opcode == "custom-call" else results
-        made = root.operands if root.opcode == "tuple" and len(root.operands) == len(results) else []
-        results = [array for array, name in zip(results, made, strict=True) if name not in moved] if made else results
+        if root.opcode == "tuple" and len(root.operands) == len(results):
+            results = [array for array, name in zip(results, root.operands, strict=True) if name not in moved]
     return sum(min(hbm(array), updates.get(tuple(numbers(array[1])), math.inf)) for array in results)
-
-
-def _carries(user: Instruction) -> bool:
-    """Whether an instruction passes a buffer on for a collective that runs in parts beside fusions."""
-    return user.opcode in (*COLLECTIVES, "tuple") or "AsyncCollective" in user.rest

@@ -21,6 +21,7 @@ class Instruction(NamedTuple):
 
 
 Computation = dict[str, Instruction]
+Array = tuple[str, str, str]  # type, dimensions, layout
 
 
 class Module(NamedTuple):
@@ -31,18 +32,12 @@ class Module(NamedTuple):
 
     def called(self, instruction: Instruction, role: str) -> Computation:
         """The computation that an instruction names as its `calls`, `body`, `condition` or `to_apply`."""
-        return self.computations[_attribute(instruction, role)]
+        name = re.search(rf"{role}=(%[\w.-]+)", instruction.rest)
+        assert name is not None, f"{instruction.name} names no {role}"
+        return self.computations[name[1]]
 
 
-class Executed(NamedTuple):
-    """An instruction, the computation it is in, and how often a run of the program runs it."""
-
-    instruction: Instruction
-    scope: Computation
-    times: int
-
-
-Array = tuple[str, str, str]  # type, dimensions, layout
+Executed = tuple[Instruction, Computation, int]  # an instruction, the computation it is in, and how often a run executes it
 
 
 def parsed(text: str) -> Module:
@@ -53,40 +48,39 @@ def parsed(text: str) -> Module:
         if header := re.match(r"(ENTRY )?(%[\w.-]+) \(.*\{$", line):
             current = computations[header[2]] = {}
             entry = header[2] if header[1] else entry
-        elif found := re.match(r"\s+(?:ROOT )?(%[\w.-]+) = (.*?) ([a-z][\w-]*)\(([^)]*)\)(.*)", line):
-            name, shape, opcode, operands, rest = found.groups()
+        elif parts := re.match(r"\s+(?:ROOT )?(%[\w.-]+) = (.*?) ([a-z][\w-]*)\(([^)]*)\)(.*)", line):
+            name, shape, opcode, operands, rest = parts.groups()
             inside = [operands] if opcode in ("parameter", "constant") else re.findall(r"%[\w.-]+", operands)
             current[name] = Instruction(name, shape, opcode, inside, rest)
     return Module(computations, entry)
 
 
 def executed(module: Module) -> tuple[list[Executed], list[str]]:
-    """What a run of the program runs, fusions as one, and notes of what its text does not say.
+    """The instructions that a run executes, a fusion as one, and notes of what the text leaves open.
 
-    The body of a loop counts as often as it runs; once where that is known at run time alone. Branches count nothing.
+    The body of a loop counts as often as it runs, or once where only the run determines that. Branches count nothing.
     """
     notes: list[str] = []
-    return list(_executed(module, module.entry, 1, notes)), notes
+    return list(_executed(module, module.computations[module.entry], 1, notes)), notes
 
 
-def _executed(module: Module, name: str, times: int, notes: list[str]) -> Iterator[Executed]:
-    scope = module.computations[name]
+def _executed(module: Module, scope: Computation, times: int, notes: list[str]) -> Iterator[Executed]:
     for instruction in scope.values():
         if instruction.opcode == "while":
-            runs = _trips(module, scope, instruction)
-            if runs is None:
+            trips = _trips(module, scope, instruction)
+            if trips is None:
                 notes.append(f"loop {instruction.name[1:]} runs as often as is known at run time alone; it counts once")
-            yield from _executed(module, _attribute(instruction, "body"), times * (1 if runs is None else runs), notes)
+            yield from _executed(module, module.called(instruction, "body"), times * (1 if trips is None else trips), notes)
         elif instruction.opcode == "call":
-            yield from _executed(module, _attribute(instruction, "to_apply"), times, notes)
+            yield from _executed(module, module.called(instruction, "to_apply"), times, notes)
         elif instruction.opcode == "conditional":
             notes.append(f"branch {instruction.name[1:]} is chosen at run time; it counts nothing")
         else:
-            yield Executed(instruction, scope, times)
+            yield instruction, scope, times
 
 
 def _trips(module: Module, scope: Computation, loop: Instruction) -> int | None:
-    """How often a loop runs whose condition is `counter < constant`, from the counter's first value on; None: another."""
+    """How often a loop runs whose condition is `counter < constant`; None for any other condition."""
     condition = module.called(loop, "condition")
     end = list(condition.values())[-1]
     if end.opcode != "compare" or "direction=LT" not in end.rest:
@@ -95,23 +89,13 @@ def _trips(module: Module, scope: Computation, loop: Instruction) -> int | None:
     index = re.search(r"index=(\d+)", counter.rest)
     if counter.opcode != "get-tuple-element" or bound.opcode != "constant" or index is None:
         return None
-    state = scope[loop.operands[0]]
-    first = _constant(scope, state.operands[int(index[1])]) if state.opcode == "tuple" else 0
+    state, first = scope[loop.operands[0]], 0  # where loops begin, if the first value is not in sight
+    if state.opcode == "tuple":
+        start = scope[state.operands[int(index[1])]]
+        while start.opcode == "copy":
+            start = scope[start.operands[0]]
+        first = int(start.operands[0]) if start.opcode == "constant" else 0
     return max(int(bound.operands[0]) - first, 0)
-
-
-def _constant(scope: Computation, name: str) -> int:
-    """The whole number that an instruction copies; 0, where loops begin, if it is not in sight."""
-    found = scope[name]
-    while found.opcode == "copy":
-        found = scope[found.operands[0]]
-    return int(found.operands[0]) if found.opcode == "constant" else 0
-
-
-def _attribute(instruction: Instruction, role: str) -> str:
-    found = re.search(rf"{role}=(%[\w.-]+)", instruction.rest)
-    assert found is not None, f"{instruction.name} names no {role}"
-    return found[1]
 
 
 def arrays(shape: str) -> list[Array]:
@@ -125,7 +109,7 @@ def dims(shape: str) -> list[int]:
 
 
 def size(shape: str, anywhere: bool = False) -> float:
-    """Bytes of a shape in HBM; wherever it is kept if `anywhere`."""
+    """Bytes of a shape in HBM; in any memory if `anywhere`."""
     return sum(hbm(array, anywhere) for array in arrays(shape))
 
 
@@ -148,10 +132,10 @@ def dense(shape: str) -> list[float]:
 
 
 def numbers(text: str) -> list[int]:
-    """Whole numbers with commas between them."""
+    """The integers in a list that is separated by commas."""
     return [int(number) for number in text.split(",") if number]
 
 
 def rounded(value: int, multiple: int) -> int:
-    """The smallest multiple that is not below a value."""
+    """The value rounded up to a multiple."""
     return -(-value // multiple) * multiple

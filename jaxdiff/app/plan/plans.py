@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import pathlib
 import re
+import tempfile
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from jaxdiff.app.config import Experiment, to_dict
-from jaxdiff.app.plan import compiling
-from jaxdiff.app.plan.chips import Topology
+from jaxdiff.app.plan import compiling, hlo
+from jaxdiff.app.plan.chips import VALID, Topology
 from jaxdiff.app.plan.collectives import MOVES, Grid, Traffic, traffic
-from jaxdiff.app.plan.cost import Cost, cost
-from jaxdiff.app.plan.hlo import executed, parsed
-from jaxdiff.app.plan.memory import by_kind
+from jaxdiff.app.plan.cost import Cost, cost, memory_by_kind
+from jaxdiff.io import files
+from jaxdiff.io.errors import ConfigError
 
 GIB = 2**30
-What = Literal["train", "sample"]
 
 
 class Job(NamedTuple):
-    """A program to plan.
-
-    Attributes:
-        what: a training step, or the sampler.
-        where: the chips.
-        cache: the directory where compiled programs are kept.
-        limit_s: how long a compile may take.
-        full: compile to the finished executable.
-    """
+    """A program to plan: a training step, or the sampler."""
 
     config: Experiment
-    what: What
+    what: Literal["train", "sample"]
     where: Topology
-    cache: pathlib.Path
-    limit_s: float = 900.0
-    full: bool = False
+    cache: pathlib.Path  # the directory of compiled programs
+    limit_s: float = 900.0  # how long a compilation may take
+    full: bool = False  # compile to the finished executable
 
     @property
     def batch(self) -> int:
@@ -45,65 +39,46 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What the compiler says of a job, per device.
-
-    Attributes:
-        mesh: sizes of the mesh's axes by name.
-        memory: bytes of HBM by kind; of a program that is too big empty.
-        too_big: the compiler's message where the program does not fit.
-        compiled_s: how long compiling took, when it was done.
-        cached: whether it was done before.
-    """
+    """What the compiler says of a job, per device."""
 
     job: Job
-    mesh: dict[str, int]
-    memory: dict[str, int]
+    mesh: dict[str, int]  # sizes of its axes by name
+    memory: dict[str, int]  # bytes of HBM by kind; empty for a program that is too big
     cost: Cost
     traffic: tuple[Traffic, ...]
     notes: tuple[str, ...]
-    too_big: str
+    too_big: str  # the compiler's message where the program does not fit
     lowering_s: float
-    compiled_s: float
-    cached: bool
+    compiled_s: float  # how long compiling took, when it was done
+    cached: bool  # whether it was done before
 
     @property
     def devices(self) -> int:
-        """How many run the program."""
+        """How many devices run the program."""
         return 1 if self.job.what == "sample" else self.job.where.devices
-
-    @property
-    def allowed_bytes(self) -> float:
-        """Of HBM, as the chip's compiler allows a program."""
-        return self.job.where.chip.hbm_gib * GIB
 
     @property
     def peak_bytes(self) -> float:
         """Of HBM at once; of a program that is too big what it asked for."""
         if not self.too_big:
             return sum(self.memory.values())
-        found = re.search(r"Used ([\d.]+)([KMGT]) of|\(([\d.]+)([KMGT])\) exceeds", self.too_big)
-        number, unit = [each for each in found.groups() if each] if found else ("nan", "G")
+        used = re.search(r"Used ([\d.]+)([KMGT]) of|\(([\d.]+)([KMGT])\) exceeds", self.too_big)
+        number, unit = [each for each in used.groups() if each] if used else ("nan", "G")
         return float(number) * 1024 ** ("KMGT".index(unit) + 1)
 
     @property
     def fits(self) -> bool:
-        """Whether a device's memory suffices."""
-        return not self.too_big and self.peak_bytes <= self.allowed_bytes
+        """Whether the memory that the compiler allows on a device suffices."""
+        return not self.too_big and self.peak_bytes <= self.job.where.chip.hbm_gib * GIB
 
-    @property
-    def exposed_s(self) -> float:
-        """Time on the wire of collectives for which the computation waits, as they are scheduled."""
-        return sum(each.seconds for each in self.traffic if not each.hidden)
-
-    @property
-    def hidden_s(self) -> float:
-        """Time on the wire of collectives beside which the computation may go on."""
-        return sum(each.seconds for each in self.traffic if each.hidden)
+    def wire_s(self, hidden: bool) -> float:
+        """Time on the wire of the collectives that run beside the computation, or of those that it waits for."""
+        return sum(each.seconds for each in self.traffic if each.hidden == hidden)
 
     @property
     def bound_s(self) -> float:
         """The lower bound of a run: the roofline, or what hides behind it if that is longer, and what nothing hides."""
-        return max(self.cost.seconds, self.hidden_s) + self.exposed_s
+        return max(self.cost.seconds, self.wire_s(hidden=True)) + self.wire_s(hidden=False)
 
     @property
     def images_per_s(self) -> float:
@@ -112,7 +87,7 @@ class Plan:
 
     @property
     def utilisation(self) -> float:
-        """Share of the peak FLOPs that the bound leaves, recomputed ones included."""
+        """Share of the peak FLOPs at the bound, recomputed ones included."""
         return self.cost.flops / (self.bound_s * self.job.where.chip.flops) if self.bound_s else 0.0
 
     @property
@@ -122,29 +97,55 @@ class Plan:
 
     @property
     def moved(self) -> list[Traffic]:
-        """Collectives that shuffle activations (or keys), which a layout for training does without."""
+        """Collectives that shuffle activations (or keys), which a good layout for training avoids."""
         return [each for each in self.traffic if each.kind in MOVES]
+
+
+def cache_dir(directory: pathlib.Path | None = None) -> pathlib.Path:
+    """The directory of compiled programs: the one given, or one in the environment's or the user's cache."""
+    return files.cache_dir() / "plan" if directory is None else directory
 
 
 def planned(job: Job) -> Plan:
     """The plan of a job; takes minutes unless its program was compiled before.
 
     Raises:
-        UserError: the config does not fit the topology, or the compiler failed.
+        ConfigError: the config does not fit the topology.
+        CompilerError: the compiler stopped, or took longer than the limit.
     """
+    program, about = _compiled(job)
+    times: Any = {"lowering_s": about["lowering_s"], "compiled_s": program.seconds, "cached": about["cached"]}
+    if program.too_big:
+        return Plan(job, about["mesh"], {}, Cost(0.0, 0.0, 0.0), (), tuple(about["notes"]), program.too_big, **times)
+    module = hlo.parsed(program.hlo)
+    runs, unknown = hlo.executed(module)
+    spent, uncounted = cost(module, runs, job.where.chip)
+    sent = tuple(traffic(module, runs, Grid(about["mesh"], about["slices"]), job.where))
+    notes = (*about["notes"], *unknown, *uncounted)
+    return Plan(job, about["mesh"], memory_by_kind(module, program.report), spent, sent, notes, "", **times)
+
+
+def _compiled(job: Job) -> tuple[compiling.Compiled, dict[str, Any]]:
+    """What the compiler says of a job, from the cache if it is there, and what its child process says about the program."""
     where = job.where
-    said = {"what": job.what, "topology": where.name, "slices": where.slices, "full": job.full, "cache": str(job.cache)}
-    found, about = compiling.program({"config": to_dict(job.config), "limit_s": job.limit_s, **said})
-    memory, spent, sent, notes = _figures(job, found, about)
-    times = {"lowering_s": about["lowering_s"], "compiled_s": found.seconds, "cached": about["cached"]}
-    return Plan(job, about["mesh"], memory, spent, tuple(sent), tuple(about["notes"] + notes), found.too_big, **times)
-
-
-def _figures(job: Job, found: compiling.Compiled, about: dict[str, Any]) -> tuple[dict[str, int], Cost, list[Traffic], list[str]]:
-    if found.too_big:
-        return {}, Cost(0.0, 0.0, 0.0), [], []
-    module = parsed(found.hlo)
-    runs, notes = executed(module)
-    spent, more = cost(module, runs, job.where.chip)
-    sent = traffic(module, runs, Grid(about["mesh"], about["slices"]), job.where)
-    return by_kind(module, found.report), spent, sent, notes + more
+    text = {"config": to_dict(job.config), "limit_s": job.limit_s, "what": job.what, "topology": where.name}
+    text |= {"slices": where.slices, "full": job.full, "cache": str(job.cache)}
+    with tempfile.TemporaryDirectory(prefix="jaxdiff_plan_") as name:
+        folder = pathlib.Path(name)
+        (folder / "job.json").write_text(json.dumps(text))
+        try:
+            arguments = ["-m", "jaxdiff.app.plan.program", str(folder / "job.json")]
+            program = compiling.compiled(arguments, job.limit_s, job.full, folder)
+        except compiling.CompilerError as error:
+            if (folder / "error.txt").exists():
+                raise ConfigError((folder / "error.txt").read_text()) from error
+            if isinstance(error, compiling.Aborted):
+                raise compiling.CompilerError(f"--topology {where.name}: {error}; write {VALID}") from error
+            raise
+        about = json.loads((folder / "program.json").read_text())
+    cached = job.cache / f"{about['key']}.gz"
+    if program is None:
+        return compiling.Compiled(**json.loads(gzip.decompress(cached.read_bytes()))), {**about, "cached": True}
+    with files.atomic_write(cached) as draft:
+        draft.write_bytes(gzip.compress(json.dumps(program._asdict()).encode()))
+    return program, {**about, "cached": False}

@@ -1,4 +1,4 @@
-"""The real step, or sampler, of a config, lowered for TPUs that are only described; run as a child process of `compiling`."""
+"""The real step, or sampler, of a config, lowered for TPUs that are only described; run as a child process by `plans`."""
 
 from __future__ import annotations
 
@@ -21,54 +21,44 @@ import numpy as np
 
 from jaxdiff.app import build
 from jaxdiff.app.config import Experiment, from_dict, load, with_article
-from jaxdiff.app.plan.chips import VALID, Topology, device_descriptions, topology
+from jaxdiff.app.plan.chips import device_descriptions, topology
 from jaxdiff.app.runs import storage
 from jaxdiff.app.runs.sources import sampling_sources
-from jaxdiff.io.errors import ConfigError, UserError, first_line
+from jaxdiff.io.errors import ConfigError, UserError
 
 CONTEXTS = 77  # vectors an example where a network attends to some: as many as CLIP's; the data set says how many there are
-FORMAT = "1"  # of what is kept of a compiled program
+FORMAT = "1"  # of the cache of compiled programs
 VGG16_WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, *(512,) * 6)
 
 
 def main(job: pathlib.Path) -> int:
     """Lowers and compiles the program that a job describes; writes program.json beside it, or error.txt."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # libtpu aborts where a topology is none
-    what = json.loads(job.read_text())
-    signal.alarm(int(what["limit_s"]) + 60)  # should the parent die first
-    where = topology(what["topology"], what["slices"])
-    begun = time.monotonic()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # libtpu aborts on a topology that does not exist
+    fields = json.loads(job.read_text())
+    signal.alarm(int(fields["limit_s"]) + 60)  # should the parent die first
+    where, started = topology(fields["topology"], fields["slices"]), time.monotonic()
     try:
-        program, about = lowered(from_dict(what["config"]), what["what"], where, _devices(where))
+        config = from_dict(fields["config"])
+        step, arguments, mesh, notes = (_training if fields["what"] == "train" else _sampling)(config, device_descriptions(where))
+        program = step.trace(*arguments).lower(lowering_platforms=("tpu",))
     except (UserError, ValueError) as error:
         (job.parent / "error.txt").write_text(str(error))
         return 1
+    if config.model.context_channels:
+        notes.append(f"{CONTEXTS} context vectors an example are assumed; the data set says how many there are")
     version = importlib.metadata.version("libtpu")
-    identity = "\n".join((FORMAT, program.as_text(), where.name, str(where.slices), version, str(what["full"])))
-    about |= {"key": hashlib.sha256(identity.encode()).hexdigest(), "lowering_s": time.monotonic() - begun, "libtpu": version}
+    identity = "\n".join((FORMAT, program.as_text(), where.name, str(where.slices), version, str(fields["full"])))
+    about = {"mesh": dict(mesh.shape), "slices": [getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat]}
+    about |= {"notes": notes, "key": hashlib.sha256(identity.encode()).hexdigest()}
+    about |= {"lowering_s": time.monotonic() - started, "libtpu": version}
     (job.parent / "program.json").write_text(json.dumps(about))
-    if not pathlib.Path(what["cache"], f"{about['key']}.gz").exists():
+    if not pathlib.Path(fields["cache"], f"{about['key']}.gz").exists():
         program.compile()
     return 0
 
 
-def _devices(where: Topology) -> list[Any]:
-    try:
-        return device_descriptions(where)
-    except Exception as error:  # libtpu's own
-        raise ConfigError(f"--topology {where.name}: the TPU compiler knows none ({first_line(error)}); write {VALID}") from error
-
-
-def lowered(config: Experiment, what: str, where: Topology, devices: list[Any]) -> tuple[Any, dict[str, Any]]:
-    """The program `train` or `sample` as StableHLO for those devices, and its mesh, slices and notes."""
-    step, arguments, mesh, notes = (_training if what == "train" else _sampling)(config, devices)
-    slices = [getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat]
-    about = {"mesh": dict(mesh.shape), "slices": slices, "notes": notes}
-    return step.trace(*arguments).lower(lowering_platforms=("tpu",)), about
-
-
 def _training(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.sharding.Mesh, list[str]]:
-    """What `run.train` runs at every step."""
+    """The step that `train_run` runs, shapes of its arguments, its mesh, and notes."""
     if config.mesh.mapping == "pmap":
         raise ConfigError("mesh.mapping pmap cannot be compiled for devices that are not there; plan with jit, its twin")
     places = tuple(place for place in build.FROZEN if not (config.data.latents and place == "autoencoder"))
@@ -78,7 +68,7 @@ def _training(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.s
     state = replace(build.state_shapes(config, sources), frozen=frozen)
     batch = _batch(config, sources, config.data.batch_size)
     step = layout.compile(build.train_step(config, layout, sources))
-    return step, (state, batch, _key()), layout.sharding.step.mesh, _notes(config)
+    return step, (state, batch, jax.eval_shape(jax.random.key, 0)), layout.sharding.step.mesh, []
 
 
 def _sampling(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.sharding.Mesh, list[str]]:
@@ -87,39 +77,30 @@ def _sampling(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.s
         raise ConfigError(f"--what sample: {with_article(config.objective)} draws no samples; plan its training")
     sources, frozen = source_shapes(config, sampling_sources(config))
     generate = build.prior_image_generator(config) if config.objective == "vae" else build.image_generator(config, sources)
-    given = _batch(config, sources, config.sampling.num)
-    given = {name: given[name] for name in ("label", "context") if name in given}
+    batch = _batch(config, sources, config.sampling.num)
+    given = {name: batch[name] for name in ("label", "context") if name in batch}
     mesh = jax.sharding.Mesh(np.asarray(devices[:1]), ("data",))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    # the names of its arguments are those that memory.by_kind knows
+    # cost.memory_by_kind knows these names of its arguments
     step = jax.jit(lambda params, key, given, frozen: generate(params, key, given, frozen), in_shardings=whole)
     notes = [f"sampling runs on one device: the other {len(devices) - 1} are idle"] if len(devices) > 1 else []
-    return step, (build.state_shapes(config, sources).params, _key(), given, frozen), mesh, notes + _notes(config)
-
-
-def _key() -> Any:
-    return jax.eval_shape(lambda: jax.random.key(0))
-
-
-def _notes(config: Experiment) -> list[str]:
-    attends = bool(config.model.context_channels)
-    return [f"{CONTEXTS} context vectors an example are assumed; the data set says how many there are"] if attends else []
+    params, key = build.state_shapes(config, sources).params, jax.eval_shape(jax.random.key, 0)
+    return step, (params, key, given, frozen), mesh, notes
 
 
 def _batch(config: Experiment, sources: dict[str, Experiment], size: int) -> dict[str, Any]:
     """Shapes of a batch, as `data.batches` or a cache of latents gives it."""
     rows: dict[str, tuple[int, ...]] = {"image": config.data.image_shape}
     if config.data.latents:
-        latent = build.codec(sources["autoencoder"]).latent_shape(config.data.image_shape)
-        rows = {"mean": latent, "std": latent}
+        rows = dict.fromkeys(("mean", "std"), build.codec(sources["autoencoder"]).latent_shape(config.data.image_shape))
     if config.model.context_channels:
         rows["context"] = (CONTEXTS, config.model.context_channels)
-    found = {name: jax.ShapeDtypeStruct((size, *shape), jnp.float32) for name, shape in rows.items()}
-    return found | {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("label", "index")}
+    batch = {name: jax.ShapeDtypeStruct((size, *shape), jnp.float32) for name, shape in rows.items()}
+    return batch | {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("label", "index")}
 
 
 def source_shapes(config: Experiment, places: tuple[str, ...]) -> tuple[dict[str, Experiment], dict[str, Any]]:
-    """Configs of what a config starts from, recipes or runs, and shapes of their params; as `sources` finds them of runs."""
+    """Configs of what a config starts from, recipes or runs, and shapes of their params; as `runs.sources` reads them."""
     sources: dict[str, Experiment] = {}
     frozen: dict[str, Any] = {}
     for place, name in storage.source_names(config).items():

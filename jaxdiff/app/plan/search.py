@@ -14,7 +14,7 @@ from jaxdiff.app.plan.plans import Job, Plan, planned
 from jaxdiff.io.errors import ConfigError
 
 GROWN = 1.02  # FLOPs an image, where XLA has begun to recompute what no longer fits
-FINE = 16  # the search ends when the next batch is less than a part of so many larger
+FINE = 16  # the search ends when the next batch is larger by less than this fraction, 1 / FINE
 
 Planner = Callable[[Job], Plan]
 
@@ -36,19 +36,19 @@ def with_batch(job: Job, batch: int) -> Job:
 def largest_batch(job: Job, plan: Planner = planned) -> Iterator[Plan]:
     """Plans on the way to the largest batch that fits, a multiple of the number of devices: by doubling, then by bisection.
 
-    It begins at the job's own batch. The last one that fits is the largest, to a sixteenth.
+    The search starts at the job's own batch. The last one that fits is the largest, to a sixteenth.
     """
     unit = job.where.devices if job.what == "train" else 1
     low, high, size = 0, math.inf, max(job.batch // unit, 1)
     while high - low > max(1, low // FINE):
-        found = plan(with_batch(job, size * unit))
-        yield found
-        low, high = (size, high) if found.fits else (low, size)
+        candidate = plan(with_batch(job, size * unit))
+        yield candidate
+        low, high = (size, high) if candidate.fits else (low, size)
         size = 2 * low if high == math.inf else (low + int(high)) // 2
 
 
 def conclusion(plans: Sequence[Plan]) -> str:
-    """What a search for the largest batch has found, in a line or two."""
+    """The result of a search for the largest batch, in a line or two."""
     fitting = sorted((each for each in plans if each.fits), key=lambda each: each.job.batch)
     if not fitting:
         return f"no batch fits: {plans[-1].job.batch} images do not"
@@ -56,8 +56,7 @@ def conclusion(plans: Sequence[Plan]) -> str:
     above = min((each.job.batch for each in plans if each.job.batch > best.job.batch), default=None)
     beyond = f"; {above:,} do not" if above else ""
     line = f"the largest batch that fits: {best.job.batch:,} images, {best.job.batch // best.devices:,} a device{beyond}"
-    grown = [each for each in fitting if each.flops_per_image > GROWN * first.flops_per_image]
-    if grown:
+    if grown := [each for each in fitting if each.flops_per_image > GROWN * first.flops_per_image]:
         more = f"{100 * (best.flops_per_image / first.flops_per_image - 1):+.0f}% FLOPs an image at the largest"
         line += f"\nfrom {grown[0].job.batch:,} images on XLA recomputes by itself to make it fit: {more}"
     return line
@@ -71,16 +70,15 @@ def variants(job: Job, remats: Sequence[str] = (), batches: Sequence[int] = ()) 
     Raises:
         ConfigError: there is no such policy, or no such batch.
     """
-    batches = tuple(batches) or (job.batch, 2 * job.batch)
-    known = _policies()
-    if unknown := set(remats) - set(known):
-        raise ConfigError(f"--remats {sorted(unknown)[0]}: write some of {', '.join(known)}")
-    found = []
-    for (data, fsdp), remat, batch in itertools.product(_meshes(job), tuple(remats) or known, sorted(batches)):
+    policies = typing.get_args(typing.get_type_hints(Model)["remat"])
+    if unknown := set(remats) - set(policies):
+        raise ConfigError(f"--remats {sorted(unknown)[0]}: write some of {', '.join(policies)}")
+    jobs, sizes = [], sorted(batches or (job.batch, 2 * job.batch))
+    for (data, fsdp), remat, batch in itertools.product(_meshes(job), remats or policies, sizes):
         c = with_batch(job, batch).config
-        changed = replace(c, mesh=replace(c.mesh, data=data, fsdp=fsdp), model=replace(c.model, remat=remat))
-        found.append(job._replace(config=changed))
-    return found
+        c = replace(c, mesh=replace(c.mesh, data=data, fsdp=fsdp), model=replace(c.model, remat=remat))
+        jobs.append(job._replace(config=c))
+    return jobs
 
 
 def sweep(jobs: Sequence[Job], plan: Planner = planned) -> Iterator[Plan]:
@@ -89,18 +87,17 @@ def sweep(jobs: Sequence[Job], plan: Planner = planned) -> Iterator[Plan]:
     for job in jobs:
         kind = (job.config.mesh, job.config.model.remat)
         if kind not in full:
-            found = plan(job)
-            if not found.fits:
+            candidate = plan(job)
+            if not candidate.fits:
                 full.add(kind)
-            yield found
+            yield candidate
 
 
 def recommendation(plans: Sequence[Plan]) -> str:
     """The plan with the highest bound of images a second, as flags of `jaxdiff train`."""
-    fitting = [each for each in plans if each.fits]
-    if not fitting:
+    best = max((each for each in plans if each.fits), key=lambda each: each.images_per_s, default=None)
+    if best is None:
         return "none fits; take more chips, or another kind"
-    best = max(fitting, key=lambda each: each.images_per_s)
     c = best.job.config
     remat, batch = f"--model.remat {c.model.remat}", f"--data.batch-size {c.data.batch_size}"
     flags = f"--mesh.data {c.mesh.data} --mesh.fsdp {c.mesh.fsdp} {remat} {batch}"
@@ -109,13 +106,8 @@ def recommendation(plans: Sequence[Plan]) -> str:
 
 def _meshes(job: Job) -> list[tuple[int, int]]:
     """Sizes of `data` and `fsdp`: all of one, all of the other, and between; of several slices parameters within each."""
-    if job.what == "sample" or job.where.devices == 1:
-        return [(job.config.mesh.data, job.config.mesh.fsdp)]
     devices, slices = job.where.devices, job.where.slices
+    if job.what == "sample" or devices == 1:
+        return [(job.config.mesh.data, job.config.mesh.fsdp)]
     middle = devices // slices if slices > 1 else 2 ** (devices.bit_length() // 2)
     return list(dict.fromkeys([(devices, 1), (1, devices), (devices // middle, middle)]))
-
-
-def _policies() -> tuple[str, ...]:
-    """The names that model.remat may have."""
-    return typing.get_args(typing.get_type_hints(Model)["remat"])
