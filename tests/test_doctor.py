@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from jaxdiff.app import cli, doctor
+from jaxdiff.app import cli
+from jaxdiff.app.cli import doctor_command as doctor
 
 
 def examined(tmp_path, **environment):

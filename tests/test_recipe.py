@@ -11,7 +11,7 @@ import pytest
 import jaxdiff as jd
 from jaxdiff import oracles, samplers
 from jaxdiff.app import build, config
-from jaxdiff.app.cli import sampler_spec
+from jaxdiff.app.cli.verify_command import built_in
 from jaxdiff.app.config import Diffusion, Experiment, Sampling
 from jaxdiff.io.errors import ConfigError
 
@@ -30,7 +30,7 @@ def test_every_name_has_its_function():
 
 
 def test_the_command_line_knows_the_samplers_that_need_no_arguments():
-    assert set(sampler_spec.built_in()) == {"ddim", *FACTORIES}
+    assert set(built_in()) == {"ddim", *FACTORIES}
 
 
 BOUNDED = [

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
 from jaxdiff.app.cli import flags
-from jaxdiff.app.cli.flags import Flag
-from jaxdiff.app.cli.global_flags import GlobalFlags
+from jaxdiff.app.cli.flags import Flag, GlobalFlags
 
 ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"  # bash's completion in zsh
 BASH = """_jaxdiff() {{
@@ -46,33 +45,33 @@ def completion(args: Completion) -> int:
     """`jaxdiff completion`: the exit status."""
     from jaxdiff.app.cli import COMMANDS
 
-    known = {name: list(_known(kind)) for name, (kind, _) in COMMANDS.items()}
-    print(_fish(known) if args.shell == "fish" else _bash(known, args.shell), end="")
+    shared = [*flags.of(GlobalFlags), Flag("--help", "", (), "", "show all flags")]
+    known = {name: [*flags.of(kind), *shared] for name, (kind, _) in COMMANDS.items()}
+    print(_fish(known) if args.shell == "fish" else (ZSH if args.shell == "zsh" else "") + _bash(known), end="")
     return 0
 
 
-def _known(kind: Any) -> list[Flag]:
-    """The flags and positional arguments that a command takes."""
-    return [*flags.of(kind), *flags.of(GlobalFlags), Flag("--help", "", (), "", "show all flags")]
-
-
-def _bash(known: Mapping[str, list[Flag]], shell: str) -> str:
-    named = {name: [flag for flag in each if flag.name.startswith("-")] for name, each in known.items()}
-    listed = [f'    {name}) flags="{" ".join(flag.name for flag in each)}" ;;' for name, each in named.items()]
-    chosen = {f'"{name} {flag.name}"': flag.choices for name, each in named.items() for flag in each if flag.choices}
-    chosen |= {f'"{name} {name}"': flag.choices for name, each in known.items() for flag in each[:1] if flag.choices}
-    values = [f'    {place}) values="{" ".join(choices)}" ;;' for place, choices in chosen.items()]
-    script = BASH.format(flags="\n".join(listed), values="\n".join(values), commands=" ".join(known))
-    return (ZSH if shell == "zsh" else "") + script
+def _bash(known: Mapping[str, list[Flag]]) -> str:
+    names = {name: [flag.name for flag in each if flag.name.startswith("-")] for name, each in known.items()}
+    choices = {  # a positional argument comes after the command
+        f'"{name} {flag.name if flag.name in names[name] else name}"': flag.choices
+        for name, each in known.items()
+        for flag in each
+        if flag.choices
+    }
+    return BASH.format(
+        flags="\n".join(f'    {name}) flags="{" ".join(each)}" ;;' for name, each in names.items()),
+        values="\n".join(f'    {place}) values="{" ".join(each)}" ;;' for place, each in choices.items()),
+        commands=" ".join(known),
+    )
 
 
 def _fish(known: Mapping[str, list[Flag]]) -> str:
     lines = [f"complete -c jaxdiff -n __fish_use_subcommand -f -a {name}" for name in known]
     for name, each in known.items():
-        where = f"complete -c jaxdiff -n '__fish_seen_subcommand_from {name}'"
         for flag in each:
             what = f" -l {flag.name[2:]}" if flag.name.startswith("-") else ""
-            values = f" -x -a '{' '.join(flag.choices)}'" if flag.choices else " -r" if flag.value else ""
-            if what or values:
-                lines.append(where + what + values)
+            what += f" -x -a '{' '.join(flag.choices)}'" if flag.choices else " -r" if flag.value else ""
+            if what:
+                lines.append(f"complete -c jaxdiff -n '__fish_seen_subcommand_from {name}'{what}")
     return "\n".join(lines) + "\n"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import tyro
 
+from jaxdiff.app.cli.flags import DataDir
+
 
 @dataclass(frozen=True)
 class Data:
@@ -16,8 +18,7 @@ class Data:
     """
 
     name: tyro.conf.Positional[str]
-    data_dir: str | None = None
-    """Directory of tensorflow-datasets; by default its own."""
+    data_dir: DataDir = None
     raw_dir: pathlib.Path | None = None
     """A folder with the raw files, for a machine without network."""
 

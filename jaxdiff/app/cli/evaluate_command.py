@@ -5,24 +5,22 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from jaxdiff.app.cli.arguments import check_bounds, names_in, refuse
-from jaxdiff.app.cli.sample_command import parse_labels, resampled
-from jaxdiff.app.config import Experiment, SamplerName, Spacing, validated
+from jaxdiff.app.cli.flags import DataDir
+from jaxdiff.app.cli.sample_command import SAMPLING, Sampling, parse_labels
+from jaxdiff.app.config import Experiment, validated
 from jaxdiff.io.errors import ConfigError
 
 if TYPE_CHECKING:
     from jaxdiff.evaluate import Evaluator
 
-
-MEASURING = (  # flags that neither --likelihood nor --stored reads
-    *("sampler", "spacing", "eta", "guidance", "classifier", "classifier_scale"),
-    *("epochs", "features", "weights", "metrics", "ema", "seed"),
-)
+# flags that neither --likelihood nor --stored reads
+MEASURING = {*SAMPLING, "epochs", "features", "weights", "metrics", "ema", "seed"} - {"steps"}
 
 
 @dataclass(frozen=True)
@@ -36,19 +34,10 @@ class Evaluate:
     """Directories of runs; several are compared in a table."""
     num: int = 1000
     """Samples, in sets as large as the held-out set."""
-    sampler: SamplerName | None = None
-    """By default each run's config; so for steps, spacing, eta, guidance, seed."""
-    steps: int | None = None
-    """By default with --likelihood 1000 (chain), 256 (flow)."""
-    spacing: Spacing | None = None
-    eta: float | None = None
-    guidance: float | None = None
-    """Scale: 1 is none, 0 the unconditional model."""
-    classifier: str | None = None
-    """Run of a classifier, for classifier guidance."""
-    classifier_scale: float | None = None
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
     ema: str | None = None
     seed: int | None = None
+    """By default the run's."""
     labels: str = ""
     """0..9, 3, or 0,3,7; by default all in turn."""
     metrics: str = ""
@@ -61,9 +50,9 @@ class Evaluate:
     """Epochs of the classifier's training."""
     stored: bool = False
     """Print the table of earlier evaluations instead."""
-    data_dir: str | None = None
+    data_dir: DataDir = None
     likelihood: bool = False
-    """Bits per dimension; the flags below are for it."""
+    """Bits per dimension, by 1000 steps (chain) or 256 (flow); the flags below are for it."""
     estimators: str = ""
     """discrete,continuous,flow,flow_uniform or elbo,importance; by default all but flow_uniform."""
     split: str = "test"
@@ -74,39 +63,34 @@ class Evaluate:
 
 def evaluate(args: Evaluate) -> int:
     """`jaxdiff evaluate`: the exit status."""
+    from jaxdiff import evaluate
+
     if not args.runs:
         raise ConfigError("evaluate needs a run: jaxdiff evaluate runs/digits")
     if args.likelihood:
         return _likelihood(args)
     refuse(args, ("estimators", "split", "probes", "batch_size"), "is for --likelihood; give both, or neither")
     if args.stored:
-        return _stored(args)
+        refuse(args, (*MEASURING, "num", "steps", "labels"), "does not go with --stored, which draws no samples")
+        print(evaluate.results_table([(path.name, each) for path in args.runs for each in evaluate.results_of_run(path)]))
+        return 0
     check_bounds(args, num=10)
     if (args.features == "inception") != (args.weights is not None):
         raise ConfigError("--features inception and --weights FILE.npz go together; see jaxdiff.models.inception for the file")
     return _samples(args)
 
 
-def _stored(args: Evaluate) -> int:
-    from jaxdiff import evaluate
-
-    refuse(args, (*MEASURING, "num", "steps", "labels"), "does not go with --stored, which draws no samples")
-    print(evaluate.results_table([(path.name, each) for path in args.runs for each in evaluate.results_of_run(path)]))
-    return 0
-
-
 def _samples(args: Evaluate) -> int:
     from jaxdiff import evaluate
     from jaxdiff.app.runs import finish, train
 
-    configs = {path: _sampling(path, args) for path in args.runs}
+    configs = {path: _config(path, args) for path in args.runs}
     labels = {path: parse_labels(args.labels, config.model.num_classes) for path, config in configs.items()}
     evaluators = _evaluators(configs, args)
     evaluate.check_same({str(path): each.spec for path, each in evaluators.items()})  # before samples are drawn
     rows = []
     for path, config in configs.items():
-        ema = f"_ema_{args.ema}" if args.ema else ""
-        name = train.sample_file_name(config, config.seed).removesuffix(".png") + ema
+        name = train.sample_file_name(config, config.seed).removesuffix(".png") + (f"_ema_{args.ema}" if args.ema else "")
         drawn = finish.draw_samples(config, path, labels[path], args.num, args.data_dir, args.ema)
         print(finish.save_sample_grid(config, drawn, path / "samples" / f"{name}.png", len(labels[path])))
         out = path / evaluate.FOLDER / (name + ("_inception" if args.weights else "") + ".json")
@@ -117,18 +101,18 @@ def _samples(args: Evaluate) -> int:
     return 0
 
 
-def _sampling(path: pathlib.Path, args: Evaluate) -> Experiment:
-    """The run's config, with sampling and seed as the flags say."""
+def _config(path: pathlib.Path, args: Evaluate) -> Experiment:
+    """The run's config, with sampling, seed and epochs as the flags say."""
     from jaxdiff.app.runs import storage
 
     if storage.read_config(path).objective == "vae":
         raise ConfigError(f"{path} is a vae run, whose samples have no labels to evaluate; add --likelihood")
-    config = resampled(storage.read_config(path, "diffusion"), args)
+    config = args.sampling.applied_to(storage.read_config(path, "diffusion"))
     storage.ema_name(config, path, args.ema)
-    changes: dict[str, Any] = {} if args.seed is None else {"seed": args.seed}
-    if args.epochs is not None:
-        changes["evaluation"] = dataclasses.replace(config.evaluation, epochs=args.epochs)
-    return validated(dataclasses.replace(config, **changes), where="jaxdiff evaluate")
+    seed = config.seed if args.seed is None else args.seed
+    epochs = config.evaluation.epochs if args.epochs is None else args.epochs
+    evaluation = dataclasses.replace(config.evaluation, epochs=epochs)
+    return validated(dataclasses.replace(config, seed=seed, evaluation=evaluation), where="jaxdiff evaluate")
 
 
 def _evaluators(configs: Mapping[pathlib.Path, Experiment], args: Evaluate) -> dict[pathlib.Path, Evaluator]:
@@ -137,8 +121,8 @@ def _evaluators(configs: Mapping[pathlib.Path, Experiment], args: Evaluate) -> d
 
     names, made, evaluators = names_in(args.metrics), {}, {}
     for path, config in configs.items():
-        c, epochs, unlabelled = config.data, config.evaluation.epochs, not config.model.num_classes
-        same = (c.name, c.split, c.held_out, c.image_shape, c.fit, c.reduce, epochs, unlabelled)
+        c, epochs = config.data, config.evaluation.epochs
+        same = (c.name, c.split, c.held_out, c.image_shape, c.fit, c.reduce, epochs, not config.model.num_classes)
         if same not in made:
             made[same] = finish.run_evaluator(config, args.num, epochs, args.data_dir, weights=args.weights, names=names)
         evaluators[path] = made[same]
@@ -146,27 +130,27 @@ def _evaluators(configs: Mapping[pathlib.Path, Experiment], args: Evaluate) -> d
 
 
 def _likelihood(args: Evaluate) -> int:
-    from jaxdiff.app.runs import likelihood as bits
-    from jaxdiff.app.runs import storage
+    from jaxdiff.app.runs import likelihood, storage
 
     refuse(args, (*MEASURING, "stored"), "does not go with --likelihood, which evaluates the model without guidance")
     workdir, *others = args.runs
     if others:
         raise ConfigError(f"--likelihood takes one run, got {len(args.runs)}")
-    check_bounds(args, num=2, batch_size=1, probes=0, steps=2)
+    check_bounds(args, num=2, batch_size=1, probes=0)
+    check_bounds(args.sampling, steps=2)
     config = storage.read_config(workdir)
     if args.labels not in ("", "none"):
         raise ConfigError(f"--labels {args.labels}: --likelihood uses the label of each image; write none for no labels")
-    effort = bits.Effort(probes=args.probes)
-    effort = effort if args.steps is None else dataclasses.replace(effort, steps=args.steps, flow_steps=args.steps)
+    steps: Any = {} if args.sampling.steps is None else dict.fromkeys(("steps", "flow_steps"), args.sampling.steps)
+    effort = likelihood.Effort(probes=args.probes, **steps)
     names = names_in(args.estimators)
     if args.estimators and not names:
         raise ConfigError(f"--estimators {args.estimators!r}: no name in it; write elbo, importance or discrete, continuous, flow")
     if config.objective == "vae":
         refuse(args, ("steps", "probes", "labels"), "does not apply to the likelihood of a vae run")
-    bits.estimators(config, names, effort)  # before the checkpoint is read
+    likelihood.estimators(config, names, effort)  # before the checkpoint is read
     step, params = storage.read_params(config, workdir)
     how: Any = {"split": args.split, "num": args.num, "batch_size": args.batch_size, "data_dir": args.data_dir}
-    print(bits.evaluate_likelihood(config, workdir, step, params, names, effort, conditional=args.labels != "none", **how))
+    print(likelihood.evaluate_likelihood(config, workdir, step, params, names, effort, conditional=args.labels != "none", **how))
     print(workdir / "likelihood.json")
     return 0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
 from jaxdiff.app.cli.arguments import check_bounds
+from jaxdiff.app.cli.flags import DataDir
 from jaxdiff.app.cli.train_command import Processes, print_once, report_stop, unfinished
 from jaxdiff.app.config import load_ladder
 from jaxdiff.io.errors import ConfigError
@@ -30,9 +31,8 @@ class Ladder:
     """Where to write; by default runs/CONFIG. The runs are next to it."""
     seed: int | None = None
     """Seed of the samples; by default the file's."""
-    data_dir: str | None = None
-    """Directory of tensorflow-datasets; by default its own."""
-    processes: Annotated[Processes, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Processes)
+    data_dir: DataDir = None
+    processes: Annotated[Processes, tyro.conf.arg(name="")] = field(default_factory=Processes)
 
 
 def ladder(args: Ladder) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pathlib
 from dataclasses import dataclass
-from typing import Any
 
 import tyro
 
 from jaxdiff.app.cli.arguments import names_in
+from jaxdiff.app.cli.flags import DataDir
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,7 @@ class Latents:
     """Names of splits, separated by commas."""
     flip: bool = False
     """Encode the mirrored images too, for data.flip."""
-    data_dir: str | None = None
-    """Directory of tensorflow-datasets; by default its own."""
+    data_dir: DataDir = None
     batch_size: int = 256
     """Images encoded at once."""
 
@@ -36,6 +35,6 @@ def latents(args: Latents) -> int:
     """`jaxdiff latents`: the exit status."""
     from jaxdiff.app.runs import latent_cache as caches
 
-    how: Any = {"data_dir": args.data_dir, "batch_size": args.batch_size, "flip": args.flip}
-    print(caches.write_latents(args.run, args.out or args.run / "latents", names_in(args.split) or [args.split], **how))
+    out, splits = args.out or args.run / "latents", names_in(args.split) or [args.split]
+    print(caches.write_latents(args.run, out, splits, data_dir=args.data_dir, batch_size=args.batch_size, flip=args.flip))
     return 0

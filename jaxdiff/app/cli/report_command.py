@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import tyro
 
 from jaxdiff.app.cli.arguments import check_bounds
+from jaxdiff.app.cli.flags import DataDir
 from jaxdiff.io.errors import ConfigError
 
 
@@ -24,21 +25,19 @@ class Report:
     """An .html file; by default report.html in the run, or next to the first of several runs."""
     num: int = 50
     """Samples to draw from the last checkpoint of each run, shown with their nearest training images; 0: none."""
-    data_dir: str | None = None
-    """Directory of tensorflow-datasets; by default its own."""
+    data_dir: DataDir = None
 
 
 def report(args: Report) -> int:
     """`jaxdiff report`: the exit status."""
+    from jaxdiff.app import report as page
+
     if not args.runs:
         raise ConfigError("report needs a run: jaxdiff report runs/digits")
     check_bounds(args, num=0)
-    alone = len(args.runs) == 1
-    out = args.out or (args.runs[0] if alone else args.runs[0].resolve().parent) / "report.html"
+    out = args.out or (args.runs[0].resolve().parent if args.runs[1:] else args.runs[0]) / "report.html"
     if out.suffix != ".html":
         raise ConfigError(f"--out {out}: write a name that ends in .html")
-    from jaxdiff.app import report as page
-
     page.write_report(args.runs, out, args.num, args.data_dir)
     print(out)
     return 0

@@ -8,7 +8,7 @@ import pathlib
 import re
 import tempfile
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -17,7 +17,32 @@ from jaxdiff.app.cli.arguments import check_bounds, refuse
 from jaxdiff.app.config import Experiment, SamplerName, Spacing, validated
 from jaxdiff.io.errors import ConfigError, first_line
 
-SAMPLING = ("sampler", "steps", "spacing", "eta", "guidance", "classifier", "classifier_scale")  # flags that set config.sampling
+
+@dataclass(frozen=True)
+class Sampling:
+    """Flags that replace fields of config.sampling."""
+
+    sampler: SamplerName | None = None
+    """By default the run's config; so for steps, spacing, eta and guidance. For a cascade: of its last stage."""
+    steps: int | None = None
+    spacing: Spacing | None = None
+    """The quantity that is uniform along the levels."""
+    eta: float | None = None
+    """Fraction of fresh noise in ddim; 1 is DDPM."""
+    guidance: float | None = None
+    """Scale: 1 is none, 0 the unconditional model."""
+    classifier: str | None = None
+    """Run of a classifier, for classifier guidance."""
+    classifier_scale: float | None = None
+    """Scale of its gradient."""
+
+    def applied_to(self, config: Experiment) -> Experiment:
+        """The config with the flags that are set."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return validated(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **given)), where="sampling")
+
+
+SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 
 
 @dataclass(frozen=True)
@@ -29,19 +54,7 @@ class Sample:
 
     run: tyro.conf.Positional[pathlib.Path]
     """Directory of the run."""
-    sampler: SamplerName | None = None
-    """By default the run's config; so for steps, spacing, eta and guidance. For a cascade: of its last stage."""
-    steps: int | None = None
-    spacing: Spacing | None = None
-    """The quantity that is uniform along the levels."""
-    eta: float | None = None
-    """Fraction of fresh noise in ddim; 1 is DDPM."""
-    guidance: float | None = None
-    """Scale of guidance: 1 is none, 0 the unconditional model."""
-    classifier: str | None = None
-    """Run of a classifier, for classifier guidance."""
-    classifier_scale: float | None = None
-    """Scale of its gradient."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()
     labels: str = ""
     """0..9, 3, or 0,3,7, or none for the unconditional model; by default all in turn."""
     num: int = 100
@@ -67,7 +80,7 @@ def sample(args: Sample) -> int:
     if from_prior:
         refuse(args, (*SAMPLING, "labels"), "does not apply to a vae run, whose samples are decoded from its prior in one call")
     else:
-        config = resampled(storage.read_config(args.run, "diffusion"), args)
+        config = args.sampling.applied_to(storage.read_config(args.run, "diffusion"))
     chosen = [config.model.num_classes] if from_prior else parse_labels(args.labels, config.model.num_classes)
     if args.labels == "none" and config.model.num_classes and not config.diffusion.label_dropout:
         raise ConfigError("--labels none: this run has no unconditional model (it was trained with diffusion.label_dropout 0)")
@@ -76,9 +89,9 @@ def sample(args: Sample) -> int:
     out = args.out or args.run / "samples" / name
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
-    check_writable(out)
+    _check_writable(out)
     step, params = storage.read_params(config, args.run, args.ema)
-    context = None if args.context is None else load_context(args.context)
+    context = None if args.context is None else _load_context(args.context)
     images = train.image_sampler(config, args.batch_size, args.run)(params, labels, args.seed, context)
     if out.suffix == ".npz":
         pictures.save_npz(out, images, labels)
@@ -88,12 +101,8 @@ def sample(args: Sample) -> int:
     return 0
 
 
-def check_writable(out: pathlib.Path) -> None:
-    """Checks that a file can be written there, before any work is done.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
+def _check_writable(out: pathlib.Path) -> None:
+    """Raises a ConfigError where a file cannot be written, before any work is done."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):
@@ -102,12 +111,6 @@ def check_writable(out: pathlib.Path) -> None:
             raise IsADirectoryError(errno.EISDIR, "it is a directory")
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror}); choose another place by --out") from error
-
-
-def resampled(config: Experiment, args: Any) -> Experiment:
-    """The config, with fields of its `sampling` replaced by flags of the same name."""
-    given = {name: value for name in SAMPLING if (value := getattr(args, name, None)) is not None}
-    return validated(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **given)), where="sampling")
 
 
 def parse_labels(text: str, num_classes: int) -> list[int]:
@@ -130,12 +133,7 @@ def parse_labels(text: str, num_classes: int) -> list[int]:
     return labels
 
 
-def load_context(path: pathlib.Path) -> np.ndarray:
-    """The array in a .npy file.
-
-    Raises:
-        ConfigError: there is no such file, or it holds no array of numbers.
-    """
+def _load_context(path: pathlib.Path) -> np.ndarray:
     try:
         array = np.load(path)
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":

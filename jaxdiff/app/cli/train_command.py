@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from jaxdiff.app.cli.flags import DataDir
 from jaxdiff.app.config import Experiment, validated
 from jaxdiff.io.errors import ConfigError
 
@@ -41,8 +42,7 @@ class Train:
     workdir: pathlib.Path
     """Directory of the run; by default runs/CONFIG."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    data_dir: str | None = None
-    """Directory of tensorflow-datasets; by default its own."""
+    data_dir: DataDir = None
     with_stages: bool = False
     """First train the recipes that this one depends on, where needed."""
     profile: str = ""

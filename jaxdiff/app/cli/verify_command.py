@@ -1,13 +1,23 @@
-"""`jaxdiff verify`: its flags, and what it does."""
+"""`jaxdiff verify`: its flags, and what it does with a sampler such as `heun`, or `path/to/file.py:my_sampler`."""
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import pathlib
+import runpy
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, get_args
 
 import tyro
 
+from jaxdiff import oracles, samplers
 from jaxdiff.app.cli.arguments import check_bounds
+from jaxdiff.app.config import SamplerName
 from jaxdiff.io.errors import ConfigError, user_code_error
+from jaxdiff.samplers import Sampler
 
 
 @dataclass(frozen=True)
@@ -32,14 +42,12 @@ def verify(args: Verify) -> int:
     """`jaxdiff verify`: the exit status, 1 if the sampler fails."""
     import jax
 
-    from jaxdiff import oracles
-    from jaxdiff.app.cli import sampler_spec
     from jaxdiff.io import progress
 
     check_bounds(args, num=2)
     if args.order is not None and not 0 < args.order < 100:
         raise ConfigError(f"--order must be above 0 and below 100, got {args.order}")
-    sampler = sampler_spec.load_sampler(args.sampler)
+    sampler = load_sampler(args.sampler)
     jax.devices()  # a missing device is not the sampler's fault
     denoiser = oracles.flow_map if args.consistency else oracles.denoiser
     try:
@@ -49,3 +57,57 @@ def verify(args: Verify) -> int:
         raise user_code_error(args.sampler, args.sampler.rpartition(":")[0], error) from error
     print(report)
     return 0 if report.passed else 1
+
+
+def load_sampler(text: str) -> Sampler | Callable[..., Any]:
+    """The sampler of that name: a `Sampler` or a function `(denoise, x, levels, key) -> x0`, or a factory of one.
+
+    Raises:
+        ConfigError: no such file or name, the file raises an error, or the name is not a sampler's.
+    """
+    path, _, name = text.rpartition(":")
+    if path:
+        sampler = _named(_contents(path), name, f"a name in {path}, such as")
+    else:
+        sampler = _named(built_in(), name, "path/to/file.py:my_sampler, or one of")
+    if inspect.isfunction(sampler) and _takes(sampler, 0) and not _takes(sampler, 4):
+        try:
+            sampler = sampler()
+        except Exception as error:  # the user's own code
+            raise user_code_error(text, path, error) from error
+    if isinstance(sampler, Sampler) or (callable(sampler) and not inspect.isclass(sampler) and _takes(sampler, 4)):
+        return sampler
+    raise ConfigError(f"{text} must be a jaxdiff.Sampler or a function (denoise, x, levels, key) -> x0, got {sampler!r}")
+
+
+def built_in() -> dict[str, Callable[..., Any]]:
+    """The samplers of configs that the library has by the same name and that need no arguments."""
+    named = {name: getattr(samplers, name, None) for name in get_args(SamplerName)}
+    return {name: factory for name, factory in named.items() if inspect.isfunction(factory) and _takes(factory, 0)}
+
+
+def _contents(path: str) -> Mapping[str, Any]:
+    if not pathlib.Path(path).is_file():
+        raise ConfigError(f"no file {path}; write path/to/file.py:my_sampler")
+    sys.path.insert(0, str(pathlib.Path(path).parent))  # for imports of its neighbours
+    try:
+        return runpy.run_path(path)
+    except Exception as error:  # the user's own code
+        raise user_code_error(path, path, error) from error
+
+
+def _named(choices: Mapping[str, Any], name: str, where: str) -> Any:
+    if name in choices:
+        return choices[name]
+    public = [n for n, value in choices.items() if isinstance(value, Sampler) or (inspect.isfunction(value) and n[0] != "_")]
+    near = difflib.get_close_matches(name, public, n=1)
+    raise ConfigError(f"no sampler {name!r}" + (f"; did you mean {near[0]}?" if near else f"; write {where} {', '.join(public)}"))
+
+
+def _takes(function: Callable[..., Any], number: int) -> bool:
+    """Whether the function can be called with so many arguments."""
+    try:
+        inspect.signature(function).bind(*range(number))
+    except TypeError:
+        return False
+    return True
