@@ -10,19 +10,29 @@ from jaxdiff.models.layers import Attention, Norm, frequencies, resized
 from jaxdiff.models.unet import UNet, network
 
 TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "head_channels": 8, "num_classes": 10}
+SMALL = {"channels": 8, "multipliers": (1,), "blocks": 1, "attention": (), "head_channels": 8}
+
+
+def drawn(shapes):
+    """Parameters of which none is zero: those that start so would hide what they multiply."""
+    draws = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * draws.normal(size=leaf.shape), jnp.float32), shapes)
+
+
+def inputs(seed=1):
+    x = np.random.default_rng(seed).normal(size=(2, 8, 8, 1)).astype(np.float32)
+    return jnp.asarray(x), jnp.zeros((2,)), jnp.array([3, 10], jnp.int32)
+
+
+def initial(module, *arguments):
+    """The shapes of a module's parameters."""
+    return jax.eval_shape(module.init, jax.random.key(0), *arguments)["params"]
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    model = UNet(**TINY)
-    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
-    params = jax.jit(model.init)(jax.random.key(0), x, jnp.zeros((2,)), jnp.zeros((2,), jnp.int32))["params"]
-    return params, x
-
-
-def randomised(params):
-    keys = iter(jax.random.split(jax.random.key(9), len(jax.tree.leaves(params))))
-    return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), params)
+    """The parameters of a UNet, and the compiled network."""
+    return drawn(initial(UNet(**TINY), *inputs())), jax.jit(network(UNet(**TINY)))
 
 
 def size(shapes):
@@ -33,122 +43,111 @@ def test_parameter_counts_of_the_published_networks():
     cifar10 = size(build.state_shapes(load("configs/cifar10.py")).params)
     assert 35 < cifar10 < 39  # Ho et al. (2020): 35.7M without the scales, shifts and labels
     adm = Model(channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), num_classes=1000, residual_resampling=True)
-    shapes = jax.eval_shape(
-        build.unet(Experiment(model=adm)).init,
-        jax.random.key(0),
-        jnp.zeros((1, 64, 64, 3)),
-        jnp.zeros((1,)),
-        jnp.zeros((1,), jnp.int32),
-    )
+    shapes = initial(build.unet(Experiment(model=adm)), jnp.zeros((1, 64, 64, 3)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32))
     assert 295 < size(shapes) < 297  # Dhariwal & Nichol (2021), hyperparameters in the appendix: 296M
 
 
-def test_output_starts_at_zero_and_parameters_are_float32(tiny):
-    params, x = tiny
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
-    output = network(UNet(**TINY))(params, x, jnp.zeros((2,)), jnp.array([3, 10]))
-    np.testing.assert_array_equal(output, jnp.zeros_like(x))
+def test_output_starts_at_zero_and_parameters_are_float32():
+    module = UNet(**SMALL, num_classes=10, dtype=jnp.bfloat16)
+    output, variables = jax.jit(module.init_with_output)(jax.random.key(0), *inputs())
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    np.testing.assert_array_equal(output, np.zeros((2, 8, 8, 1)))
 
 
-@pytest.mark.parametrize("options", [{}, {"residual_resampling": True}, {"remat": "everything"}])
-def test_every_input_moves_the_output(tiny, options):
-    model, (params, x) = UNet(**TINY, **options), tiny
-    if "residual_resampling" in options:
-        params = jax.jit(model.init)(jax.random.key(0), x, jnp.zeros((2,)), jnp.zeros((2,), jnp.int32))["params"]
-    apply = jax.jit(network(model))
-    params = randomised(params)
-    plain = apply(params, x, jnp.zeros((2,)), jnp.array([3, 3]))
+@pytest.mark.parametrize("residual_resampling", [False, True])
+def test_every_input_moves_the_output(tiny, residual_resampling):
+    (params, apply), (x, logsnr, label) = tiny, inputs()
+    if residual_resampling:
+        module = UNet(**TINY, residual_resampling=True)
+        params, apply = drawn(initial(module, x, logsnr, label)), jax.jit(network(module))
+    plain = np.asarray(apply(params, x, logsnr, np.array([3, 3])))
     assert plain.shape == x.shape
-    assert bool(jnp.any(apply(params, x + 1, jnp.zeros((2,)), jnp.array([3, 3])) != plain))
-    assert bool(jnp.any(apply(params, x, jnp.ones((2,)), jnp.array([3, 3])) != plain))
-    other_label = apply(params, x, jnp.zeros((2,)), jnp.array([3, 10]))
+    assert np.any(apply(params, x + 1, logsnr, np.array([3, 3])) != plain)
+    assert np.any(apply(params, x, logsnr + 1, np.array([3, 3])) != plain)
+    other_label = np.asarray(apply(params, x, logsnr, np.array([3, 10])))
     np.testing.assert_array_equal(other_label[0], plain[0])
-    assert bool(jnp.any(other_label[1] != plain[1]))
+    assert np.any(other_label[1] != plain[1])
 
 
 def test_remat_and_bfloat16_compute_the_same_function(tiny):
-    params, x = randomised(tiny[0]), tiny[1]
-    arguments = (x, jnp.ones((2,)), jnp.array([3, 10]))
-    plain = network(UNet(**TINY))(params, *arguments)
-    np.testing.assert_allclose(network(UNet(**TINY, remat="everything"))(params, *arguments), plain, atol=1e-5)
-    half = network(UNet(**TINY, dtype=jnp.bfloat16))(params, *arguments)
+    params, apply = tiny
+    plain = apply(params, *inputs())
+    np.testing.assert_allclose(jax.jit(network(UNet(**TINY, remat="everything")))(params, *inputs()), plain, atol=1e-5)
+    half = jax.jit(network(UNet(**TINY, dtype=jnp.bfloat16)))(params, *inputs())
     assert half.dtype == jnp.bfloat16
-    assert float(jnp.abs(half.astype(jnp.float32) - plain).mean() / jnp.abs(plain).mean()) < 0.05
+    assert np.abs(np.float32(half) - plain).mean() / np.abs(plain).mean() < 0.05
 
 
-def test_bfloat16_gradients_point_where_float32s_do(tiny):
-    params, x = randomised(tiny[0]), tiny[1]
+def test_bfloat16_gradients_point_where_float32s_do():
+    x, logsnr, label = inputs()
+    params = drawn(initial(UNet(**SMALL), x, logsnr))
 
     def gradient(dtype):
-        apply = network(UNet(**TINY, dtype=dtype))
+        apply = network(UNet(**SMALL, dtype=dtype))
         with jax.numpy_dtype_promotion("standard"):  # jax's own attention does not differentiate in bfloat16 under "strict"
-            grads = jax.jit(
-                jax.grad(lambda p: jnp.mean((apply(p, x, jnp.ones((2,)), jnp.array([3, 10])).astype(jnp.float32) - x) ** 2))
-            )(params)
+            grads = jax.jit(jax.grad(lambda p: jnp.mean((apply(p, x, logsnr, {}).astype(jnp.float32) - x) ** 2)))(params)
         assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
-        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(grads)])
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grads)])
 
     full, half = gradient(jnp.float32), gradient(jnp.bfloat16)
-    assert float(full @ half / (jnp.linalg.norm(full) * jnp.linalg.norm(half))) > 0.99
+    assert full @ half / (np.linalg.norm(full) * np.linalg.norm(half)) > 0.99
 
 
-def test_dropout_only_with_a_key(tiny):
-    params, x = randomised(tiny[0]), tiny[1]
-    apply = network(UNet(**TINY, dropout=0.5))
-    arguments = (params, x, jnp.ones((2,)), jnp.array([3, 10]))
-    np.testing.assert_array_equal(apply(*arguments), apply(*arguments))
-    one, two = (apply(*arguments, jax.random.key(seed)) for seed in (0, 1))
-    assert bool(jnp.any(one != two))
+def test_dropout_only_with_a_key():
+    x, logsnr, _ = inputs()
+    plain, dropping = (jax.jit(network(UNet(**SMALL, dropout=rate))) for rate in (0.0, 0.5))
+    params = drawn(initial(UNet(**SMALL), x, logsnr))
+    np.testing.assert_array_equal(dropping(params, x, logsnr, {}), plain(params, x, logsnr, {}))
+    one, two = (np.asarray(dropping(params, x, logsnr, {}, jax.random.key(seed))) for seed in (0, 1))
+    assert np.any(one != two)
 
 
-def test_a_classifier_of_noised_images_hears_all_its_inputs(tiny):
-    options = {name: value for name, value in TINY.items() if name != "num_classes"} | {"num_classes": 7}
-    model, x = classifier.NoisyClassifier(**options, dropout=0.5), tiny[1]
-    params = jax.jit(model.init)(jax.random.key(0), x, jnp.zeros((2,)))["params"]
-    apply = jax.jit(classifier.network(model))
-    np.testing.assert_array_equal(apply(params, x, jnp.zeros((2,))), np.zeros((2, 7)))
-    params = randomised(params)
-    plain = apply(params, x, jnp.zeros((2,)))
-    changed = apply(params, x.at[1, -1, -1].add(1), jnp.zeros((2,)))
+def test_a_classifier_of_noised_images_hears_all_its_inputs():
+    model, (x, logsnr, _) = classifier.NoisyClassifier(**SMALL, num_classes=7, dropout=0.5), inputs()
+    start, variables = jax.jit(model.init_with_output)(jax.random.key(0), x, logsnr)
+    np.testing.assert_array_equal(start, np.zeros((2, 7)))
+    params, apply = drawn(variables["params"]), jax.jit(classifier.network(model))
+    plain = np.asarray(apply(params, x, logsnr))
+    changed = np.asarray(apply(params, x.at[1, -1, -1].add(1), logsnr))
     np.testing.assert_array_equal(changed[0], plain[0])
-    assert bool(jnp.all(changed[1] != plain[1]))
-    assert bool(jnp.all(apply(params, x, jnp.ones((2,))) != plain))
-    assert bool(jnp.all(apply(params, x, jnp.zeros((2,)), jax.random.key(0)) != plain))
+    assert np.all(changed[1] != plain[1])
+    assert np.all(apply(params, x, logsnr + 1) != plain)
+    assert np.all(apply(params, x, logsnr, jax.random.key(0)) != plain)
 
 
 def test_a_classifier_takes_colour_and_remat():
     x, options = jnp.zeros((2, 32, 32, 3)), {"channels": 8, "multipliers": (1, 2, 2), "attention": (8,), "head_channels": 8}
     plain, remat = (classifier.NoisyClassifier(**options, remat=remat) for remat in ("none", "everything"))
-    shapes = jax.eval_shape(plain.init, jax.random.key(0), x, jnp.zeros((2,)))["params"]
-    assert jax.eval_shape(remat.init, jax.random.key(0), x, jnp.zeros((2,)))["params"] == shapes
+    shapes = initial(plain, x, jnp.zeros((2,)))
+    assert initial(remat, x, jnp.zeros((2,))) == shapes
     assert jax.eval_shape(classifier.network(remat), shapes, x, jnp.zeros((2,))).shape == (2, 10)
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(8, 2), (34, 2), (50, 2), (64, 16), (192, 32), (7, 1)])
 def test_norm_normalises_groups(channels, groups):
-    x = 5 + 3 * jax.random.normal(jax.random.key(0), (2, 8, 8, channels))
+    draws = np.random.default_rng(0)
+    x = 5 + 3 * draws.normal(size=(2, 8, 8, channels)).astype(np.float32)
+    scale, shift = draws.normal(size=(2, 2, channels)).astype(np.float32)
     norm = Norm()
-    params = norm.init(jax.random.key(0), x)
-    y = norm.apply(params, x).reshape(2, 64, groups, channels // groups)
+    params = {"params": {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}}
+    plain, modulated = jax.jit(lambda x: (norm.apply(params, x), norm.apply(params, x, (scale, shift))))(x)
+    y = np.reshape(plain, (2, 64, groups, channels // groups))
     np.testing.assert_allclose(y.mean((1, 3)), 0, atol=1e-4)
     np.testing.assert_allclose(y.std((1, 3)), 1, atol=1e-3)
-    scale, shift = jax.random.normal(jax.random.key(1), (2, 2, channels))
-    modulated = norm.apply(params, x, (scale, shift))
-    expected = norm.apply(params, x) * (1 + scale[:, None, None]) + shift[:, None, None]
-    np.testing.assert_allclose(modulated, expected, atol=1e-4)
+    np.testing.assert_allclose(modulated, plain * (1 + scale[:, None, None]) + shift[:, None, None], atol=1e-4)
 
 
 def test_attention_equals_softmax_by_hand():
-    x = jax.random.normal(jax.random.key(0), (2, 3, 3, 16))
+    x = np.random.default_rng(1).normal(size=(2, 3, 3, 16)).astype(np.float32)
     attention = Attention(head_channels=8)
-    params = randomised(attention.init(jax.random.key(0), x)["params"])
-    h = Norm().apply({"params": params["Norm_0"]}, x).reshape(2, 9, 16)
-    q, k, v = np.moveaxis((h @ params["qkv"]["kernel"] + params["qkv"]["bias"][None, None]).reshape(2, 9, 3, 2, 8), 2, 0)
+    params = jax.tree.map(np.asarray, drawn(initial(attention, x)))
+    h = np.asarray(jax.jit(Norm().apply)({"params": params["Norm_0"]}, x)).reshape(2, 9, 16)
+    q, k, v = np.moveaxis((h @ params["qkv"]["kernel"] + params["qkv"]["bias"]).reshape(2, 9, 3, 2, 8), 2, 0)
     scores = np.einsum("bqhc,bkhc->bhqk", q, k) / np.sqrt(8)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     mixed = np.einsum("bhqk,bkhc->bqhc", weights / weights.sum(-1, keepdims=True), v).reshape(2, 9, 16)
-    expected = x + (mixed @ np.asarray(params["out"]["kernel"]) + np.asarray(params["out"]["bias"])).reshape(x.shape)
-    np.testing.assert_allclose(attention.apply({"params": params}, x), expected, atol=1e-5)
+    expected = x + (mixed @ params["out"]["kernel"] + params["out"]["bias"]).reshape(x.shape)
+    np.testing.assert_allclose(jax.jit(attention.apply)({"params": params}, x), expected, atol=1e-5)
 
 
 def test_resizing_averages_and_repeats():
@@ -176,13 +175,12 @@ def test_what_the_network_cannot_do_is_said():
 
 def test_fourier_features_have_their_periods():
     """With x itself unseen, exponent 3 sees x modulo 2 / 2^3; without exponents nothing is added to the input."""
-    module = UNet(channels=8, multipliers=(1,), blocks=1, attention=(), head_channels=8, num_classes=1, fourier=(3,))
-    x = jax.random.uniform(jax.random.key(0), (1, 4, 4, 1))
-    others = jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
-    params = module.init(jax.random.key(1), x, *others)["params"]
+    module = UNet(**SMALL, fourier=(3,))
+    x, logsnr = np.random.default_rng(0).uniform(size=(1, 4, 4, 1)).astype(np.float32), jnp.zeros((1,))
+    params = drawn(initial(module, x, logsnr))
     assert params["Conv_0"]["kernel"].shape == (3, 3, 3, 8)
     params["Conv_0"]["kernel"] = params["Conv_0"]["kernel"].at[:, :, 0].set(0)
-    params["Conv_1"]["kernel"] = jax.random.normal(jax.random.key(2), params["Conv_1"]["kernel"].shape)
-    at = [module.apply({"params": params}, x + shift, *others) for shift in (0, 0.25, 0.1)]
+    apply = jax.jit(network(module))
+    at = [np.asarray(apply(params, x + np.float32(shift), logsnr, {})) for shift in (0, 0.25, 0.1)]
     np.testing.assert_allclose(at[0], at[1], atol=1e-3)
     assert np.max(np.abs(at[0] - at[2])) > 0.1
