@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn import datasets
 
 TEST_EVERY = 6  # every sixth image is held out, so that both splits hold all writers and digits
 
@@ -31,6 +30,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples(test=False), "test": self._generate_examples(test=True)}
 
     def _generate_examples(self, test: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+        from sklearn import datasets  # imported slowly, and needed once
+
         digits: Any = datasets.load_digits()
         for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
             if (number % TEST_EVERY == TEST_EVERY - 1) == test:
