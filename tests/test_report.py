@@ -13,10 +13,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from small_unet import SmallUNet
 
 import jaxdiff as jd
 from jaxdiff import cascade, data
 from jaxdiff.app import build, cli, config
+from jaxdiff.app.build import networks
 from jaxdiff.app.config import Autoencoder, Data, Diffusion, Experiment, Model, Optimizer, Sampling, Sources
 from jaxdiff.app.report import curves, neighbours, quality, run_record, settings, strips
 from jaxdiff.app.runs import storage
@@ -87,6 +89,13 @@ def assert_stands_alone(page, path):
     policy = [value for _, value in page.values if value and "default-src" in value]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
     assert all(min(decoded(image).shape[:2]) >= 8 and image["alt"] for image in page.images)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_unet():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "UNet", SmallUNet)
+        yield
 
 
 @pytest.fixture(scope="module")
