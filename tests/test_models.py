@@ -40,10 +40,11 @@ def size(shapes):
 
 
 def test_parameter_counts_of_the_published_networks():
-    cifar10 = size(build.state_shapes(load("configs/cifar10.py")).params)
+    x, logsnr, label = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+    cifar10 = size(initial(build.unet(load("configs/cifar10.py")), x[:, :32, :32], logsnr, label))
     assert 35 < cifar10 < 39  # Ho et al. (2020): 35.7M without the scales, shifts and labels
     adm = Model(channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), num_classes=1000, residual_resampling=True)
-    shapes = initial(build.unet(Experiment(model=adm)), jnp.zeros((1, 64, 64, 3)), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32))
+    shapes = initial(build.unet(Experiment(model=adm)), x, logsnr, label)
     assert 295 < size(shapes) < 297  # Dhariwal & Nichol (2021), hyperparameters in the appendix: 296M
 
 
@@ -79,7 +80,7 @@ def test_remat_and_bfloat16_compute_the_same_function(tiny):
 
 
 def test_bfloat16_gradients_point_where_float32s_do():
-    x, logsnr, label = inputs()
+    x, logsnr, _ = inputs()
     params = drawn(initial(UNet(**SMALL), x, logsnr))
 
     def gradient(dtype):
