@@ -164,15 +164,19 @@ def test_beta_and_free_bits_price_the_code():
         objective = objectives.vae(encode, lambda params, z, x0: jnp.full(4, -8.0), **options)
         return objective(means, None, batch, jax.random.key(0))
 
-    means = jnp.array([1.0, 2.0])  # KL of a channel: 4 positions * mean^2 / 2
-    np.testing.assert_allclose(loss(means), (2 + 8 + 8) / 4)
-    np.testing.assert_allclose(loss(means, beta=3.0), (3 * (2 + 8) + 8) / 4)
-    np.testing.assert_allclose(loss(means, free_bits=3.0), (3 + 8 + 8) / 4)
-    np.testing.assert_allclose(jax.grad(loss)(means), means, rtol=1e-6)
-    np.testing.assert_allclose(jax.grad(partial(loss, free_bits=3.0))(means), [0, 2], rtol=1e-6)
+    def found(means):
+        freed = partial(loss, free_bits=3.0)
+        return loss(means), loss(means, beta=3.0), freed(means), jax.grad(loss)(means), jax.grad(freed)(means)
+
+    plain, priced, free, slope, slope_of_free = jax.jit(found)(jnp.array([1.0, 2.0]))  # KL of a channel: 4 positions * mean^2 / 2
+    np.testing.assert_allclose(plain, (2 + 8 + 8) / 4)
+    np.testing.assert_allclose(priced, (3 * (2 + 8) + 8) / 4)
+    np.testing.assert_allclose(free, (3 + 8 + 8) / 4)
+    np.testing.assert_allclose(slope, [1, 2], rtol=1e-6)
+    np.testing.assert_allclose(slope_of_free, [0, 2], rtol=1e-6)
 
 
-VALUES = jnp.linspace(-1, 1, 256)
+VALUES = np.linspace(-1, 1, 256, dtype=np.float32)
 
 
 @pytest.mark.parametrize("mean", [-1.7, -1.0, 0.1003, 1.0])
@@ -189,7 +193,7 @@ def test_probabilities_of_the_256_values_add_to_one(name, mean, scale):
 
 def test_pixels_are_the_laws_they_are_named_for():
     rng = np.random.default_rng(3)
-    x0 = np.asarray(VALUES)[rng.choice([0, 1, 77, 128, 254, 255], size=(4, 3, 2, 3))]
+    x0 = VALUES[rng.choice([0, 1, 77, 128, 254, 255], size=(4, 3, 2, 3))]
     output = rng.normal(size=(4, 3, 2, 6)).astype(np.float32)
     first, second = output[..., :3], output[..., 3:]
 
@@ -198,18 +202,18 @@ def test_pixels_are_the_laws_they_are_named_for():
     lower = np.where(x0 == -1, -np.inf, x0 - 1 / 255)
     upper = np.where(x0 == 1, np.inf, x0 + 1 / 255)
     expected = np.log(law.cdf(upper) - law.cdf(lower)).sum((1, 2, 3))
-    np.testing.assert_allclose(logistic.log_prob(jnp.asarray(x0), jnp.asarray(output)), expected, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(logistic.log_prob)(jnp.asarray(x0), jnp.asarray(output)), expected, rtol=1e-4)
     np.testing.assert_array_equal(logistic.mean(jnp.asarray(output)), np.clip(first, -1, 1))
 
     std = np.array([0.1, 0.2, 0.5], np.float32)
     gaussian = likelihood.gaussian_pixels(jnp.asarray(std))
     continuous = x0 + np.float32(1e-3)
     expected = scipy.stats.norm(first, std).logpdf(continuous).sum((1, 2, 3))
-    np.testing.assert_allclose(gaussian.log_prob(jnp.asarray(continuous), jnp.asarray(first)), expected, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(gaussian.log_prob)(jnp.asarray(continuous), jnp.asarray(first)), expected, rtol=1e-4)
 
     binary = likelihood.binary_pixels()
     expected = scipy.stats.bernoulli(scipy.special.expit(first)).logpmf(x0 > 0).sum((1, 2, 3))
-    np.testing.assert_allclose(binary.log_prob(jnp.asarray(x0), jnp.asarray(first)), expected, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(binary.log_prob)(jnp.asarray(x0), jnp.asarray(first)), expected, rtol=1e-4)
     np.testing.assert_allclose(binary.mean(jnp.asarray(first)), 2 * scipy.special.expit(first) - 1, atol=1e-6)
     sides = [binary.log_prob(jnp.full((1, 1, 1, 1), side), jnp.full((1, 1, 1, 1), 0.7)) for side in (-1.0, 1.0)]
     np.testing.assert_allclose(np.exp(sides).sum(), 1, rtol=1e-6)
@@ -217,16 +221,11 @@ def test_pixels_are_the_laws_they_are_named_for():
 
 def test_logistic_pixels_have_finite_gradients_wherever_the_network_is():
     pixels = likelihood.logistic_pixels()
-    x0, mean, log_scale = jnp.meshgrid(jnp.array([-1.0, VALUES[100], 1.0]), jnp.array([-50.0, 0, 50]), jnp.array([-30.0, 0, 30]))
-    output = jnp.stack([mean.ravel(), log_scale.ravel()], axis=-1)[:, None, None]
-    value, slope = jax.value_and_grad(lambda output: pixels.log_prob(x0.reshape(-1, 1, 1, 1), output).sum())(output)
+    x0, *outputs = np.meshgrid([-1.0, VALUES[100], 1.0], [-50.0, 0, 50], [-30.0, 0, 30])
+    x0, output = (np.asarray(each, np.float32).reshape(27, 1, 1, -1) for each in (x0, np.stack(outputs, axis=-1)))
+    value, slope = jax.jit(jax.value_and_grad(lambda output: pixels.log_prob(x0, output).sum()))(output)
     assert np.isfinite(value)
     assert np.isfinite(slope).all()
-
-
-def randomised(params):
-    keys = iter(jax.random.split(jax.random.key(9), len(jax.tree.leaves(params))))
-    return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), params)
 
 
 def networks(**options):
@@ -237,27 +236,30 @@ def networks(**options):
 
 @pytest.fixture(scope="module")
 def tiny():
-    x0 = jax.random.normal(jax.random.key(1), (2, 8, 4, 1))
-    params = jax.jit(partial(autoencoder.init, *networks()[:2]))(jax.random.key(0), x0)
-    return params, x0, networks()
+    """Random params, images, and the networks."""
+    rng, made = np.random.default_rng(0), networks()
+    x0 = jnp.asarray(rng.normal(size=(2, 8, 4, 1)), jnp.float32)
+    shapes = jax.eval_shape(partial(autoencoder.init, *made[:2]), jax.random.key(0), x0)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes), x0, made
 
 
-def test_the_decoder_mirrors_the_encoder(tiny):
-    params, x0, (*_, encode, decode) = tiny
+def test_the_decoder_mirrors_the_encoder_and_starts_at_zero(tiny):
+    _, x0, (encoder, decoder, encode, decode) = tiny
+    params, (mean, std), image = jax.jit(
+        lambda key: (params := autoencoder.init(encoder, decoder, key, x0), code := encode(params, x0), decode(params, code[0]))
+    )(jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
     for half, blocks in (("encoder", 1), ("decoder", 2)):
         middle = {"residual_middle_0", "residual_middle_1", "attention_middle_0"}
         levels = {f"residual_{level}_{number}" for level in range(2) for number in range(blocks)}
         attention = {f"attention_1_{number}" for number in range(blocks)}  # where the image is 4 pixels high
         assert {name for name in params[half] if name.startswith(("residual", "attention"))} == middle | levels | attention
-    mean, std = encode(params, x0)
     assert mean.shape == std.shape == (2, 4, 2, 3)
-    np.testing.assert_array_equal(decode(params, mean), jnp.zeros((2, 8, 4, 2)))
+    np.testing.assert_array_equal(image, jnp.zeros((2, 8, 4, 2)))
 
 
 def test_an_example_moves_its_own_code_and_image_alone(tiny):
     params, x0, (*_, encode, decode) = tiny
-    params = randomised(params)
     mean, std = encode(params, x0)
     assert bool((std > 0).all())
     for found, moved in zip((mean, std), encode(params, x0.at[1, -1, -1].add(1)), strict=True):
@@ -275,31 +277,27 @@ def test_std_stays_sane_whatever_the_network_says(tiny):
         np.testing.assert_allclose(encode({"encoder": {**params["encoder"], "quant": ending}}, x0)[1], expected, rtol=1e-5)
 
 
-def test_remat_and_bfloat16_compute_the_same_function(tiny):
-    params, x0 = randomised(tiny[0]), tiny[1]
-
-    def output(**options):
-        *_, encode, decode = networks(**options)
-        mean, std = encode(params, x0)
-        return mean, std, decode(params, mean)
-
-    plain = output()
-    for found, expected in zip(output(remat="everything"), plain, strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-    for found, expected in zip(output(dtype=jnp.bfloat16), plain, strict=True):
-        assert found.dtype == jnp.float32
-        assert 0 < float(jnp.abs(found - expected).mean() / jnp.abs(expected).mean()) < 0.05
-    encoder = networks(dtype=jnp.bfloat16)[0]
+def test_bfloat16_computes_the_same_function_to_rounding(tiny):
+    params, x0, (*_, encode, decode) = tiny
+    encoder, _, *halves = networks(dtype=jnp.bfloat16)
+    for (wide, half), given in zip(zip((encode, decode), halves, strict=True), (x0, encode(params, x0)[0]), strict=True):
+        for found, expected in zip(*(jax.tree.leaves(network(params, given)) for network in (half, wide)), strict=True):
+            assert found.dtype == jnp.float32
+            assert 0 < float(jnp.abs(found - expected).mean() / jnp.abs(expected).mean()) < 0.05
     assert jax.eval_shape(lambda: encoder.apply({"params": params["encoder"]}, x0)).dtype == jnp.bfloat16
 
 
-def test_the_loss_of_the_networks_moves_every_parameter(tiny):
-    params, x0 = randomised(tiny[0]), jnp.round((jnp.clip(tiny[1], -1, 1) + 1) * 127.5) / 127.5 - 1
-    *_, encode, decode = networks(remat="everything")
-    pixels = likelihood.logistic_pixels()
-    objective = objectives.vae(encode, lambda params, z, x0: pixels.log_prob(x0, decode(params, z)))
-    batch = {"image": x0, "index": jnp.arange(2)}
-    grads = jax.jit(jax.grad(lambda params: objective(params, None, batch, jax.random.key(0))))(params)
+def test_with_remat_the_loss_is_the_same_and_moves_every_parameter(tiny):
+    params, x0 = tiny[0], jnp.round((jnp.clip(tiny[1], -1, 1) + 1) * 127.5) / 127.5 - 1
+    batch, pixels = {"image": x0, "index": jnp.arange(2)}, likelihood.logistic_pixels()
+
+    def loss(params, encode, decode):
+        objective = objectives.vae(encode, lambda params, z, x0: pixels.log_prob(x0, decode(params, z)))
+        return objective(params, None, batch, jax.random.key(0))
+
+    remat = networks(remat="everything")[2:]
+    value, grads = jax.jit(jax.value_and_grad(partial(loss, encode=remat[0], decode=remat[1])))(params)
+    np.testing.assert_allclose(value, loss(params, *tiny[2][2:]), rtol=1e-5)
     for path, leaf in jax.tree.leaves_with_path(grads):
         assert bool(jnp.isfinite(leaf).all()), path
         assert bool((leaf != 0).any()), path
@@ -307,8 +305,8 @@ def test_the_loss_of_the_networks_moves_every_parameter(tiny):
 
 def test_a_residual_block_without_condition_lacks_its_layer_alone():
     block, x = ResidualBlock(8), jnp.zeros((2, 4, 4, 8))
-    with_condition = block.init(jax.random.key(0), x, jnp.zeros((2, 5)), False)["params"]
-    without = block.init(jax.random.key(0), x, None, False)["params"]
+    init = lambda condition: jax.eval_shape(lambda key: block.init(key, x, condition, False)["params"], jax.random.key(0))  # noqa: E731
+    with_condition, without = init(jnp.zeros((2, 5))), init(None)
     assert set(with_condition) == {"Norm_0", "Conv_0", "Dense_0", "Norm_1", "Conv_1"}
     assert set(without) == set(with_condition) - {"Dense_0"}
 
