@@ -32,6 +32,13 @@ def tfds_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("tfds"))
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs of the test's own process use the first device alone: less to compile."""
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda *backend: devices[:1])
+
+
 @pytest.fixture(autouse=True, scope="module")
 def bounded_caches():
     """Frees compiled functions where they are many: each takes memory and memory maps, and XLA crashes when these run out."""

@@ -4,21 +4,25 @@ Run as a script it is `jaxdiff` with that network.
 """
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxdiff.app import cli
 from jaxdiff.app.build import networks
 
 
 class SmallUNet(nn.Module):
-    """It hears what it is given: x, the condition and the label."""
+    """It hears all that it is given, but for context vectors."""
 
     channels: int = 128
     num_classes: int = 0
 
     @nn.compact
-    def __call__(self, x, condition, label=None, train=False):
-        hidden = nn.Conv(self.channels, (3, 3), name="first")(x)
-        hidden += nn.Dense(self.channels, name="condition")(condition[:, None] / 10)[:, None, None]
+    def __call__(self, x, condition, label=None, spatial=None, augmentation=None, guidance=None, train=False):
+        seen = x if spatial is None else jnp.concatenate([x, spatial], axis=-1)
+        hidden = nn.Conv(self.channels, (3, 3), name="first")(seen)
+        for name, number in (("condition", condition / 10), ("augmentation", augmentation), ("guidance", guidance)):
+            if number is not None:
+                hidden += nn.Dense(self.channels, name=name)(number[:, None])[:, None, None]
         if self.num_classes:
             hidden += nn.Embed(self.num_classes + 1, self.channels, name="label")(label)[:, None, None]
         return nn.Conv(x.shape[-1], (3, 3), name="last")(nn.silu(hidden))

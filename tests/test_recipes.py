@@ -1,48 +1,61 @@
-"""A tiny run of every kind of recipe, from raw files to a picture; of the others, training and sampling are traced at full size."""
+"""A tiny run of every kind of recipe, from raw files to a picture; loss and sampler of each are traced at full width."""
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import pathlib
+import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 from raw_files import write_mnist
+from small_unet import SmallUNet
 
-from jaxdiff.app import cli, config
+from jaxdiff.app import build, cli, config
+from jaxdiff.app.build import networks
 from jaxdiff.app.plan import program
-from jaxdiff.app.runs import ladder
+from jaxdiff.app.runs import ladder, storage
 from jaxdiff.data import raw
+from jaxdiff.models import unet
 
 LADDERS = sorted(pathlib.Path("configs").glob("*_ladder.py"))
 RECIPES = sorted(set(pathlib.Path("configs").glob("*.py")) - set(LADDERS))
 TINY = (
-    *("--data.batch-size", "8", "--model.channels", "8", "--model.blocks", "1", "--model.head-channels", "8", "--mesh.fsdp", "2"),
-    *("--optimizer.warmup-steps", "1", "--steps", "2"),
+    *("--data.batch-size", "8", "--model.channels", "8", "--model.blocks", "1", "--model.head-channels", "8"),
+    *("--model.multipliers", "1", "--optimizer.warmup-steps", "1", "--steps", "2"),
 )
-SAMPLED = ("--evaluation.num", "0", "--sampling.every", "1", "--sampling.num", "2", "--sampling.steps", "2")
-ROUNDS = ("--distillation.steps", "4", "--distillation.final-steps", "1", "--sampling.every", "0")  # two, of a step each
-COMPRESSED = ("--autoencoder.discriminator-channels", "4", "--autoencoder.adversarial-start", "0")
-FLAT, ATTENTION = ("--model.multipliers", "1"), ("--model.attention", "8")
-RUN = {  # a recipe of each kind, with those that it starts from, and what makes its network smaller
-    "digits": (*FLAT, *ATTENTION),
-    "digits_guided": (*FLAT, *ATTENTION),
-    "digits_progressive": (*FLAT, *ATTENTION),
-    "digits_classifier": FLAT,
-    "digits_kl": (),
-    "digits_latent": (),
-    "digits_latent_consistency": (),
-    "digits_vae": (),
-    "mnist_8": (),
-    "mnist_16": (),
-    "mnist_vq": ("--model.multipliers", "1", "2"),
+SAMPLED = ("--model.attention", "--evaluation.num", "0", "--sampling.num", "2", "--sampling.steps", "1")
+RUN = {  # a recipe of each kind, with the run of this table that it starts from, and other flags
+    "digits": ({}, (*SAMPLED, "--sampling.every", "1", "--mesh.fsdp", "2")),  # sharded over devices; the others have one
+    "digits_progressive": (  # two rounds of a step each
+        {"teacher": "digits"},
+        (
+            *SAMPLED,
+            "--distillation.steps",
+            "4",
+            "--distillation.guidance",
+            "1",
+            "1",
+            "--sampling.guidance",
+            "1",
+            "--mesh.fsdp",
+            "2",
+        ),
+    ),
+    "mnist_16": ({"base": "digits"}, SAMPLED),
+    "digits_classifier": ({}, ()),
+    "digits_kl": (
+        {"features": "digits_classifier"},
+        ("--autoencoder.discriminator-channels", "4", "--autoencoder.adversarial-start", "0"),
+    ),
 }
-TRACED = [path for path in RECIPES if path.stem not in RUN]
+RUN_ELSEWHERE = {"guided", "consistency", "vae"}  # by test_ladder, test_students and test_bits
 MADE = {
     "classifier": {"accuracy.json"},
-    "vae": {"samples.png", "reconstructions.png", "interpolations.png"},
     "autoencoder": {"reconstruction.json", "reconstructions.png"},
     **{objective: {"samples.png"} for objective in config.DENOISERS},
 }
@@ -58,26 +71,29 @@ def data_dirs(tmp_path_factory, tfds_dir):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, data_dirs):
-    """A function from a recipe to its run, with what the run printed, made once after those that it starts from."""
-    runs, done = tmp_path_factory.mktemp("runs"), {}
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
 
-    def train(path):
-        if path in done:
-            return done[path]
-        recipe, run = config.load(path), runs / path.stem
-        for source in dataclasses.astuple(recipe.sources):
-            if source.endswith(".py"):
-                train(pathlib.Path(source))
-        changes = (*TINY, *RUN[path.stem])
-        changes += SAMPLED if recipe.objective in config.DENOISERS else ()
-        changes += ROUNDS if recipe.objective == "progressive" else ()
-        changes += COMPRESSED if recipe.autoencoder.adversarial else ()
-        command = ["train", str(path), "--workdir", str(run), "--data-dir", data_dirs[recipe.data.name], *changes]
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            assert cli.main(command) == 0
-        done[path] = run, said.getvalue()
-        return done[path]
+
+@pytest.fixture
+def trained(runs, data_dirs, request, monkeypatch):
+    """A function from a recipe's name to its run and what that printed, made once, after the run that it starts from."""
+
+    def train(name):
+        run, said = runs / name, runs / f"{name}.txt"
+        if said.exists():
+            return run, said.read_text()
+        sources, flags = RUN[name]
+        started = [word for place, source in sources.items() for word in (f"--sources.{place}", str(train(source)[0]))]
+        recipe = config.load(pathlib.Path("configs", f"{name}.py"))
+        if "--mesh.fsdp" not in flags:
+            request.getfixturevalue("one_device")
+        command = ["train", f"configs/{name}.py", "--workdir", str(run), "--data-dir", data_dirs[recipe.data.name]]
+        monkeypatch.setattr(networks, "UNet", SmallUNet)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert cli.main([*command, *TINY, *flags, *started]) == 0
+        said.write_text(printed.getvalue())
+        return run, said.read_text()
 
     return train
 
@@ -85,9 +101,8 @@ def trained(tmp_path_factory, data_dirs):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUN)
 def test_recipe_trains_and_samples(name, trained):
-    path = pathlib.Path("configs", f"{name}.py")
-    recipe = config.load(path)
-    run, said = trained(path)
+    recipe = config.load(pathlib.Path("configs", f"{name}.py"))
+    run, said = trained(name)
     assert MADE[recipe.objective] <= {file.name for file in run.iterdir() if file.stat().st_size > 0}
     if recipe.objective == "classifier":
         saved = json.loads((run / "accuracy.json").read_text())
@@ -95,27 +110,54 @@ def test_recipe_trains_and_samples(name, trained):
         assert said.count(f"% of {saved['num']} held-out images named right") == 6
     if recipe.objective == "progressive":
         assert {file.name for file in (run / "samples").iterdir()} == {"steps_2.png", "steps_1.png"}
-    elif recipe.objective in config.DENOISERS:
+    if name == "digits":
         assert (run / "samples" / "step_0000001.png").exists()
 
 
 def test_a_recipe_of_every_objective_is_run():
     found = {config.load(pathlib.Path("configs", f"{name}.py")).objective for name in RUN}
-    assert found == {config.load(path).objective for path in RECIPES}
+    assert found | RUN_ELSEWHERE == {config.load(path).objective for path in RECIPES}
+
+
+@pytest.fixture(scope="module")
+def each_once():
+    """Recipes are loaded with one block a level; their networks and the shapes of their states are traced once for all of them."""
+    shapes, found = build.state_shapes, {}
+
+    def load(path):
+        recipe = config.load(path)
+        return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, blocks=1))
+
+    def state_shapes(recipe, sources=types.MappingProxyType({})):
+        name = repr((recipe, dict(sources)))
+        found[name] = found.get(name) or shapes(recipe, sources)
+        return found[name]
+
+    apply = functools.cache(lambda module: jax.jit(unet.network(module)))
+    with pytest.MonkeyPatch.context() as patch:
+        training = sys.modules["jaxdiff.app.build.train_step"]  # hidden by its function
+        for module in (build, training):
+            patch.setattr(module, "state_shapes", state_shapes)
+        for module in (networks, training):
+            patch.setattr(module, "network", apply)
+        patch.setattr(program, "load", load)
+        yield load
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", TRACED, ids=lambda path: path.stem)
-def test_recipe_is_traced_at_full_size(path):
-    """Its training step keeps the shapes and dtypes of the state and returns metrics; its sampler returns images."""
-    recipe = config.load(path)
-    step, arguments, _, _ = program._training(recipe, jax.devices()[:2])
-    state, metrics = step.trace(*arguments).out_info
-    assert jax.tree.map(described, state) == jax.tree.map(described, arguments[0])
-    assert described(metrics["loss"]) == ((), np.float32)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_traced_at_full_width(path, each_once):
+    """Its loss is a number, and its sampler returns images."""
+    recipe = each_once(path)
+    recipe = dataclasses.replace(recipe, sampling=dataclasses.replace(recipe.sampling, num=recipe.data.batch_size))
+    _, (state, batch, key), _, _ = program._training(recipe, jax.devices()[:2])
+    sources, _ = program.source_shapes(recipe, tuple(storage.source_names(recipe)))
+    loss = jax.eval_shape(build.objective(recipe, sources), state.params, state, batch, key)
+    loss, metrics = loss if isinstance(loss, tuple) else (loss, {})
+    assert all(described(value) == ((), np.float32) for value in (loss, *metrics.values()))
     if recipe.objective in (*config.DENOISERS, "vae"):
         sampler, arguments, _, _ = program._sampling(recipe, jax.devices())
-        images = sampler.trace(*arguments).out_info
+        images = jax.eval_shape(sampler, *arguments)
         assert described(images) == ((recipe.sampling.num, *recipe.data.image_shape), np.float32)
 
 
