@@ -1,5 +1,7 @@
 """Samplers against closed forms and against a peer's recorded trajectories."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +15,17 @@ from jaxdiff.samplers.exponential import exponential_moments
 FOUR = ["cosine", "linear", "karras", "rectified_flow"]
 
 
-def ends(sampler, schedule, num_steps, x, data):
-    sample = jax.jit(lambda x, levels: jd.sample(sampler, oracles.denoiser(data), x, levels, jax.random.key(7)))
-    levels = jd.grid(SCHEDULES[schedule], num_steps)
-    return sample(levels.sigma[0] * x, levels)
+@functools.cache
+def compiled(sampler):
+    """`(data, x, levels) -> x0` with the exact denoiser: a program for all schedules."""
+    return jax.jit(lambda data, x, levels: jd.sample(sampler, oracles.denoiser(data), x, levels, jax.random.key(7)))
+
+
+@functools.cache
+def grids(schedule, numbers, t_min=None, uniform_logsnr=False):
+    """The lists of a schedule by their numbers of steps, from one program."""
+    pace = jd.uniform_logsnr(SCHEDULES[schedule]) if uniform_logsnr else SCHEDULES[schedule]
+    return jax.tree.map(np.asarray, jax.jit(lambda: {n: jd.grid(pace, n, t_min) for n in numbers})())
 
 
 # Sampler, its order, and the tolerance on it. UniPC-2's corrector brings order 3 (Zhao et al. 2023, theorem 3.1).
@@ -30,48 +39,50 @@ ORDERS = {
 }
 
 
-def measured_order(sampler, order, grid):
+NUMBERS = (64, 128, 256, 512, 2048, 4096)
+
+
+def measured_order(sampler, order, lists):
     """Slope of the median error over starts, against Richardson's extrapolation of the two finest runs."""
-    x = jax.random.normal(jax.random.key(0), (64, 2))
-    sample = jax.jit(lambda levels: jd.sample(sampler, oracles.denoiser(clouds()), levels.sigma[0] * x, levels, jax.random.key(7)))
-    coarse, fine = sample(grid(2048)), sample(grid(4096))
+    x = np.asarray(jax.random.normal(jax.random.key(0), (64, 2)))
+    *coarser, coarse, fine = (np.asarray(compiled(sampler)(clouds(), lists[n].sigma[0] * x, lists[n])) for n in NUMBERS)
     truth = fine + (fine - coarse) / (2**order - 1)
-    numbers = [64, 128, 256, 512]
-    errors = [jnp.median(jnp.linalg.norm(sample(grid(n)) - truth, axis=-1)) for n in numbers]
-    return -np.polyfit(np.log(numbers), np.log(np.array(errors)), 1)[0]
+    errors = [np.median(np.linalg.norm(x0 - truth, axis=-1)) for x0 in coarser]
+    return -np.polyfit(np.log(NUMBERS[:-2]), np.log(errors), 1)[0]
 
 
 @pytest.mark.parametrize("schedule", FOUR)
 @pytest.mark.parametrize("name", ORDERS)
 def test_order_of_convergence(name, schedule, float64):
     sampler, order, tolerance = ORDERS[name]
-    pace = jd.uniform_logsnr(SCHEDULES[schedule])
-    assert abs(measured_order(sampler, order, lambda n: jd.grid(pace, n, t_min=0)) - order) < tolerance
+    assert abs(measured_order(sampler, order, grids(schedule, NUMBERS, 0.0, uniform_logsnr=True)) - order) < tolerance
 
 
 @pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "lognormal"])
 def test_ddim_converges_with_order_one_in_uniform_time(schedule, float64):
-    assert abs(measured_order(jd.ddim(), 1, lambda n: jd.grid(SCHEDULES[schedule], n)) - 1) < 0.1
+    assert abs(measured_order(ORDERS["ddim"][0], 1, grids(schedule, NUMBERS)) - 1) < 0.1
 
 
 @pytest.mark.parametrize("schedule", FOUR)
 def test_ddim_follows_the_flow_map_of_a_gaussian(schedule, float64):
     """For one Gaussian the probability-flow ODE is linear: `x0 = mean + std / std_1 (x - alpha_1 mean)`."""
     mean, std = jnp.array([0.5, -0.3]), jnp.array([0.4, 0.8])
-    levels = jd.grid(SCHEDULES[schedule], 1)
-    x = jax.random.normal(jax.random.key(0), (32, 2))
-    start = levels.sigma[0] * x
+    levels = grids(schedule, (2000,))[2000]
+    start = levels.sigma[0] * jax.random.normal(jax.random.key(0), (32, 2))
     noisy_std = jnp.sqrt(levels.alpha[0] ** 2 * std**2 + levels.sigma[0] ** 2)
     exact = mean[None] + (std / noisy_std)[None] * (start - levels.alpha[0] * mean[None])
-    np.testing.assert_allclose(ends(jd.ddim(), schedule, 2000, x, oracles.gaussian(mean, std)), exact, atol=6e-3)
+    np.testing.assert_allclose(compiled(ORDERS["ddim"][0])(oracles.gaussian(mean, std), start, levels), exact, atol=6e-3)
 
 
-@pytest.mark.parametrize("schedule", FOUR)
-@pytest.mark.parametrize("sampler", ["ddpm", "eta=0.5", "eta=1", "large"])
+STOCHASTIC = {"ddpm": jd.ddpm(), "eta=0.5": jd.ddim(0.5), "large": jd.ddpm(process.forward_std)}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "karras", "rectified_flow"])
+@pytest.mark.parametrize("sampler", STOCHASTIC)
 def test_stochastic_samplers_have_the_right_moments(schedule, sampler):
-    kind = {"ddpm": jd.ddpm(), "eta=0.5": jd.ddim(0.5), "eta=1": jd.ddim(1.0), "large": jd.ddpm(process.forward_std)}[sampler]
-    num = 10_000
-    x0 = np.asarray(ends(kind, schedule, 500, jax.random.normal(jax.random.key(3), (num, 2)), clouds()), np.float64)
+    num, levels = 5000, grids(schedule, (500,))[500]
+    x = levels.sigma[0] * jax.random.normal(jax.random.key(3), (num, 2))
+    x0 = np.asarray(compiled(STOCHASTIC[sampler])(clouds(), x, levels), np.float64)
     mean, covariance = (np.asarray(moment, np.float64) for moment in oracles.moments(clouds()))
     error = np.sqrt(np.diag(covariance) / num)
     assert (abs(x0.mean(0) - mean) < 4 * error + 3e-3).all()
@@ -81,13 +92,12 @@ def test_stochastic_samplers_have_the_right_moments(schedule, sampler):
 
 
 def test_ddpm_is_ddim_with_eta_one():
-    levels = jd.grid(jd.cosine(), 10)
-    x = jax.random.normal(jax.random.key(0), (8, 2))
-    ends = [jd.sample(kind, oracles.denoiser(clouds()), x, levels, jax.random.key(1)) for kind in (jd.ddpm(), jd.ddim(1.0))]
-    np.testing.assert_allclose(*ends, atol=1e-5)
-    deterministic = [
-        jd.sample(kind, oracles.denoiser(clouds()), x, levels, jax.random.key(1)) for kind in (jd.ddim(), jd.ddim(jnp.zeros(())))
-    ]
+    x, (ddpm, ddim) = jax.random.normal(jax.random.key(0), (8, 2)), (compiled(kind) for kind in (jd.ddpm(), jd.ddim(1.0)))
+    for schedule in FOUR:
+        levels = grids(schedule, (10,))[10]
+        ends = [sampled(clouds(), levels.sigma[0] * x, levels) for sampled in (ddpm, ddim)]
+        np.testing.assert_allclose(*ends, rtol=1e-4, atol=1e-5)
+    deterministic = [compiled(kind)(clouds(), x, levels) for kind in (jd.ddim(), jd.ddim(jnp.zeros(())))]
     np.testing.assert_allclose(*deterministic, atol=1e-6)
 
 
@@ -98,9 +108,9 @@ def test_gradients_through_a_sampler_are_finite():
     def end(x, eta):
         return jnp.sum(jd.sample(jd.ddim(eta), oracles.denoiser(clouds()), x, levels, jax.random.key(1)))
 
+    graded = jax.jit(jax.grad(end, argnums=(0, 1)))
     for eta in (0.0, 0.5, 1.0):
-        gradients = jax.grad(end, argnums=(0, 1))(jnp.ones((3, 2)), jnp.float32(eta))
-        assert all(bool(jnp.all(jnp.isfinite(gradient))) for gradient in gradients)
+        assert all(np.all(np.isfinite(gradient)) for gradient in graded(jnp.ones((3, 2)), jnp.float32(eta)))
 
 
 def test_standard_deviations_equal_the_textbook(float64):
@@ -177,26 +187,31 @@ def with_noise(sampler, denoise, x, memory, t, s, noise):
     return one + std * (noise - z_one), after
 
 
+def half(x, level):
+    return 0.5 * x
+
+
 def test_trajectory_keeps_every_kth_state():
     levels, x = jd.grid(jd.cosine(), 6), jnp.ones((3, 2))
     for kind in (jd.ddpm(), jd.unipc()):
-        whole, some = (jd.trajectory(kind, oracles.denoiser(clouds()), x, levels, jax.random.key(1), every=k) for k in (1, 3))
+        whole, some = (jd.trajectory(kind, half, x, levels, jax.random.key(1), every=k) for k in (1, 3))
         np.testing.assert_array_equal(some, whole[::3])
     with pytest.raises(ValueError, match="every must divide the number of steps, 6, got 4"):
-        jd.trajectory(jd.ddim(), oracles.denoiser(clouds()), x, levels, jax.random.key(1), every=4)
+        jd.trajectory(jd.ddim(), half, x, levels, jax.random.key(1), every=4)
 
 
-def test_equal_levels_in_a_row_and_pure_noise_at_first_are_harmless():
+@pytest.mark.parametrize("kind", [jd.heun(), jd.dpmpp_2m(), jd.dpmpp_3m(), jd.unipc()], ids=["heun", "2m", "3m", "unipc"])
+def test_equal_levels_and_pure_noise_at_first_are_harmless(kind):
     """Clipped schedules repeat a level; a chain with zero terminal SNR begins at alpha = 0."""
-    plain = jd.from_timesteps(jd.zero_terminal_snr(np.linspace(1e-4, 0.02, 1000)), 20)
-    twice = jax.tree.map(lambda leaf: jnp.repeat(leaf[:-1], 2), plain)
-    twice = jax.tree.map(lambda leaf, end: jnp.append(leaf, end), twice, plain[-1])
+    plain, coarse = (jd.from_timesteps(jd.zero_terminal_snr(np.linspace(1e-4, 0.02, 1000)), n) for n in (40, 20))
+    twice = jax.tree.map(lambda leaf: np.append(np.repeat(leaf[:-1], 2), leaf[-1]), coarse)
+    row = np.array([*range(20), 19, *range(21, 41)])
+    among_others = jax.tree.map(lambda leaf: np.asarray(leaf)[row], plain)
     x = jax.random.normal(jax.random.key(0), (64, 2))
-    for kind in (jd.heun(), jd.dpmpp_2m(), jd.dpmpp_3m(), jd.unipc()):
-        for levels in (plain, twice):
-            with jax.debug_nans(True):
-                x0 = jd.sample(kind, oracles.denoiser(clouds()), x, levels, jax.random.key(1))
-            assert float(jnp.quantile(jnp.linalg.norm(x0, axis=-1), 0.9)) < 2
+    for levels in (plain, twice, among_others):
+        with jax.debug_nans(True):
+            x0 = compiled(kind)(clouds(), x, levels)
+        assert np.quantile(np.linalg.norm(x0, axis=-1), 0.9) < 2
 
 
 def test_a_sampler_with_a_callback_reports_each_step_and_changes_nothing():
@@ -214,20 +229,12 @@ def test_a_sampler_with_a_callback_reports_each_step_and_changes_nothing():
     assert "callback" not in plain.lower(x, levels).as_text()
 
 
-def test_a_level_that_comes_twice_among_others_is_harmless():
-    levels = jd.grid(jd.cosine(), 8)
-    levels = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:4], leaf[3:]]), levels)
-    x = jax.random.normal(jax.random.key(0), (16, 2))
-    for kind in (jd.dpmpp_2m(), jd.dpmpp_3m(), jd.unipc()):
-        assert bool(jnp.all(jnp.isfinite(jd.sample(kind, oracles.denoiser(clouds()), x, levels, jax.random.key(1)))))
-
-
 def test_levels_of_numpy_are_taken_and_of_another_dtype_refused(float64):
-    levels, x, denoise = jd.grid(jd.cosine(), 4), jnp.ones((3, 2)), oracles.denoiser(clouds())
-    plain = jd.sample(jd.heun(), denoise, x, levels, jax.random.key(0))
-    np.testing.assert_array_equal(jd.sample(jd.heun(), denoise, x, jax.tree.map(np.asarray, levels), jax.random.key(0)), plain)
+    levels, x = jd.grid(jd.cosine(), 4), jnp.ones((3, 2))
+    plain = jd.sample(jd.heun(), half, x, levels, jax.random.key(0))
+    np.testing.assert_array_equal(jd.sample(jd.heun(), half, x, jax.tree.map(np.asarray, levels), jax.random.key(0)), plain)
     with pytest.raises(TypeError, match="sample: x is float32, levels float64; give both in one dtype"):
-        jd.sample(jd.heun(), denoise, x.astype(jnp.float32), levels, jax.random.key(0))
+        jd.sample(jd.heun(), half, x.astype(jnp.float32), levels, jax.random.key(0))
 
 
 def test_churn_refuses_a_sampler_that_remembers():
@@ -264,15 +271,16 @@ def test_euler_maruyama_is_the_papers_rule_in_small_steps(float64):
         np.testing.assert_allclose((moved - x) / dt, (expected - x) / dt, rtol=1e-3)
 
 
-def count_calls(sampled):
-    """How often `sampled(denoise)` calls its denoiser when it runs."""
+def count_calls(sampled, jit=False):
+    """How often `sampled(denoise)` calls its denoiser when it runs, by default without jit: nothing is compiled."""
     calls = []
 
     def denoise(x, level):
         jax.debug.callback(lambda: calls.append(None))
         return 0.5 * x
 
-    jax.block_until_ready(sampled(denoise))
+    with jax.disable_jit(not jit):
+        jax.block_until_ready(sampled(denoise))
     jax.effects_barrier()
     return len(calls)
 
@@ -290,17 +298,17 @@ def test_heun_calls_the_denoiser_once_in_its_last_step(num_steps):
     ):
         assert count_calls(lambda denoise, kind=kind: jd.sample(kind, denoise, x, levels, key)) == 2 * num_steps - 1
     for every in {1, num_steps}:
-        calls = count_calls(lambda denoise, every=every: jd.trajectory(jd.heun(), denoise, x, levels, key, every))
+        calls = count_calls(lambda denoise, every=every: jd.trajectory(jd.heun(), denoise, x, levels, key, every), jit=True)
         assert calls == 2 * num_steps - 1
     repeated = jd.editing.resampled(jd.heun(), 3)
     assert count_calls(lambda denoise: jd.sample(repeated, denoise, x, levels, key)) == 3 * (2 * num_steps - 1)
 
 
 def test_last_is_the_step_to_clean_in_fewer_calls():
-    levels, x, denoise = jd.grid(jd.cosine(), 4), jnp.array([[0.3, -2.0]]), oracles.denoiser(clouds())
+    levels, x = jd.grid(jd.cosine(), 4), jnp.array([[0.3, -2.0]])
     for kind in (jd.heun(), jd.churn(jd.heun(), 0.1), jd.editing.resampled(jd.heun(), 2)):
         plain = kind._replace(last=None)  # as a sampler of two functions
-        one, two = (jd.sample(each, denoise, x, levels, jax.random.key(0)) for each in (kind, plain))
+        one, two = (compiled(each)(clouds(), x, levels) for each in (kind, plain))
         np.testing.assert_allclose(one, two, rtol=1e-6)
         assert count_calls(lambda denoise, plain=plain: jd.sample(plain, denoise, x, levels, jax.random.key(0))) > count_calls(
             lambda denoise, kind=kind: jd.sample(kind, denoise, x, levels, jax.random.key(0))
@@ -336,7 +344,7 @@ def test_a_thousand_steps_need_no_more_memory_than_ten():
         def sample(x, levels):
             return jd.sample(jd.ddpm(), oracles.denoiser(clouds()), x, levels, jax.random.key(0))
 
-        x = jnp.zeros((1024, 2))
-        return jax.jit(sample).lower(x, jd.grid(jd.cosine(), num_steps)).compile().memory_analysis().temp_size_in_bytes
+        x, steps = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1024, 2), (num_steps + 1,)))
+        return jax.jit(sample).lower(x, jd.Level(*[steps] * 2)).compile().memory_analysis().temp_size_in_bytes
 
     assert memory(1000) <= memory(10) + 1024 * 2 * 4  # less than one more state
