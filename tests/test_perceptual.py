@@ -64,17 +64,20 @@ def test_perceptual_distance_is_lpips():
 @pytest.mark.parametrize("options", [{}, {"remat": "everything"}, {"dtype": jnp.bfloat16}], ids=str)
 def test_a_classifiers_features_are_those_of_each_residual_block(options):
     module = NoisyClassifier(channels=8, multipliers=(1, 2), blocks=2, attention=(), head_channels=8, **options)
-    x0 = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
-    params = jax.jit(module.init)(jax.random.key(1), x0, jnp.zeros(2))["params"]
-    features = jax.jit(perceptual.classifier_features(module))
-    found = features(params, x0)
+    x0 = RNG.normal(size=(2, 8, 8, 1)).astype(np.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(1), x0, jnp.zeros(2))["params"]
+    params = jax.tree.map(lambda leaf: 0.3 * RNG.normal(size=leaf.shape).astype(np.float32), shapes)
+    features = perceptual.classifier_features(module)
+    distance = objectives.perceptual_distance(features)
+    found, same, other = jax.jit(lambda params, x0, x: (features(params, x0), distance(params, x0, x0), distance(params, x0, x)))(
+        params, x0, x0[::-1]
+    )
     assert [leaf.shape for leaf in found] == [(2, 8, 8, 8)] * 2 + [(2, 4, 4, 16)] * 2
     for leaf in found:
         assert leaf.dtype == jnp.float32
-        np.testing.assert_allclose(jnp.sum(leaf**2, axis=-1), 1, rtol=1e-3)
-    distance = jax.jit(objectives.perceptual_distance(features))
-    assert distance(params, x0, x0) == 0
-    assert distance(params, x0, x0[::-1]) > 0.1
+        np.testing.assert_allclose(np.sum(np.square(leaf), axis=-1), 1, rtol=1e-3)
+    assert same == 0
+    assert other > 0.1
 
 
 def test_vgg16_is_read_as_torchvision_names_it(tmp_path):

@@ -18,7 +18,7 @@ from jaxdiff.training import mesh, sharding
 
 WIDE = Experiment(
     data=Data(batch_size=16),
-    model=Model(channels=32, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=16, dtype="bfloat16", dropout=0.5),
+    model=Model(channels=64, multipliers=(1,), blocks=1, head_channels=16, dtype="bfloat16", dropout=0.5),
 )
 FOUR = jax.devices()[:4]
 TWO_BY_TWO = mesh.make_mesh(1, 2, FOUR, tensor=2)
@@ -134,8 +134,8 @@ def test_a_bfloat16_average_reaches_its_params():
     state = dataclasses.replace(start, step=jnp.int32(10**6), params={"w": jnp.ones(4096)})  # its decay is no longer less
     step = training.train_step(lambda params, state, batch, key: 0 * jnp.sum(params["w"]), optimizer, decays)
     rows = {"image": jnp.zeros(1)}
-    after, _ = jax.lax.scan(lambda state, _: (step(state, rows, jax.random.key(0))[0], None), state, length=4000)
-    expected = 1 - 0.999**4000
+    after, _ = jax.lax.scan(lambda state, _: (step(state, rows, jax.random.key(0))[0], None), state, length=1000)
+    expected = 1 - 0.999**1000
     found = np.asarray(after.ema["ema"]["w"], np.float32)
-    assert abs(found.mean() - expected) < 1e-3
+    assert abs(found.mean() - expected) < 3e-3  # rounded to the nearest, it would stay at 0.26
     assert after.ema["ema"]["w"].dtype == jnp.bfloat16
