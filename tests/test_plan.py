@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.app import cli, plan
+from jaxdiff.app.cli import plan_command
 from jaxdiff.app.config import Experiment
 from jaxdiff.app.plan import collectives, compiling, cost, hlo
 from jaxdiff.io.errors import ConfigError
@@ -277,7 +278,7 @@ def test_a_sweep_compares_meshes_policies_and_batches():
     meshes = {(each.job.config.mesh.data, each.job.config.mesh.fsdp) for each in plans}
     assert meshes == {(8, 1), (1, 8), (2, 4)}
     assert len(plans) == 9  # of 12: 4096 is not tried where 1024 did not fit
-    assert "does not fit" in plan.table(plans)
+    assert "does not fit" in plan_command._table(plans)
     assert re.search(r"--mesh.data \d --mesh.fsdp \d --model.\S+.* --data.batch-size (64|128)$", plan.recommendation(plans))
 
 
@@ -290,9 +291,9 @@ def test_the_bound_hides_what_runs_beside():
     assert found.bound_s == pytest.approx(0.018)
     assert found.images_per_s == pytest.approx(128 / 0.018)
     assert found.utilisation == pytest.approx(16e9 / (0.018 * 197e12))
-    assert json.loads(json.dumps(plan.values(found)))["bound_s"] == found.bound_s
-    assert "lower bound of a run: 18.00 ms" in plan.text(found)
-    assert "measurement" in plan.text(found)
+    assert json.loads(json.dumps(plan_command._values(found)))["bound_s"] == found.bound_s
+    assert "lower bound of a run: 18.00 ms" in plan_command._text(found)
+    assert "measurement" in plan_command._text(found)
 
 
 def test_what_a_program_that_is_too_big_asked_for():

@@ -10,16 +10,17 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
+import jax
 import tyro
 
 from jaxdiff.app.cli import flags
-from jaxdiff.app.cli.error_messages import present_devices
 from jaxdiff.app.cli.flags import GlobalFlags
 from jaxdiff.app.config import Experiment, load
-from jaxdiff.io.errors import ConfigError, UsageError
+from jaxdiff.io.errors import ConfigError, UsageError, first_line
+from jaxdiff.training import distributed
 
 HELP = ("-h", "--help")
 
@@ -74,66 +75,53 @@ def _one_line(box: str) -> str:
     text = re.split(r"(Argument helptext|For full helptext)", text)[0].strip()
     text = re.sub(r"'own\.(\w+)'", lambda match: match[1].upper(), text)
     text = re.sub(r"no type matching .* Got errors: - <class '\w+'>: |\s*\(required\)", "", text)
-    text = re.sub(r"\. Expected one of \((.*?),?\)\.", lambda match: f"; write one of {_sorted(match[1])}", text)
+    text = re.sub(r"\. Expected one of \((.*?),?\)\.", _choices, text)
     return re.sub(r"Perhaps you meant:\s*(--\S+).*", r"did you mean \1?", text)
 
 
-def _sorted(choices: str) -> str:
-    return ", ".join(sorted({each.strip(" '") for each in choices.split(",")} - {"None"}))
+def _choices(match: re.Match[str]) -> str:
+    names = {*re.findall(r"[^\s',]+", match[1])} - {"None"}
+    return f"; write one of {', '.join(sorted(names))}"
 
 
-@contextlib.contextmanager
-def apply_global_flags(shared: GlobalFlags, own: Any) -> Iterator[None]:
-    """Applies the flags to the block, a command with its own arguments; its log lines are printed above progress bars.
+def apply_global_flags(shared: GlobalFlags, own: Any) -> None:
+    """Applies the flags before a command with its own arguments runs.
 
     Raises:
         ConfigError: there is no such device.
     """
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    from jaxdiff.training import distributed
-
     if shared.quiet:
         logging.getLogger("jaxdiff").setLevel(logging.WARNING)
-    if shared.device:
-        processes = getattr(own, "processes", None)
-        joins = processes is not None and (processes.coordinator is not None or distributed.in_cluster(os.environ))
-        _use(shared.device, joins)
-    with logging_redirect_tqdm():
-        yield
-
-
-def _use(device: str, joins: bool) -> None:
-    """Makes JAX use a device, and checks that it is there; not if the process `joins` others first, before its first device."""
-    import jax
-
-    before = jax.config.jax_platforms  # type: ignore[attr-defined]
-    jax.config.update("jax_platforms", device if device == "cpu" else f"{device},cpu")
-    if joins:
+    if not shared.device:
         return
+    before = jax.config.jax_platforms  # type: ignore[attr-defined]
+    jax.config.update("jax_platforms", shared.device if shared.device == "cpu" else f"{shared.device},cpu")
+    processes = getattr(own, "processes", None)
+    if processes and (processes.coordinator is not None or distributed.in_cluster(os.environ)):
+        return  # devices may be used only after the process has joined the others
     try:
         platform = jax.default_backend()
     except RuntimeError:
         platform = "none"
-    if platform != device:
+    if platform != shared.device:
         jax.config.update("jax_platforms", before)
-        raise ConfigError(f"--device {device}: JAX finds none here, {present_devices()}")
+        raise ConfigError(f"--device {shared.device}: JAX finds none here, {present_devices()}")
 
 
-def flag(field: str) -> str:
-    """`--batch-size` for the field `batch_size`."""
-    return f"--{field.replace('_', '-')}"
+def present_devices() -> str:
+    """Which devices there are, and how to find out why others are missing."""
+    try:
+        platforms = sorted({each.platform for each in jax.devices()} | {"cpu"})
+    except RuntimeError as error:
+        return f"and no other ({first_line(error)}); run: jaxdiff doctor"
+    return f"but {', '.join(platforms)}; write --device {platforms[-1]}, or ask why: jaxdiff doctor"
 
 
 def check_bounds(args: Any, **least: int) -> None:
-    """Checks lower bounds of flags that are set, and that a seed has 32 bits, as JAX's keys require.
-
-    Raises:
-        ConfigError: a value is out of bounds.
-    """
+    """Raises a ConfigError where a flag is set below its bound, or a seed has not the 32 bits that JAX's keys require."""
     for field, bound in least.items():
         if (value := getattr(args, field)) is not None and value < bound:
-            raise ConfigError(f"{flag(field)} must be at least {bound}, got {value}")
+            raise ConfigError(f"--{field.replace('_', '-')} must be at least {bound}, got {value}")
     if not 0 <= (getattr(args, "seed", None) or 0) < 2**32:
         raise ConfigError(f"--seed must be at least 0 and below 2^32, got {args.seed}")
 
@@ -144,14 +132,10 @@ def names_in(text: str) -> list[str]:
 
 
 def refuse(args: Any, fields: Sequence[str], why: str) -> None:
-    """Refuses flags that do not apply.
-
-    Raises:
-        ConfigError: one of `fields` was set.
-    """
+    """Raises a ConfigError where one of `fields` is set, which do not apply."""
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
         if dataclasses.is_dataclass(value):
             refuse(value, fields, why)
         elif field.name in fields and value != field.default:
-            raise ConfigError(f"{flag(field.name)} {why}")
+            raise ConfigError(f"--{field.name.replace('_', '-')} {why}")

@@ -76,10 +76,7 @@ def _examined(data_dir: str | None) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return next((each.version for each in importlib.metadata.distributions(name=name)), None)
 
 
 def _unfitting(name: str, versions: dict[str, str]) -> Iterator[str]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -15,9 +14,6 @@ from jaxdiff.app.cli.flags import DataDir
 from jaxdiff.app.cli.sample_command import SAMPLING, Sampling, parse_labels
 from jaxdiff.app.config import Experiment, validated
 from jaxdiff.io.errors import ConfigError
-
-if TYPE_CHECKING:
-    from jaxdiff.evaluate import Evaluator
 
 # flags that neither --likelihood nor --stored reads
 MEASURING = {*SAMPLING, "epochs", "features", "weights", "metrics", "ema", "seed"} - {"steps"}
@@ -52,7 +48,7 @@ class Evaluate:
     """Print the table of earlier evaluations instead."""
     data_dir: DataDir = None
     likelihood: bool = False
-    """Bits per dimension, by 1000 steps (chain) or 256 (flow); the flags below are for it."""
+    """Bits per dimension, by default in 1000 steps (chain), 256 (flow); the flags below are for it."""
     estimators: str = ""
     """discrete,continuous,flow,flow_uniform or elbo,importance; by default all but flow_uniform."""
     split: str = "test"
@@ -86,7 +82,14 @@ def _samples(args: Evaluate) -> int:
 
     configs = {path: _config(path, args) for path in args.runs}
     labels = {path: parse_labels(args.labels, config.model.num_classes) for path, config in configs.items()}
-    evaluators = _evaluators(configs, args)
+    made, evaluators = {}, {}
+    for path, config in configs.items():
+        c, epochs = config.data, config.evaluation.epochs
+        same_images = (c.name, c.split, c.held_out, c.image_shape, c.fit, c.reduce, epochs, not config.model.num_classes)
+        if same_images not in made:
+            how: Any = {"weights": args.weights, "names": names_in(args.metrics)}
+            made[same_images] = finish.run_evaluator(config, args.num, epochs, args.data_dir, **how)
+        evaluators[path] = made[same_images]
     evaluate.check_same({str(path): each.spec for path, each in evaluators.items()})  # before samples are drawn
     rows = []
     for path, config in configs.items():
@@ -113,20 +116,6 @@ def _config(path: pathlib.Path, args: Evaluate) -> Experiment:
     epochs = config.evaluation.epochs if args.epochs is None else args.epochs
     evaluation = dataclasses.replace(config.evaluation, epochs=epochs)
     return validated(dataclasses.replace(config, seed=seed, evaluation=evaluation), where="jaxdiff evaluate")
-
-
-def _evaluators(configs: Mapping[pathlib.Path, Experiment], args: Evaluate) -> dict[pathlib.Path, Evaluator]:
-    """The evaluator of each run: one for all runs that were trained on the same images."""
-    from jaxdiff.app.runs import finish
-
-    names, made, evaluators = names_in(args.metrics), {}, {}
-    for path, config in configs.items():
-        c, epochs = config.data, config.evaluation.epochs
-        same = (c.name, c.split, c.held_out, c.image_shape, c.fit, c.reduce, epochs, not config.model.num_classes)
-        if same not in made:
-            made[same] = finish.run_evaluator(config, args.num, epochs, args.data_dir, weights=args.weights, names=names)
-        evaluators[path] = made[same]
-    return evaluators
 
 
 def _likelihood(args: Evaluate) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import pathlib
 import shutil
@@ -77,7 +76,8 @@ class Flag(NamedTuple):
 
 def of(kind: Any, values: Any = None, prefix: str = "") -> Iterator[Flag]:
     """The flags of a dataclass in order, with defaults from `values`, an instance."""
-    hints, texts = typing.get_type_hints(kind, include_extras=True), _texts(kind)
+    hints, below = typing.get_type_hints(kind, include_extras=True), docstring_parser.parse_from_object(kind).params
+    texts = {each.arg_name: " ".join((each.description or "").split()) for each in below}
     for field in dataclasses.fields(kind):
         marks = getattr(hints[field.name], "__metadata__", ())
         hint = typing.get_args(hints[field.name])[0] if marks else hints[field.name]
@@ -98,19 +98,6 @@ def of(kind: Any, values: Any = None, prefix: str = "") -> Iterator[Flag]:
         else:
             default = f"on; off by --{prefix}no-{name.removeprefix(prefix)}" if value is True else _written(value)
             yield Flag(f"--{name}", _word(hint), choices, default, text)
-
-
-@functools.cache
-def _texts(kind: Any) -> dict[str, str]:
-    """The docstring below each field."""
-    return {each.arg_name: " ".join((each.description or "").split()) for each in docstring_parser.parse_from_object(kind).params}
-
-
-@functools.cache
-def _groups() -> dict[str, str]:
-    """Names of the config's groups of flags, with the first line of each group's docstring."""
-    hints = {name: hint for name, hint in typing.get_type_hints(Experiment).items() if dataclasses.is_dataclass(hint)}
-    return {name: docstring_parser.parse_from_object(hint).short_description or "" for name, hint in hints.items()}
 
 
 def _word(hint: Any) -> str:
@@ -136,41 +123,27 @@ def command_help(name: str, kind: Any, values: Any = None, group: str = "") -> s
         UsageError: there is no such group.
     """
     width = min(shutil.get_terminal_size((80, 24)).columns, 100)
-    config = list(of(Experiment, values.experiment)) if values else []
-    top = dict.fromkeys(_head(flag) for flag in config if _group(flag) == TOP)
-    listed = {TOP: ", ".join(top), **_groups()} if config else {}
+    config = {flag: flag.name.lstrip("-").partition(".")[0] for flag in of(Experiment, values.experiment)} if values else {}
+    hints = {name: hint for name, hint in typing.get_type_hints(Experiment).items() if dataclasses.is_dataclass(hint)}
+    groups = {TOP: ", ".join(dict.fromkeys(head for head in config.values() if head not in hints))}
+    groups |= {name: docstring_parser.parse_from_object(hint).short_description or "" for name, hint in hints.items()}
     if group and not config:
         raise UsageError(f"{name} has no groups of flags; write jaxdiff {name} --help")
     if group:
-        chosen = [flag for flag in config if group in ("all", _group(flag))]
+        chosen = [flag for flag, head in config.items() if group in ("all", head if head in hints else TOP)]
         if not chosen:
-            raise UsageError(f"{name} --help {group}: no such group; write one of {', '.join(listed)}, all")
+            raise UsageError(f"{name} --help {group}: no such group; write one of {', '.join(groups)}, all")
         return _rows(chosen, width)
     own = [flag for flag in of(kind, values) if flag not in config]
     about, _, example = (inspect.getdoc(kind) or "").partition("Example: ")
-    words = " ".join(flag.name for flag in own if not flag.name.startswith("-"))
-    lines = [
-        f"usage: jaxdiff {name} {words} [flags]",
-        "",
-        textwrap.fill(" ".join(about.split()), width),
-        f"  {example.strip()}",
-        "",
-    ]
+    usage = " ".join(["usage: jaxdiff", name, *(flag.name for flag in own if not flag.name.startswith("-")), "[flags]"])
+    lines = [usage, "", textwrap.fill(" ".join(about.split()), width), f"  {example.strip()}", ""]
     lines += [_rows([*own, *of(GlobalFlags)], width)]
     if config:
         lines += ["", f"Fields of CONFIG are flags too: jaxdiff {name} CONFIG --help GROUP, or all."]
-        for each, text in listed.items():
+        for each, text in groups.items():
             lines.append(f"  {each}".ljust(NARROW) + textwrap.shorten(text, width - NARROW, placeholder=" ..."))
     return "\n".join(lines)
-
-
-def _head(flag: Flag) -> str:
-    """`model` of --model.channels."""
-    return flag.name.lstrip("-").partition(".")[0]
-
-
-def _group(flag: Flag) -> str:
-    return _head(flag) if _head(flag) in _groups() else TOP
 
 
 def _rows(flags: Iterable[Flag], width: int) -> str:

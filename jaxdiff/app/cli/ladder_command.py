@@ -13,7 +13,9 @@ from jaxdiff.app.cli.arguments import check_bounds
 from jaxdiff.app.cli.flags import DataDir
 from jaxdiff.app.cli.train_command import Processes, print_once, report_stop, unfinished
 from jaxdiff.app.config import load_ladder
+from jaxdiff.io import files
 from jaxdiff.io.errors import ConfigError
+from jaxdiff.training import distributed
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,6 @@ def ladder(args: Ladder) -> int:
     """`jaxdiff ladder`: the exit status."""
     from jaxdiff.app.runs import ladder as ladders
     from jaxdiff.app.runs import train as run
-    from jaxdiff.io import files
-    from jaxdiff.training import distributed
 
     check_bounds(args)
     config = load_ladder(args.config)

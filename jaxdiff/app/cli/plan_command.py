@@ -6,15 +6,25 @@ import importlib.util
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxdiff.app import plan as plans
 from jaxdiff.app.cli.arguments import refuse
 from jaxdiff.app.config import Experiment, validated
+from jaxdiff.io import progress
 from jaxdiff.io.errors import ConfigError
+
+LEAVES_OUT = """\
+The bound is the sum over instructions of max(matrix time at 0.95 of the peak, HBM bytes at 0.85 of the bandwidth), and the
+wire time of collectives at published link speeds. It leaves out vector work, latencies, contention and input, and is no
+measurement: a run takes longer."""
+HEAD = ("mesh", "remat", "batch", "GiB", "TFLOP", "HBM GB", "wire ms", "bound ms", "images/s")
+WIDTHS = ("<22", "<10", ">6", ">7", ">8", ">8", ">8", ">9", ">9", "")
+TRAFFIC = ("kind", "axes", "network", "beside_computation", "count", "bytes", "wire_s")  # JSON names of the fields of Traffic
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,6 @@ class Plan:
 
 def plan(args: Plan) -> int:
     """`jaxdiff plan`: the exit status, 1 if nothing fits."""
-    from jaxdiff.app import plan as plans
-    from jaxdiff.io import progress
-
     config = validated(args.experiment, where="jaxdiff plan")
     where, cache = plans.topology(args.topology, args.slices), plans.cache_dir(args.cache_dir)
     job = plans.Job(config, args.what, where, cache, args.limit_s, args.full)
@@ -76,22 +83,83 @@ def plan(args: Plan) -> int:
         return _print_each(plans.largest_batch(job), None, plans.conclusion, args.json)
     with progress.waiting("compiling"):
         planned = plans.planned(job)
-    print(json.dumps(plans.values(planned), indent=2) if args.json else plans.text(planned))
+    print(json.dumps(_values(planned), indent=2) if args.json else _text(planned))
     return 0 if planned.fits else 1
 
 
-def _print_each(planned: Iterator[Any], total: int | None, conclude: Callable[[list[Any]], str], as_json: bool) -> int:
+def _print_each(planned: Iterator[plans.Plan], total: int | None, conclude: Callable[..., str], as_json: bool) -> int:
     """Prints plans as soon as they are made, at most `total`, and a conclusion; returns the exit status, 1 if none fits."""
-    from jaxdiff.app import plan as plans
-    from jaxdiff.io import progress
-
-    done: list[Any] = []
+    done: list[plans.Plan] = []
     for each in progress.track(planned, "compiling", "program", total):
         done.append(each)
         if not as_json:
-            progress.print_above("\n".join(plans.table([each]).splitlines()[min(len(done) - 1, 1) :]))
+            progress.print_above("\n".join(_table([each]).splitlines()[min(len(done) - 1, 1) :]))
     if as_json:
-        print(json.dumps({"plans": [plans.values(each) for each in done], "conclusion": conclude(done)}, indent=2))
+        print(json.dumps({"plans": [_values(each) for each in done], "conclusion": conclude(done)}, indent=2))
     else:
-        print(f"{conclude(done)}\n{plans.LEAVES_OUT}")
+        print(f"{conclude(done)}\n{LEAVES_OUT}")
     return 0 if any(each.fits for each in done) else 1
+
+
+def _text(plan: plans.Plan) -> str:
+    """A plan in lines."""
+    job = plan.job
+    slices = f", {job.where.slices} slices" if job.where.slices > 1 else ""
+    mesh = " x ".join(f"{name} {length}" for name, length in plan.mesh.items())
+    what = "one training step" if job.what == "train" else f"{job.config.sampling.steps} steps of {job.config.sampling.sampler}"
+    fits, peak = "fits" if plan.fits else "DOES NOT FIT", f"{plan.peak_bytes / plans.GIB:.2f} of {job.where.chip.hbm_gib:.2f} GiB"
+    lines = [f"{what}, {job.batch} images, on {job.where.name}{slices} (mesh {mesh}), as compiled and not run"]
+    lines += [f"memory a device: {fits}, {peak}"]
+    lines += [f"  {kind:27} {value / plans.GIB:8.3f} GiB" for kind, value in plan.memory.items() if value >= plans.GIB / 2000]
+    if not plan.too_big:
+        image = f"{plan.flops_per_image / 1e9:.4g} GFLOP an image"
+        lines += [f"work a device: {plan.cost.flops / 1e12:.4g} TFLOP ({image}), {plan.cost.hbm_bytes / 1e9:.4g} GB of HBM traffic"]
+        lines += ["collectives a device:" if plan.traffic else "collectives: none"]
+        for each in plan.traffic:
+            beside = "beside the computation" if each.hidden else "while it waits"
+            sent = f"{each.bytes / 2**20:9.2f} MiB {1e3 * each.seconds:8.3f} ms on the wire, {beside}"
+            lines.append(f"  {each.times:4} {each.kind:18} over {each.axes:10} ({each.network}) {sent}")
+        if kinds := " and ".join(sorted({each.kind for each in plan.moved})):
+            lines += [f"  WARNING: {kinds}: activations (or keys) are shuffled between devices, which another mesh may avoid"]
+        wire = f"wire {1e3 * plan.wire_s(hidden=False):.2f} waited for and {1e3 * plan.wire_s(hidden=True):.2f} beside it"
+        lines += [f"lower bound of a run: {1e3 * plan.bound_s:.2f} ms (roofline {1e3 * plan.cost.seconds:.2f}, {wire})"]
+        again = ", recomputation included" if job.config.model.remat not in (False, "none") else ""
+        use = f"FLOP utilisation {100 * plan.utilisation:.0f}%{again}"
+        lines += [f"  at it {plan.images_per_s:,.0f} images/s at most, {use}"]
+        lines += [f"  {line}" for line in LEAVES_OUT.splitlines()]
+    lines += [f"note: {note}" for note in plan.notes]
+    how = "finished executable" if job.full else "scheduled HLO"
+    when = ", some time ago (cached)" if plan.cached else ""
+    return "\n".join([*lines, f"compile: {how} in {plan.compiled_s:.0f} s{when}; lowered in {plan.lowering_s:.0f} s"])
+
+
+def _table(planned: Sequence[plans.Plan]) -> str:
+    """Plans side by side, one a line."""
+    rows = (HEAD, *map(_row, planned))
+    return "\n".join(" ".join(f"{cell:{width}}" for cell, width in zip(row, WIDTHS, strict=False)) for row in rows)
+
+
+def _row(plan: plans.Plan) -> list[str]:
+    mesh = " x ".join(f"{name} {length}" for name, length in plan.mesh.items() if length > 1) or "one device"
+    first = [mesh, plan.job.config.model.remat, str(plan.job.batch), f"{plan.peak_bytes / plans.GIB:.2f}"]
+    if not plan.fits:
+        return [*first, "does not fit"]
+    wire = 1e3 * (plan.wire_s(hidden=False) + plan.wire_s(hidden=True))
+    work = [f"{plan.cost.flops / 1e12:.4g}", f"{plan.cost.hbm_bytes / 1e9:.4g}"]
+    bounds = [f"{wire:.2f}", f"{1e3 * plan.bound_s:.2f}", f"{plan.images_per_s:,.0f}"]
+    return [*first, *work, *bounds, *(["shuffles activations"] if plan.moved else [])]
+
+
+def _values(plan: plans.Plan) -> dict[str, Any]:
+    """A plan as JSON values; times in seconds, sizes in bytes, per device where nothing else is said."""
+    job, cost, traffic = plan.job, plan.cost, [dict(zip(TRAFFIC, each, strict=True)) for each in plan.traffic]
+    return (
+        {"what": job.what, "topology": job.where.name, "slices": job.where.slices, "mesh": plan.mesh}
+        | {"batch": job.batch, "remat": job.config.model.remat, "fits": plan.fits, "too_big": plan.too_big or None}
+        | {"memory": plan.memory, "peak_bytes": plan.peak_bytes, "allowed_bytes": job.where.chip.hbm_gib * plans.GIB}
+        | {"flops": cost.flops, "flops_per_image": plan.flops_per_image, "hbm_bytes": cost.hbm_bytes}
+        | {"collectives": traffic, "shuffles_activations": bool(plan.moved), "roofline_s": cost.seconds}
+        | {"wire_exposed_s": plan.wire_s(hidden=False), "wire_hidden_s": plan.wire_s(hidden=True), "bound_s": plan.bound_s}
+        | {"images_per_s_at_bound": plan.images_per_s, "flop_utilisation_at_bound": plan.utilisation, "notes": list(plan.notes)}
+        | {"compile_s": plan.compiled_s, "lowering_s": plan.lowering_s, "cached": plan.cached}
+    )

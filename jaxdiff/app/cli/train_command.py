@@ -11,6 +11,7 @@ import tyro
 from jaxdiff.app.cli.flags import DataDir
 from jaxdiff.app.config import Experiment, validated
 from jaxdiff.io.errors import ConfigError
+from jaxdiff.training import distributed, profiling
 
 if TYPE_CHECKING:
     from jaxdiff.app.runs import stages
@@ -54,7 +55,6 @@ def train(args: Train) -> int:
     """`jaxdiff train`: the exit status."""
     from jaxdiff.app.runs import stages
     from jaxdiff.app.runs import train as run
-    from jaxdiff.training import distributed, profiling
 
     config, before = stages.resolve_sources(validated(args.experiment, where="jaxdiff train"), args.workdir)
     distributed.initialize(args.processes.coordinator, args.processes.num_processes, args.processes.process_id)
@@ -84,7 +84,6 @@ def _report(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> 
 def unfinished(before: list[stages.Stage]) -> list[stages.Stage]:
     """The stages whose runs are not finished, as the first process sees it."""
     from jaxdiff.app.runs import stages
-    from jaxdiff.training import distributed
 
     names = distributed.broadcast_from_first([str(stage.workdir) for stage in stages.unfinished(before)])
     return [stage for stage in before if str(stage.workdir) in names]
@@ -100,7 +99,5 @@ def report_stop(name: str, workdir: pathlib.Path) -> int:
 
 def print_once(line: str) -> None:
     """Prints a line, on the first process alone."""
-    from jaxdiff.training import distributed
-
     if distributed.is_first():
         print(line)

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
+import jax
 import tyro
 
 from jaxdiff import oracles, samplers
 from jaxdiff.app.cli.arguments import check_bounds
 from jaxdiff.app.config import SamplerName
+from jaxdiff.io import progress
 from jaxdiff.io.errors import ConfigError, user_code_error
 from jaxdiff.samplers import Sampler
 
@@ -40,14 +42,10 @@ class Verify:
 
 def verify(args: Verify) -> int:
     """`jaxdiff verify`: the exit status, 1 if the sampler fails."""
-    import jax
-
-    from jaxdiff.io import progress
-
     check_bounds(args, num=2)
     if args.order is not None and not 0 < args.order < 100:
         raise ConfigError(f"--order must be above 0 and below 100, got {args.order}")
-    sampler = load_sampler(args.sampler)
+    sampler = _load_sampler(args.sampler)
     jax.devices()  # a missing device is not the sampler's fault
     denoiser = oracles.flow_map if args.consistency else oracles.denoiser
     try:
@@ -59,12 +57,8 @@ def verify(args: Verify) -> int:
     return 0 if report.passed else 1
 
 
-def load_sampler(text: str) -> Sampler | Callable[..., Any]:
-    """The sampler of that name: a `Sampler` or a function `(denoise, x, levels, key) -> x0`, or a factory of one.
-
-    Raises:
-        ConfigError: no such file or name, the file raises an error, or the name is not a sampler's.
-    """
+def _load_sampler(text: str) -> Sampler | Callable[..., Any]:
+    """The sampler of that name: a `Sampler` or a function `(denoise, x, levels, key) -> x0`, or a factory of one."""
     path, _, name = text.rpartition(":")
     if path:
         sampler = _named(_contents(path), name, f"a name in {path}, such as")

@@ -51,14 +51,11 @@ class Compiled(NamedTuple):
 def compiled(arguments: Sequence[str], limit_s: float, full: bool = False, folder: pathlib.Path | None = None) -> Compiled | None:
     """What XLA writes of the one TPU program that `python arguments` compiles; None if it exits cleanly and compiles none.
 
-    Args:
-        arguments: of the interpreter.
-        limit_s: how long it may take.
-        full: wait for the finished executable.
-        folder: for what XLA writes, a temporary one if not given. Seconds count from program.json on, if the child writes it there.
+    XLA writes into `folder`, by default a temporary one; seconds count from the child's program.json there, if it writes one.
+    With `full` the result waits for the finished executable.
 
     Raises:
-        CompilerError: the child failed, or took longer.
+        CompilerError: the child failed, or took longer than `limit_s`.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="jaxdiff_plan_") as name:

@@ -28,7 +28,8 @@ from jaxdiff.io.errors import ConfigError, UserError
 
 CONTEXTS = 77  # vectors an example where a network attends to some: as many as CLIP's; the data set says how many there are
 FORMAT = "1"  # of the cache of compiled programs
-VGG16_WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, *(512,) * 6)
+VGG16_WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, *(512,) * 6)  # of the params that `perceptual.load` reads
+LPIPS_WIDTHS = (64, 128, 256, 512, 512)
 
 
 def main(job: pathlib.Path) -> int:
@@ -107,7 +108,9 @@ def source_shapes(config: Experiment, places: tuple[str, ...]) -> tuple[dict[str
         if place not in places:
             continue
         if name.endswith(".npz"):
-            frozen[place] = _vgg16()
+            shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+            layers = [{"kernel": shape((3, 3, *pair)), "bias": shape(pair[1:])} for pair in itertools.pairwise(VGG16_WIDTHS)]
+            frozen[place] = {"convolutions": layers, "weights": [shape((width,)) for width in LPIPS_WIDTHS]}
             continue
         path = pathlib.Path(name)
         source = sources[place] = load(path) if path.suffix == ".py" else storage.read_config(path)
@@ -117,13 +120,6 @@ def source_shapes(config: Experiment, places: tuple[str, ...]) -> tuple[dict[str
             sources |= {f"base.{each}": value for each, value in its.items()}
             frozen |= {f"base.{each}": value for each, value in below.items()}
     return sources, frozen
-
-
-def _vgg16() -> dict[str, Any]:
-    """Shapes of the params that `perceptual.load` reads from a file of LPIPS."""
-    shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    layers = [{"kernel": shape((3, 3, *pair)), "bias": shape(pair[1:])} for pair in itertools.pairwise(VGG16_WIDTHS)]
-    return {"convolutions": layers, "weights": [shape((width,)) for width in (64, 128, 256, 512, 512)]}
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ from jaxdiff.io.errors import ConfigError
 GROWN = 1.02  # FLOPs an image, where XLA has begun to recompute what no longer fits
 FINE = 16  # the search ends when the next batch is larger by less than this fraction, 1 / FINE
 
-Planner = Callable[[Job], Plan]
-
 
 def with_batch(job: Job, batch: int) -> Job:
     """The job with another number of images.
@@ -33,7 +31,7 @@ def with_batch(job: Job, batch: int) -> Job:
     return job._replace(config=validated(c, where="jaxdiff plan"))
 
 
-def largest_batch(job: Job, plan: Planner = planned) -> Iterator[Plan]:
+def largest_batch(job: Job, plan: Callable[[Job], Plan] = planned) -> Iterator[Plan]:
     """Plans on the way to the largest batch that fits, a multiple of the number of devices: by doubling, then by bisection.
 
     The search starts at the job's own batch. The last one that fits is the largest, to a sixteenth.
@@ -81,7 +79,7 @@ def variants(job: Job, remats: Sequence[str] = (), batches: Sequence[int] = ()) 
     return jobs
 
 
-def sweep(jobs: Sequence[Job], plan: Planner = planned) -> Iterator[Plan]:
+def sweep(jobs: Sequence[Job], plan: Callable[[Job], Plan] = planned) -> Iterator[Plan]:
     """Plans of the jobs, without batches above one of the same mesh and policy that did not fit."""
     full: set[Any] = set()
     for job in jobs:
