@@ -45,24 +45,15 @@ class Doctor:
 
 def doctor(args: Doctor) -> int:
     """`jaxdiff doctor`: the exit status, 1 if there are problems."""
-    with progress.waiting("looking for devices"):
-        parts, problems = _examined(args.data_dir)
-    for part, lines in parts.items():
-        print("\n".join([part, *(f"  {line}" for line in lines)]))
-    print("\n".join(f"wrong: {problem}" for problem in problems) or "nothing is wrong")
-    return 1 if problems else 0
-
-
-def _examined(data_dir: str | None) -> tuple[dict[str, list[str]], list[str]]:
-    """Lines about each part of the machine, and one line per problem, which ends with the command that fixes it."""
     versions = {name: version for name in (*SHOWN, *BESIDE) if (version := _version(name))}
-    devices, reason = _devices()
+    with progress.waiting("looking for devices"):
+        devices, reason = _devices()
     counted = [
         f"{number} {backend} ({kind}{f', {size / 2**30:.1f} GiB each' if size else ''})"
         for (backend, kind, size), number in Counter(devices).items()
     ]
     asked, cache = os.environ.get("JAX_PLATFORMS"), files.cache_dir()
-    data = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or pathlib.Path.home() / "tensorflow_datasets")
+    data = pathlib.Path(args.data_dir or os.environ.get("TFDS_DATA_DIR") or pathlib.Path.home() / "tensorflow_datasets")
     disks = {"here": pathlib.Path.cwd(), "data": data, "caches": cache}
     parts = {
         "versions": [f"python {platform.python_version()}", *(f"{name} {version}" for name, version in versions.items())],
@@ -72,7 +63,11 @@ def _examined(data_dir: str | None) -> tuple[dict[str, list[str]], list[str]]:
         "disk": [f"{name}: {shutil.disk_usage(_existing(path)).free / 1e9:.1f} GB free" for name, path in disks.items()],
     }
     problems = [*_unfitting("jax", versions), *_unfitting("jaxdiff", versions), *_unused(devices, reason, versions)]
-    return parts, [*problems, *(problem for name, path in disks.items() for problem in _cramped(name, path))]
+    problems += [problem for name, path in disks.items() for problem in _cramped(name, path)]
+    for part, lines in parts.items():
+        print("\n".join([part, *(f"  {line}" for line in lines)]))
+    print("\n".join(f"wrong: {problem}" for problem in problems) or "nothing is wrong")
+    return 1 if problems else 0
 
 
 def _version(name: str) -> str | None:

@@ -60,10 +60,15 @@ def verify(args: Verify) -> int:
 def _load_sampler(text: str) -> Sampler | Callable[..., Any]:
     """The sampler of that name: a `Sampler` or a function `(denoise, x, levels, key) -> x0`, or a factory of one."""
     path, _, name = text.rpartition(":")
+    if path and not pathlib.Path(path).is_file():
+        raise ConfigError(f"no file {path}; write path/to/file.py:my_sampler")
     if path:
-        sampler = _named(_contents(path), name, f"a name in {path}, such as")
-    else:
-        sampler = _named(built_in(), name, "path/to/file.py:my_sampler, or one of")
+        sys.path.insert(0, str(pathlib.Path(path).parent))  # for imports of its neighbours
+    try:
+        choices = runpy.run_path(path) if path else built_in()
+    except Exception as error:  # the user's own code
+        raise user_code_error(path, path, error) from error
+    sampler = _named(choices, name, f"a name in {path}, such as" if path else "path/to/file.py:my_sampler, or one of")
     if inspect.isfunction(sampler) and _takes(sampler, 0) and not _takes(sampler, 4):
         try:
             sampler = sampler()
@@ -78,16 +83,6 @@ def built_in() -> dict[str, Callable[..., Any]]:
     """The samplers of configs that the library has by the same name and that need no arguments."""
     named = {name: getattr(samplers, name, None) for name in get_args(SamplerName)}
     return {name: factory for name, factory in named.items() if inspect.isfunction(factory) and _takes(factory, 0)}
-
-
-def _contents(path: str) -> Mapping[str, Any]:
-    if not pathlib.Path(path).is_file():
-        raise ConfigError(f"no file {path}; write path/to/file.py:my_sampler")
-    sys.path.insert(0, str(pathlib.Path(path).parent))  # for imports of its neighbours
-    try:
-        return runpy.run_path(path)
-    except Exception as error:  # the user's own code
-        raise user_code_error(path, path, error) from error
 
 
 def _named(choices: Mapping[str, Any], name: str, where: str) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxdiff.app.plan.chips import Topology
 from jaxdiff.app.plan.cost import COLLECTIVES
-from jaxdiff.app.plan.hlo import Executed, Instruction, Module, dense, numbers
+from jaxdiff.app.plan.hlo import BYTES, Executed, Instruction, Module, arrays, numbers
 
 MOVES = ("collective-permute", "all-to-all")  # of activations or keys, where parameters alone should be sent
 
@@ -70,7 +70,7 @@ def traffic(module: Module, runs: Iterable[Executed], grid: Grid, where: Topolog
 def _traffic(instruction: Instruction, grid: Grid, where: Topology) -> Traffic | None:
     """One run of a collective, or of a send between slices; None for anything else."""
     kind = instruction.opcode.removesuffix("-start")
-    parts = dense(instruction.shape)
+    parts = [BYTES.get(type_, 0) * math.prod(numbers(lengths)) for type_, lengths, _ in arrays(instruction.shape)]
     if kind == "send" and (between := re.search(r"_xla_megascale_transfer_type=\"(\w+)\"", instruction.rest)):
         kind = between[1].lower().replace("_", "-")
         sent = _sent(kind, parts[0], where.slices) if kind == "all-reduce" else parts[0]

@@ -126,11 +126,6 @@ def hbm(array: Array, anywhere: bool = False) -> float:
     return BYTES.get(kind, 0) * math.prod(sizes)
 
 
-def dense(shape: str) -> list[float]:
-    """Bytes of the arrays of a shape without padding."""
-    return [BYTES.get(kind, 0) * math.prod(numbers(lengths)) for kind, lengths, _ in arrays(shape)]
-
-
 def numbers(text: str) -> list[int]:
     """The integers in a list that is separated by commas."""
     return [int(number) for number in text.split(",") if number]

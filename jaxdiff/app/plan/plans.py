@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import pathlib
+import pickle
 import re
 import tempfile
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from jaxdiff.app.config import Experiment, to_dict
+from jaxdiff.app.config import Experiment
 from jaxdiff.app.plan import compiling, hlo
 from jaxdiff.app.plan.chips import VALID, Topology
 from jaxdiff.app.plan.collectives import MOVES, Grid, Traffic, traffic
@@ -113,8 +114,8 @@ def planned(job: Job) -> Plan:
         ConfigError: the config does not fit the topology.
         CompilerError: the compiler stopped, or took longer than the limit.
     """
-    program, about = _compiled(job)
-    times: Any = {"lowering_s": about["lowering_s"], "compiled_s": program.seconds, "cached": about["cached"]}
+    program, about, cached = _compiled(job)
+    times: Any = {"lowering_s": about["lowering_s"], "compiled_s": program.seconds, "cached": cached}
     if program.too_big:
         return Plan(job, about["mesh"], {}, Cost(0.0, 0.0, 0.0), (), tuple(about["notes"]), program.too_big, **times)
     module = hlo.parsed(program.hlo)
@@ -125,27 +126,24 @@ def planned(job: Job) -> Plan:
     return Plan(job, about["mesh"], memory_by_kind(module, program.report), spent, sent, notes, "", **times)
 
 
-def _compiled(job: Job) -> tuple[compiling.Compiled, dict[str, Any]]:
-    """What the compiler says of a job, from the cache if it is there, and what its child process says about the program."""
-    where = job.where
-    text = {"config": to_dict(job.config), "limit_s": job.limit_s, "what": job.what, "topology": where.name}
-    text |= {"slices": where.slices, "full": job.full, "cache": str(job.cache)}
+def _compiled(job: Job) -> tuple[compiling.Compiled, dict[str, Any], bool]:
+    """What the compiler says of a job, what its child process says about the program, and whether it was in the cache."""
     with tempfile.TemporaryDirectory(prefix="jaxdiff_plan_") as name:
         folder = pathlib.Path(name)
-        (folder / "job.json").write_text(json.dumps(text))
+        (folder / "job.pickle").write_bytes(pickle.dumps(job))
         try:
-            arguments = ["-m", "jaxdiff.app.plan.program", str(folder / "job.json")]
+            arguments = ["-m", "jaxdiff.app.plan.program", str(folder / "job.pickle")]
             program = compiling.compiled(arguments, job.limit_s, job.full, folder)
         except compiling.CompilerError as error:
             if (folder / "error.txt").exists():
                 raise ConfigError((folder / "error.txt").read_text()) from error
             if isinstance(error, compiling.Aborted):
-                raise compiling.CompilerError(f"--topology {where.name}: {error}; write {VALID}") from error
+                raise compiling.CompilerError(f"--topology {job.where.name}: {error}; write {VALID}") from error
             raise
         about = json.loads((folder / "program.json").read_text())
     cached = job.cache / f"{about['key']}.gz"
     if program is None:
-        return compiling.Compiled(**json.loads(gzip.decompress(cached.read_bytes()))), {**about, "cached": True}
+        return compiling.Compiled(**json.loads(gzip.decompress(cached.read_bytes()))), about, True
     with files.atomic_write(cached) as draft:
         draft.write_bytes(gzip.compress(json.dumps(program._asdict()).encode()))
-    return program, {**about, "cached": False}
+    return program, about, False

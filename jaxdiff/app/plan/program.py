@@ -7,6 +7,7 @@ import importlib.metadata
 import itertools
 import json
 import pathlib
+import pickle
 import resource
 import signal
 import sys
@@ -20,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.app import build
-from jaxdiff.app.config import Experiment, from_dict, load, with_article
-from jaxdiff.app.plan.chips import device_descriptions, topology
+from jaxdiff.app.config import Experiment, load, with_article
+from jaxdiff.app.plan.chips import device_descriptions
+from jaxdiff.app.plan.plans import Job
 from jaxdiff.app.runs import storage
 from jaxdiff.app.runs.sources import sampling_sources
 from jaxdiff.io.errors import ConfigError, UserError
@@ -32,28 +34,27 @@ VGG16_WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, *(512,) * 6)  # of the param
 LPIPS_WIDTHS = (64, 128, 256, 512, 512)
 
 
-def main(job: pathlib.Path) -> int:
-    """Lowers and compiles the program that a job describes; writes program.json beside it, or error.txt."""
+def main(path: pathlib.Path) -> int:
+    """Lowers and compiles the program of the pickled `Job` at a path; writes program.json beside it, or error.txt."""
+    job: Job = pickle.loads(path.read_bytes())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # libtpu aborts on a topology that does not exist
-    fields = json.loads(job.read_text())
-    signal.alarm(int(fields["limit_s"]) + 60)  # should the parent die first
-    where, started = topology(fields["topology"], fields["slices"]), time.monotonic()
+    signal.alarm(int(job.limit_s) + 60)  # should the parent die first
+    started, lowered = time.monotonic(), _training if job.what == "train" else _sampling
     try:
-        config = from_dict(fields["config"])
-        step, arguments, mesh, notes = (_training if fields["what"] == "train" else _sampling)(config, device_descriptions(where))
+        step, arguments, mesh, notes = lowered(job.config, device_descriptions(job.where))
         program = step.trace(*arguments).lower(lowering_platforms=("tpu",))
     except (UserError, ValueError) as error:
-        (job.parent / "error.txt").write_text(str(error))
+        (path.parent / "error.txt").write_text(str(error))
         return 1
-    if config.model.context_channels:
+    if job.config.model.context_channels:
         notes.append(f"{CONTEXTS} context vectors an example are assumed; the data set says how many there are")
     version = importlib.metadata.version("libtpu")
-    identity = "\n".join((FORMAT, program.as_text(), where.name, str(where.slices), version, str(fields["full"])))
+    identity = "\n".join((FORMAT, program.as_text(), job.where.name, str(job.where.slices), version, str(job.full)))
     about = {"mesh": dict(mesh.shape), "slices": [getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat]}
     about |= {"notes": notes, "key": hashlib.sha256(identity.encode()).hexdigest()}
     about |= {"lowering_s": time.monotonic() - started, "libtpu": version}
-    (job.parent / "program.json").write_text(json.dumps(about))
-    if not pathlib.Path(fields["cache"], f"{about['key']}.gz").exists():
+    (path.parent / "program.json").write_text(json.dumps(about))
+    if not (job.cache / f"{about['key']}.gz").exists():
         program.compile()
     return 0
 
