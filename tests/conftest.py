@@ -32,11 +32,13 @@ def tfds_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("tfds"))
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-    """Runs of the test's own process use the first device alone: less to compile."""
+@pytest.fixture(scope="module")
+def one_device():
+    """Runs of the tests' own process use the first device alone: less to compile."""
     devices = jax.devices()
-    monkeypatch.setattr(jax, "devices", lambda *backend: devices[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *backend: devices[:1])
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

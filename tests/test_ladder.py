@@ -7,8 +7,10 @@ import signal
 
 import pytest
 from PIL import Image
+from small_unet import SmallUNet
 
 from jaxdiff.app import cli, config
+from jaxdiff.app.build import networks
 from jaxdiff.app.runs import ladder, stages, train
 from jaxdiff.training import checkpoint
 
@@ -42,6 +44,13 @@ ladder = Ladder(
     calls=(1, 2), baselines=("ddim",), guidance=(2.0,), reference_steps=3, num=20, shown=10, epochs=1,
 )
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_unet(one_device):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "UNet", SmallUNet)
+        yield
 
 
 def written(folder):

@@ -76,7 +76,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
-def trained(runs, data_dirs, request, monkeypatch):
+def trained(runs, data_dirs, monkeypatch):
     """A function from a recipe's name to its run and what that printed, made once, after the run that it starts from."""
 
     def train(name):
@@ -85,9 +85,9 @@ def trained(runs, data_dirs, request, monkeypatch):
             return run, said.read_text()
         sources, flags = RUN[name]
         started = [word for place, source in sources.items() for word in (f"--sources.{place}", str(train(source)[0]))]
-        recipe = config.load(pathlib.Path("configs", f"{name}.py"))
+        recipe, devices = config.load(pathlib.Path("configs", f"{name}.py")), jax.devices()
         if "--mesh.fsdp" not in flags:
-            request.getfixturevalue("one_device")
+            monkeypatch.setattr(jax, "devices", lambda: devices[:1])
         command = ["train", f"configs/{name}.py", "--workdir", str(run), "--data-dir", data_dirs[recipe.data.name]]
         monkeypatch.setattr(networks, "UNet", SmallUNet)
         with contextlib.redirect_stdout(io.StringIO()) as printed:
