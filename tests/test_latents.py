@@ -13,10 +13,12 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from small_unet import SmallUNet
 from tensorflow_datasets.core import shuffle
 
 from jaxdiff import data, objectives
 from jaxdiff.app import build
+from jaxdiff.app.build import networks
 from jaxdiff.app.config import Autoencoder, Data, Experiment, Model, Optimizer, Sources, to_dict
 from jaxdiff.app.runs import latent_cache, storage, train
 from jaxdiff.data import latents as files
@@ -26,14 +28,13 @@ from jaxdiff.training import checkpoint
 
 DIGITS = Data(name="digits", image_shape=(8, 8, 1), batch_size=16)
 TINY = Model(channels=8, multipliers=(1, 2), blocks=1, head_channels=8)
-
-
+ONE_LEVEL = dataclasses.replace(TINY, multipliers=(1,))
 CHUNK = 100
 
 
-def untrained(workdir, seed, size=0.2, **options):
+def untrained(workdir, seed, size=0.2, model=TINY, **options):
     """An autoencoder's run of random params of that size, with latents of another mean and scale than 0 and 1."""
-    made = Experiment(objective="autoencoder", data=DIGITS, model=TINY, autoencoder=Autoencoder(latent_channels=2, **options))
+    made = Experiment(objective="autoencoder", data=DIGITS, model=model, autoencoder=Autoencoder(latent_channels=2, **options))
     shapes, rng = build.state_shapes(made), np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: size * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes.params)
     params["latent"] = {"shift": np.array([0.5, -1.0], np.float32), "scale": np.array([2.0, 0.5], np.float32)}
@@ -105,7 +106,7 @@ def test_the_cache_holds_the_moments_of_every_image_in_order(cached, autoencoder
 
 
 def test_a_codebook_has_no_spread(tmp_path, tfds_dir):
-    workdir = untrained(tmp_path / "vq", seed=0, codebook=8)
+    workdir = untrained(tmp_path / "vq", seed=0, model=ONE_LEVEL, codebook=8)
     latent_cache.write_latents(workdir, tmp_path / "out", ("test",), data_dir=tfds_dir)
     rows = latent_cache.read_latents(tmp_path / "out", "test").rows(np.arange(299))
     assert_same(rows, directly(workdir, data.load_images(DIGITS, "test", tfds_dir).fetch(np.arange(299))[0]))
@@ -149,13 +150,15 @@ def test_every_step_draws_latents_afresh(cached):
     assert abs(draws.std() - 1) < 5 / np.sqrt(2 * draws.size)
 
 
-def test_training_from_the_cache_is_training_on_the_fly(cached, autoencoder, tmp_path, tfds_dir):
-    """To rounding, as the two compile the encoder in different programs."""
+def test_training_from_the_cache_is_training_on_the_fly(cached, autoencoder, tmp_path, tfds_dir, monkeypatch):
+    """To rounding, as the two compile the encoder in different programs; on one device, by a small network."""
+    monkeypatch.setattr(networks, "UNet", SmallUNet)
+    monkeypatch.setattr(build, "layout", functools.partial(build.layout, devices=jax.devices()[:1]))
     trained = []
     for directory in ("", str(cached)):
         config = Experiment(
             data=named(directory, flip=True),
-            model=dataclasses.replace(TINY, multipliers=(1,)),
+            model=ONE_LEVEL,
             sources=Sources(autoencoder=str(autoencoder)),
             optimizer=Optimizer(learning_rate=1e-2),
             steps=3,
@@ -313,9 +316,7 @@ def test_latents_of_another_autoencoder(cached, autoencoder, other, tmp_path, tf
         f"latents {cached} are of the autoencoder {autoencoder} as it was then ({prints[0]}), {other} is another ({prints[1]}); "
         f"write them anew: jaxdiff latents {other} --out DIR, and set data.latents to it"
     )
-    config = Experiment(
-        data=named(cached), model=dataclasses.replace(TINY, multipliers=(1,)), sources=Sources(autoencoder=str(other))
-    )
+    config = Experiment(data=named(cached), model=ONE_LEVEL, sources=Sources(autoencoder=str(other)))
     with pytest.raises(ConfigError, match="is another"):
         train.train_run(config, tmp_path / "run", tfds_dir)
     assert not (tmp_path / "run").exists()
