@@ -8,6 +8,7 @@ import shutil
 import signal
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 from jaxdiff import process
 from jaxdiff.app import build, cli
+from jaxdiff.app.build import networks
 from jaxdiff.app.config import (
     Autoencoder,
     Data,
@@ -32,6 +34,7 @@ from jaxdiff.app.runs import rounds, storage
 from jaxdiff.app.runs import train as run
 from jaxdiff.app.runs.sources import record_sources, source_configs, source_params
 from jaxdiff.io.errors import ConfigError
+from jaxdiff.models.layers import GuidanceEmbedding
 from jaxdiff.training import TrainState, checkpoint
 
 TEACHER = Experiment(
@@ -48,7 +51,7 @@ TEACHER = Experiment(
 AUTOENCODER = Experiment(
     objective="autoencoder",
     data=TEACHER.data,
-    model=Model(channels=8, multipliers=(1, 2), blocks=1, head_channels=8),
+    model=Model(channels=8, multipliers=(1,), blocks=1, head_channels=8),
     autoencoder=Autoencoder(latent_channels=2),
 )
 GUIDED = {"objective": "guided", "sources.teacher": "teacher", "distillation.guidance": (1.0, 4.0)}
@@ -95,6 +98,35 @@ def untrained(workdir, config, seed=0):
         checkpoint.save(to, dataclasses.replace(state, step=last, params=params, ema={"ema": params}), to_dict(config))
     (workdir / "config.json").write_text(json.dumps(to_dict(config)))
     return workdir
+
+
+class SmallUNet(nn.Module):
+    """Two convolutions that are given what a UNet is: quick to compile."""
+
+    channels: int = 128
+    num_classes: int = 0
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, condition, label=None, train=False, *, guidance=None):
+        width = 4 * self.channels
+        embedding = nn.Dense(width)(condition[:, None] / 10) + nn.Embed(self.num_classes + 1, width)(label)
+        if guidance is not None:
+            embedding += GuidanceEmbedding(self.channels, name="guidance")(guidance)
+        hidden = nn.Conv(width, (3, 3))(x) + nn.Dense(width)(nn.silu(embedding))[:, None, None]
+        return nn.Conv(x.shape[-1], (3, 3))(nn.Dropout(self.dropout, deterministic=not train)(nn.silu(hidden)))
+
+
+LAYOUT = build.layout
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """Runs of a small network, on one device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "UNet", SmallUNet)
+        patch.setattr(build, "layout", partial(LAYOUT, devices=jax.devices()[:1]))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -213,11 +245,12 @@ def test_a_guided_student_starts_as_its_teacher(folder, tmp_path):
     assert_equal(state.ema["ema"], state.params)
     x, level = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32), process.cosine()(np.float32(0.5))
     label = np.arange(4)
-    expected = build.conditional_denoiser(storage.read_config(folder / "teacher"), teacher, label)(x, level)
+    teach = jax.jit(lambda params: build.conditional_denoiser(storage.read_config(folder / "teacher"), params, label)(x, level))
+    expected = teach(teacher)
     assert np.abs(expected).max() > 0.1
+    imitate = jax.jit(lambda params, given: build.conditional_denoiser(config, params, {"label": label, **given})(x, level))
     for scale in (1.0, 4.0):
-        given = {"label": label, "guidance": np.full(4, scale, np.float32)}
-        np.testing.assert_array_equal(build.conditional_denoiser(config, state.params, given)(x, level), expected)
+        np.testing.assert_array_equal(imitate(state.params, {"guidance": np.full(4, scale, np.float32)}), expected)
 
 
 def test_a_teacher_is_guided_by_the_scale(folder):
@@ -267,8 +300,8 @@ def test_each_round_ends_with_a_student_that_is_kept(trained, tmp_path, capsys):
     assert {path.name for path in (workdir / "samples").iterdir()} == {"steps_4.png", "steps_2.png", "steps_1.png"}
     config, whole = storage.read_config(workdir), process.grid(process.cosine(), 8)
     for step, steps in ((3, 4), (6, 2), (9, 1)):
-        assert cli.main(["sample", str(workdir), "--steps", str(steps), "--num", "4", "--out", str(tmp_path / "x.png")]) == 0
-        assert f"4 samples of step {step}: " in capsys.readouterr().out
+        assert cli.main(["sample", str(workdir), "--steps", str(steps), "--num", "10", "--out", str(tmp_path / "x.png")]) == 0
+        assert f"10 samples of step {step}: " in capsys.readouterr().out
         asked = changed(config, {"sampling.steps": steps})
         found, params = storage.read_params(asked, workdir)
         assert found == step
@@ -417,13 +450,13 @@ def test_every_way_to_consistency_trains(folder, tmp_path, tfds_dir, drawn, curr
 
 def test_grids_of_a_resumed_run_ask_for_no_levels_of_its_checkpoint(folder, tmp_path, tfds_dir, monkeypatch):
     """Which was trained on fewer levels than the sampler takes steps."""
-    change = {"distillation.curriculum": "doubling", "distillation.first_steps": 2, "sampling.steps": 4, "steps": 6}
-    config = made(folder, "consistency", **VARIANTS["doubling"], **change, **{"checkpoint_every": 1, "sampling.every": 2})
+    change = {"distillation.curriculum": "doubling", "distillation.first_steps": 2, "sampling.steps": 4, "steps": 4}
+    config = made(folder, "consistency", **VARIANTS["doubling"], **change, **{"checkpoint_every": 1, "sampling.every": 3})
     workdir = tmp_path / "run"
     stopped = signalled(config, workdir, tfds_dir, 1, monkeypatch)
     assert build.student_levels(config, stopped).sigma.size == 3
     assert run.train_run(config, workdir, tfds_dir) is None
-    assert (workdir / "samples" / "step_0000004.png").exists()
+    assert (workdir / "samples" / "step_0000003.png").exists()
 
 
 COUNTED = [
@@ -592,11 +625,12 @@ def test_a_student_in_latents(folder, trained, tmp_path, drawn):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["consistency", "progressive"])
-def test_students_train_alike_however_they_are_spread(folder, trained, tmp_path, tfds_dir, name):
-    plain = trained(name)
+def test_a_student_trains_alike_however_it_is_spread(folder, trained, tmp_path, tfds_dir, monkeypatch):
+    """Over the devices of a mesh, its params and its teacher too, and by pmap, as on one device."""
+    plain = trained("progressive")
+    monkeypatch.setattr(build, "layout", partial(LAYOUT, devices=jax.devices()[:2]))
     for change in ({"mesh.fsdp": 2}, {"mesh.mapping": "pmap"}):
-        config = made(folder, name, **change)
+        config = made(folder, "progressive", **change)
         if "mesh.fsdp" in change:
             _, state = begun(config, tmp_path / "none")
             for tree in (state.params, state.frozen["teacher"]):
