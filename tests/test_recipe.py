@@ -15,12 +15,14 @@ from jaxdiff.app import build, config
 from jaxdiff.app.cli.verify_command import built_in
 from jaxdiff.app.config import Diffusion, Experiment, Sampling
 from jaxdiff.io.errors import ConfigError
+from jaxdiff.models.schedule import MonotoneLogsnr
 
 FACTORIES = ("ddpm", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc", "euler_maruyama", "consistency")
 
 
 def test_every_name_has_its_function():
-    assert tuple(build.SAMPLERS) == get_args(config.SamplerName)
+    levels = jd.grid(jd.cosine(), 2)
+    assert all(isinstance(build.SAMPLERS[name](0.0, levels), jd.Sampler) for name in get_args(config.SamplerName))
     assert tuple(build.SPACINGS) == get_args(config.Spacing)
     named = {name: set(get_args(hint)) for name, hint in get_type_hints(Diffusion).items()}
     assert named["schedule"] == {*build.SCHEDULES, "learned"}
@@ -87,17 +89,17 @@ def test_a_classifier_guides_what_passes_through_its_levels():
     """Scaled inputs depend on logsnr alone, so its schedule may be of another family."""
     samples = config.load("configs/digits.py")
     guiding = config.load("configs/digits_classifier.py")
-    build.check_guiding(samples, guiding, "here")
+    build.check_source("classifier", samples, guiding, "here")
     karras = dataclasses.replace(samples, diffusion=Diffusion(schedule="karras", prediction="edm"))
-    build.check_guiding(karras, guiding, "here")
+    build.check_source("classifier", karras, guiding, "here")
     linear = dataclasses.replace(guiding, diffusion=Diffusion(schedule="linear"))
     with pytest.raises(ConfigError, match=r"the classifier here knows logsnr -10\.0 to 15\.0"):
-        build.check_guiding(samples, linear, "here")
+        build.check_source("classifier", samples, linear, "here")
 
 
 def test_a_learned_schedule_gives_the_levels_of_its_params():
     learned = config.load("configs/digits_learned_schedule.py")
-    module = build.learned_logsnr()
+    module = MonotoneLogsnr()
     schedule = module.init(jax.random.key(0), jnp.zeros((1,)))["params"]
     schedule["l3"] = schedule["l3"].at[20].set(30.0)
     found = build.sampling_levels(learned, {"network": {}, "schedule": schedule})[:-1].logsnr
@@ -105,10 +107,10 @@ def test_a_learned_schedule_gives_the_levels_of_its_params():
     np.testing.assert_allclose(found, module.apply({"params": schedule}, times), rtol=1e-4, atol=1e-3)
     assert np.max(np.abs(found - build.sampling_levels(learned)[:-1].logsnr)) > 3
     guiding = config.load("configs/digits_classifier.py")
-    build.check_guiding(learned, guiding, "here")
+    build.check_source("classifier", learned, guiding, "here")
     karras = dataclasses.replace(guiding, diffusion=Diffusion(schedule="karras"))
     with pytest.raises(ConfigError, match=r"the samples pass through -5\.0 to 13\.3"):
-        build.check_guiding(learned, karras, "here")
+        build.check_source("classifier", learned, karras, "here")
 
 
 @pytest.mark.parametrize("everything", [False, True])

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff import likelihood, losses, process, samplers, targets
+from jaxdiff.app.config import FAMILIES, SamplerName
 from jaxdiff.denoiser import Parameterization, edm, predict_noise, predict_score, predict_v, predict_velocity, predict_x0
 
-SCHEDULES: dict[str, Callable[[], process.Schedule]] = {
-    "cosine": process.cosine,
-    "linear": process.linear,
-    "linear_logsnr": process.linear_logsnr,
-    "karras": process.karras,
-    "lognormal": process.lognormal,
-    "rectified_flow": process.rectified_flow,
+SCHEDULES: dict[str, Callable[[], process.Schedule]] = {name: getattr(process, name) for name in FAMILIES if name != "learned"}
+SIZES: dict[str, Callable[[Array, Array], Array]] = {  # of alpha and sigma: what stays the same along the schedules of a family
+    "variance preserving": jnp.hypot,
+    "variance exploding": lambda alpha, sigma: alpha,
+    "straight": jnp.add,
 }
 PARAMETERIZATIONS: dict[str, Parameterization] = {
     "x0": predict_x0,
@@ -38,17 +38,10 @@ WEIGHTS: dict[str, losses.Weight] = {
     "min_snr": losses.min_snr(),
 }
 SAMPLERS: dict[str, Callable[[float, process.Level], samplers.Sampler]] = {  # of eta and the levels
+    **{name: lambda eta, levels, name=name: getattr(samplers, name)() for name in get_args(SamplerName)},
     "ddim": lambda eta, levels: samplers.ddim(eta),
-    "ddpm": lambda eta, levels: samplers.ddpm(),
     "ddpm_large": lambda eta, levels: samplers.ddpm(process.forward_std),
-    "heun": lambda eta, levels: samplers.heun(),
     "heun_edm": lambda eta, levels: samplers.heun(samplers.edm_trapezoid),
-    "dpmpp_2m": lambda eta, levels: samplers.dpmpp_2m(),
-    "dpmpp_3m": lambda eta, levels: samplers.dpmpp_3m(),
-    "dpmpp_2m_sde": lambda eta, levels: samplers.dpmpp_2m_sde(),
-    "unipc": lambda eta, levels: samplers.unipc(),
-    "euler_maruyama": lambda eta, levels: samplers.euler_maruyama(),
-    "consistency": lambda eta, levels: samplers.consistency(),
     "overshoot": lambda eta, levels: samplers.overshoot(levels),
 }
 
@@ -62,11 +55,6 @@ SOLVERS: dict[str, targets.Solver] = {
     "ddim": targets.euler,
     "heun": _solver(samplers.heun()),
     "heun_edm": _solver(samplers.heun(samplers.edm_trapezoid)),
-}
-SIZES: dict[str, Callable[[Array, Array], Array]] = {  # what stays along a schedule; hypot(alpha, sigma) where not named
-    "karras": lambda alpha, sigma: alpha,
-    "lognormal": lambda alpha, sigma: alpha,
-    "rectified_flow": jnp.add,
 }
 SPACINGS: dict[str, tuple[Callable[[process.Schedule], process.Schedule], float | None]] = {  # pace, and where it ends
     "time": (lambda schedule: schedule, None),

@@ -1,12 +1,11 @@
 """What a run is: typed frozen dataclasses, written as plain Python in `configs/`, one recipe a file.
 
-Strings that choose code live here and on the command line alone; `recipe` turns them into functions.
+Strings that choose code live here and on the command line alone; `build` turns them into functions.
 """
 
 from jaxdiff.app.config.distillation import (
-    DENOISERS,
-    STUDENTS,
     Distillation,
+    Ladder,
     guidance_is_input,
     network_calls,
     num_halvings,
@@ -17,6 +16,7 @@ from jaxdiff.app.config.distillation import (
     steps_within,
     uses_discrete_levels,
 )
+from jaxdiff.app.config.field_types import DENOISERS, FAMILIES, STUDENTS, SamplerName, Spacing
 from jaxdiff.app.config.fields import (
     Autoencoder,
     Cascade,
@@ -27,61 +27,9 @@ from jaxdiff.app.config.fields import (
     Mesh,
     Model,
     Optimizer,
-    SamplerName,
     Sampling,
     Sources,
-    Spacing,
     Vae,
 )
-from jaxdiff.app.config.ladder_fields import Ladder
-from jaxdiff.app.config.rules import FAMILIES, with_article
-from jaxdiff.app.config.validation import (
-    differences,
-    flatten,
-    from_dict,
-    is_resumable,
-    load,
-    load_ladder,
-    to_dict,
-    validated,
-)
-
-__all__ = [
-    "DENOISERS",
-    "flatten",
-    "is_resumable",
-    "FAMILIES",
-    "STUDENTS",
-    "Distillation",
-    "num_halvings",
-    "network_calls",
-    "uses_discrete_levels",
-    "round_steps",
-    "num_rounds",
-    "sampler_calls",
-    "sampling_steps",
-    "steps_within",
-    "guidance_is_input",
-    "Autoencoder",
-    "Cascade",
-    "Data",
-    "Diffusion",
-    "Evaluation",
-    "Ladder",
-    "load_ladder",
-    "Experiment",
-    "Mesh",
-    "Model",
-    "Optimizer",
-    "SamplerName",
-    "Sampling",
-    "Sources",
-    "Spacing",
-    "Vae",
-    "differences",
-    "from_dict",
-    "load",
-    "with_article",
-    "to_dict",
-    "validated",
-]
+from jaxdiff.app.config.rules import with_article
+from jaxdiff.app.config.validation import differences, flatten, from_dict, is_resumable, load, load_ladder, to_dict, validated

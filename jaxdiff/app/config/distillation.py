@@ -1,17 +1,13 @@
-"""The fields of a distilled student, or one that is its own teacher, and what they allow."""
+"""The fields of a distilled student, or one that is its own teacher, and of a ladder of students; and what follows from them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from jaxdiff.app.config.bounds import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat
 
-STUDENTS = ("guided", "progressive", "consistency")
-TWO_CALLS = ("heun", "heun_edm")  # samplers that call the network twice a step, but once in the last
-DENOISERS = ("diffusion", *STUDENTS)  # objectives that train what samplers can walk with
-Spacing = Literal["time", "logsnr", "karras", "quadratic"]
+from jaxdiff.app.config.field_types import STUDENTS, TWO_CALLS, Deterministic, PositiveInt, Spacing
 
 
 @dataclass(frozen=True)
@@ -56,6 +52,29 @@ class Distillation:
     """Train a progressive student at each of its teacher's levels, for the stochastic sampler overshoot."""
     lora_rank: NonNegativeInt = 0
     """Train low-rank adapters of the teacher's kernels alone, of this rank; 0: all params."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Recipes of students, each a run beside the ladder's, and how all of them and their teachers are sampled and judged."""
+
+    students: tuple[str, ...]
+    """Recipes whose objective distils; what they start from is trained first."""
+    calls: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of network calls for a sample; heun, which makes odd numbers of them, takes the most steps that need no more."""
+    baselines: tuple[Deterministic, ...] = ("ddim", "dpmpp_2m", "heun")
+    """Samplers of the teachers; guidance doubles their calls."""
+    guidance: tuple[float, ...] = (1.0, 2.0)
+    """Scales of teachers, and of those students that were trained with them; 1 is none."""
+    reference_steps: PositiveInt = 50
+    """Of DDIM, for the teacher at its best."""
+    num: int = 1000
+    """Samples to judge in each place."""
+    shown: PositiveInt = 100
+    """Samples in each picture."""
+    epochs: PositiveInt = 30
+    """Of the judging classifier's training."""
+    seed: NonNegativeInt = 0
 
 
 def guidance_is_input(c: Any) -> bool:
@@ -111,108 +130,3 @@ def steps_within(sampler: str, calls: int) -> int:
 def _stride(c: Any) -> int:
     """How many sampling steps a progressive student's own step is long."""
     return 2 if c.sampling.sampler == "overshoot" else 1
-
-
-def _power_of_two(number: int) -> bool:
-    return number > 0 and number & (number - 1) == 0
-
-
-def rules(c: Any) -> Iterator[tuple[str, str, bool]]:
-    """Name, rule and whether it holds, of a config whose objective is a student's, or of what is left for others."""
-    yield "sources.teacher", "empty without an objective that distils", c.objective in STUDENTS or not c.sources.teacher
-    consistent = c.objective == "consistency"
-    yield "sampling.sampler", "another: consistency samples consistency students", consistent or c.sampling.sampler != "consistency"
-    stochastic = c.objective == "progressive" and c.distillation.every_level
-    alone = "another: overshoot samples progressive students trained with distillation.every_level"
-    yield "sampling.sampler", alone, stochastic or c.sampling.sampler != "overshoot"
-    for field in fields(Distillation):
-        read = field.name in _read(c) or getattr(c.distillation, field.name) == field.default
-        yield f"distillation.{field.name}", f"left as it is: {_what(c)} does not read it", read
-    if c.objective in STUDENTS:
-        yield from _student_rules(c)
-    if c.objective == "progressive":
-        yield from _progressive_rules(c)
-    if c.objective == "consistency":
-        yield from _consistency_rules(c)
-    if uses_discrete_levels(c):
-        yield from _list_rules(c)
-
-
-def _read(c: Any) -> set[str]:
-    """The fields that a config may set."""
-    taught = {"guidance", "clip"}
-    if c.objective == "guided":
-        return {*taught, "lora_rank"}
-    if c.objective == "progressive":
-        return {*taught, "steps", "final_steps", "spacing", "every_level"}
-    if c.objective != "consistency":
-        return set()
-    chosen = {field.name for field in fields(Distillation)} - {"final_steps", "every_level"}
-    unread = {"continuous": {"solver", "weight", "distance", "target_ema", "skip"}, "shrinking": {"skip", "draw"}}
-    return chosen - unread.get(c.distillation.curriculum, set())  # others wait for another curriculum
-
-
-def _what(c: Any) -> str:
-    return f"{c.distillation.curriculum} consistency" if c.objective == "consistency" else f"the objective {c.objective}"
-
-
-def _student_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
-    d = c.distillation
-    taught = d.target == "teacher"
-    yield "sources.teacher", f"a run or a recipe to distil: {c.objective} learns from it", bool(c.sources.teacher) or not taught
-    yield "distillation.guidance", "two scales, the lower first, at least 0", 0 <= d.guidance[0] <= d.guidance[1]
-    yield "distillation.guidance", "1 1 without a teacher to guide", taught or d.guidance == (1.0, 1.0)
-    yield (
-        "distillation.guidance",
-        "1 1 without classes or context",
-        d.guidance == (1.0, 1.0) or bool(c.model.num_classes or c.model.context_channels),
-    )
-    yield "diffusion.schedule", "a fixed one for a student", c.diffusion.schedule != "learned"
-    yield "cascade.factor", "1 for a student", c.cascade.factor == 1
-    yield "distillation.clip", "False in latent space, whose values have no bounds", not (c.sources.autoencoder and d.clip)
-    input_of = "0 where the scale is an input, of which the teacher has no params"
-    yield "distillation.lora_rank", input_of, not (d.lora_rank and guidance_is_input(c))
-    yield "distillation.lora_rank", "0 without sources.teacher, which it adapts", not d.lora_rank or bool(c.sources.teacher)
-    low, high = d.guidance
-    inside = f"{low:g}, the guidance that" if low == high else f"between {low:g} and {high:g}, the guidance that"
-    yield "sampling.guidance", f"{inside} the student was trained with", low <= c.sampling.guidance <= high
-
-
-def _progressive_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
-    d = c.distillation
-    yield "distillation.steps", "a power of two, at least 2", _power_of_two(d.steps) and d.steps > 1
-    fewer = _power_of_two(d.final_steps) and d.final_steps < d.steps
-    yield "distillation.final_steps", f"a power of two below distillation.steps, {d.steps}", fewer
-    even = f"divisible by the {num_rounds(c)} rounds from {d.steps} steps to {d.final_steps}"
-    yield "steps", even, c.steps % num_rounds(c) == 0
-    yield "sampling.sampler", "ddim (or overshoot) for a progressive student", c.sampling.sampler in ("ddim", "overshoot")
-    yield "sampling.every", "0 for a progressive student, whose rounds are sampled at their ends", c.sampling.every == 0
-
-
-def _list_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
-    d = c.distillation
-    known = sampling_steps(c)
-    named = f"one of {', '.join(map(str, known))}: the student was trained on levels of these numbers of steps"
-    yield "sampling.steps", named, c.sampling.steps in known
-    yield "sampling.spacing", f"{d.spacing}, of the levels that the student was trained on", c.sampling.spacing == d.spacing
-    yield "sampling.eta", "0 for a student of a list of levels", c.sampling.eta == 0
-    trained_only = c.diffusion.schedule == "lognormal" and not c.diffusion.sampling_schedule
-    yield "diffusion.sampling_schedule", "set (to karras, say): the list of levels is cut from it", not trained_only
-
-
-def _consistency_rules(c: Any) -> Iterator[tuple[str, str, bool]]:
-    d = c.distillation
-    yield "sampling.sampler", "consistency for a consistency student", c.sampling.sampler == "consistency"
-    yield "sampling.classifier", "empty for a consistency student, whose x0 is no mean to shift", not c.sampling.classifier
-    growing = d.curriculum in ("doubling", "square_root")
-    yield "distillation.first_steps", "between 1 and distillation.steps", not growing or d.first_steps <= d.steps
-    times = d.steps % d.first_steps == 0 and _power_of_two(d.steps // d.first_steps)
-    yield "distillation.steps", f"first_steps, {d.first_steps}, times a power of two", d.curriculum != "doubling" or times
-    named = f"empty or the name of an EMA: {', '.join(c.ema)}"
-    yield "distillation.target_ema", named, not d.target_ema or d.target_ema in c.ema
-    circle = c.diffusion.schedule in ("cosine", "linear", "linear_logsnr")
-    yield (
-        "diffusion.schedule",
-        "variance preserving (cosine, say) for continuous consistency",
-        circle or d.curriculum != "continuous",
-    )

@@ -6,23 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jaxdiff.app.config.bounds import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UpToOne
-from jaxdiff.app.config.distillation import Distillation, Spacing
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-SamplerName = Literal[
-    "ddim",
-    "ddpm",
-    "ddpm_large",
-    "heun",
-    "heun_edm",
-    "dpmpp_2m",
-    "dpmpp_3m",
-    "dpmpp_2m_sde",
-    "unipc",
-    "euler_maruyama",
-    "consistency",
-    "overshoot",
-]
+from jaxdiff.app.config.distillation import Distillation
+from jaxdiff.app.config.field_types import BelowOne, PositiveInt, Prediction, SamplerName, ScheduleName, Spacing, UpToOne
 
 
 @dataclass(frozen=True)
@@ -84,12 +71,12 @@ class Model:
 class Diffusion:
     """Noise schedule, what the network predicts, and the weight of the loss."""
 
-    schedule: Literal["cosine", "linear", "linear_logsnr", "learned", "karras", "lognormal", "rectified_flow"] = "cosine"
+    schedule: Literal[ScheduleName, "lognormal", "learned"] = "cosine"
     """Levels that training draws from; learned: by a network of its own, for low variance of the elbo."""
-    sampling_schedule: Literal["", "cosine", "linear", "linear_logsnr", "karras", "rectified_flow"] = ""
+    sampling_schedule: Literal["", ScheduleName] = ""
     """Levels that samplers walk along; empty: the training schedule."""
-    prediction: Literal["x0", "noise", "score", "v", "velocity", "edm"] = "v"
-    weight: Literal["x0", "noise", "score", "v", "velocity", "edm", "truncated_snr", "min_snr", "elbo"] = "v"
+    prediction: Prediction = "v"
+    weight: Literal[Prediction, "truncated_snr", "min_snr", "elbo"] = "v"
     """The weight of a prediction type is the plain error of that network output; elbo is maximum likelihood."""
     label_dropout: UpToOne = 0.1
     """Share of examples trained without their label, for classifier-free guidance."""

@@ -1,125 +1,199 @@
-"""What the fields of a config must be, where their types do not say enough."""
+"""What the fields of a config must be, where their types do not say enough: names, rules, and whether these hold."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import fields
 
-from jaxdiff.app.config import distillation
+from jaxdiff.app.config.distillation import (
+    Distillation,
+    Ladder,
+    guidance_is_input,
+    num_rounds,
+    round_steps,
+    sampling_steps,
+    uses_discrete_levels,
+)
+from jaxdiff.app.config.field_types import DENOISERS, FAMILIES, STUDENTS
 from jaxdiff.app.config.fields import Experiment
 
-# Schedules between which a network that does not scale its input may change: x has the same size at the same logsnr.
-FAMILIES = {
-    "cosine": "variance preserving",
-    "linear": "variance preserving",
-    "linear_logsnr": "variance preserving",
-    "learned": "variance preserving",
-    "karras": "variance exploding",
-    "lognormal": "variance exploding",
-    "rectified_flow": "straight",
-}
+Rules = Iterator[tuple[str, str, object]]
 
 
-def rules(config: Experiment) -> Iterator[tuple[str, str, bool]]:
-    """Name, rule, and whether it holds, of every field whose type does not say enough."""
-    c = config
+def rules(c: Experiment) -> Rules:
+    """The rules of a run's config, in the order in which they are checked."""
+    m, s, d = c.model, c.sampling, c.diffusion
     height, width, channels = c.data.image_shape
-    factor = 2 ** (len(c.model.multipliers) - 1)
-    levels = len(c.model.multipliers)
-    halves = f"divisible by {factor}, as {levels} model.multipliers halve it {levels - 1} times"
-    yield "seed", "below 2^32", c.seed < 2**32
-    yield "model.multipliers", "at least one number, each at least 1", bool(c.model.multipliers) and min(c.model.multipliers) > 0
-    yield "data.image_shape", "three positive numbers", min(height, width, channels) > 0
+    halvings, this = len(m.multipliers) - 1, with_article(c.objective)
+    factor = 2**halvings
     on_pixels = not c.sources.autoencoder  # else the latents' sizes count, which the autoencoder's run says
-    yield "data.image_shape", halves, not on_pixels or (height % factor == 0 and width % factor == 0)
-    yield "ema", "at least one name with a decay between 0 and 1", bool(c.ema) and all(0 <= d <= 1 for d in c.ema.values())
+    yield "seed", "below 2^32", c.seed < 2**32
+    yield "model.multipliers", "at least one number, each at least 1", m.multipliers and min(m.multipliers) > 0
+    yield "data.image_shape", "three positive numbers", min(height, width, channels) > 0
+    halved = f"divisible by {factor}, as {halvings + 1} model.multipliers halve it {halvings} times"
+    yield "data.image_shape", halved, not on_pixels or height % factor == width % factor == 0
+    yield "ema", "at least one name with a decay between 0 and 1", c.ema and all(0 <= decay <= 1 for decay in c.ema.values())
     yield "ema", "named in letters, digits, _ and - alone", all(re.fullmatch(r"[\w-]+", name) for name in c.ema)
-    sizes = {height // 2**level for level in range(len(c.model.multipliers))}
-    yield "model.attention", f"sizes that the network has: {sorted(sizes)}", not on_pixels or set(c.model.attention) <= sizes
+    sizes = {height // 2**level for level in range(halvings + 1)}
+    yield "model.attention", f"sizes that the network has: {sorted(sizes)}", not on_pixels or set(m.attention) <= sizes
     yield "evaluation.num", "0 or at least 10", c.evaluation.num == 0 or c.evaluation.num >= 10
-    yield "sampling.eta", "0 for a sampler that is not ddim", c.sampling.sampler == "ddim" or c.sampling.eta == 0
-    named = bool(c.sampling.classifier)
-    yield "sampling.classifier_scale", "1 unless sampling.classifier names a run", named or c.sampling.classifier_scale == 1
-    of_run = f"0 for {with_article(c.objective)}, which draws no samples while it trains"
-    denoises = c.objective in distillation.DENOISERS
-    yield "sampling.every", of_run, denoises or c.sampling.every == 0
-    only = [(f"model.{name}", distillation.DENOISERS) for name in ("fourier", "heads", "transformer", "context_channels")]
-    for name, where in (("model.dropout", (*distillation.DENOISERS, "classifier")), *only):
-        yield name, f"not set for {with_article(c.objective)}, whose network has none", c.objective in where or not _value(c, name)
-    yield "sampling.classifier", "empty for all but denoisers", denoises or not c.sampling.classifier
-    coded = c.objective in ("vae", "autoencoder")
-    yield "evaluation.num", f"0 for {with_article(c.objective)}, which has no labels", not coded or c.evaluation.num == 0
+    yield "sampling.eta", "0 for a sampler that is not ddim", s.sampler == "ddim" or s.eta == 0
+    yield "sampling.classifier_scale", "1 unless sampling.classifier names a run", s.classifier or s.classifier_scale == 1
+    denoises = c.objective in DENOISERS
+    yield "sampling.every", f"0 for {this}, which draws no samples while it trains", denoises or s.every == 0
+    for name in ("dropout", "fourier", "heads", "transformer", "context_channels"):
+        known = denoises or (name == "dropout" and c.objective == "classifier")
+        yield f"model.{name}", f"not set for {this}, whose network has none", known or not getattr(m, name)
+    yield "sampling.classifier", "empty for all but denoisers", denoises or not s.classifier
+    labelled = c.objective not in ("vae", "autoencoder")
+    yield "evaluation.num", f"0 for {this}, which has no labels", labelled or c.evaluation.num == 0
     yield from _steps_per_call_rules(c)
     yield from _source_rules(c)
-    yield from distillation.rules(c)
-    learned = c.diffusion.schedule == "learned"
-    yield "diffusion.schedule", f"a fixed one for {with_article(c.objective)}", not learned or c.objective == "diffusion"
-    yield "diffusion.weight", "elbo with a learned schedule, which lowers its variance", not learned or c.diffusion.weight == "elbo"
-    short = c.diffusion.schedule in ("learned", "linear_logsnr")
-    same = c.diffusion.sampling_schedule in ("", "linear_logsnr")
-    yield "diffusion.sampling_schedule", "empty or linear_logsnr: training saw no levels beyond its ends", not short or same
-    trained_only = c.diffusion.schedule == "lognormal" and not c.diffusion.sampling_schedule
-    yield "diffusion.sampling_schedule", "set (to karras, say) when training draws lognormal levels", not trained_only
-    families = {FAMILIES[name] for name in (c.diffusion.schedule, c.diffusion.sampling_schedule) if name}
-    alike = f"of the family of {c.diffusion.schedule}, unless the prediction is edm: the network has not seen such inputs"
-    yield "diffusion.sampling_schedule", alike, len(families) == 1 or c.diffusion.prediction == "edm"
+    yield from _distillation_rules(c)
+    learned = d.schedule == "learned"
+    yield "diffusion.schedule", f"a fixed one for {this}", not learned or c.objective == "diffusion"
+    yield "diffusion.weight", "elbo with a learned schedule, which lowers its variance", not learned or d.weight == "elbo"
+    within = d.sampling_schedule in ("", "linear_logsnr") or d.schedule not in ("learned", "linear_logsnr")
+    yield "diffusion.sampling_schedule", "empty or linear_logsnr: training saw no levels beyond its ends", within
+    walkable = d.schedule != "lognormal" or d.sampling_schedule
+    yield "diffusion.sampling_schedule", "set (to karras, say) when training draws lognormal levels", walkable
+    alike = d.prediction == "edm" or FAMILIES[d.sampling_schedule or d.schedule] == FAMILIES[d.schedule]
+    family = f"of the family of {d.schedule}, unless the prediction is edm: the network has not seen such inputs"
+    yield "diffusion.sampling_schedule", family, alike
 
 
-def _steps_per_call_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
-    """Those of steps that are done together: nothing may happen between them."""
+def _steps_per_call_rules(c: Experiment) -> Rules:
+    """Nothing may happen between steps that one call does."""
     yield "steps_per_call", "1 under pmap", c.steps_per_call == 1 or c.mesh.mapping == "jit"
     between = {"steps": c.steps, "log_every": c.log_every, "checkpoint_every": c.checkpoint_every}
-    between |= {"sampling.every": c.sampling.every, "steps of a round": distillation.round_steps(c)}
+    between |= {"sampling.every": c.sampling.every, "steps of a round": round_steps(c)}
     for name, every in between.items():
         yield "steps_per_call", f"a divisor of {name}, {every}", every % c.steps_per_call == 0
 
 
-def _source_rules(c: Experiment) -> Iterator[tuple[str, str, bool]]:
-    """Those of runs that a run starts from."""
-    diffusion, compresses = c.objective in distillation.DENOISERS, c.objective == "autoencoder"
-    height, width, _ = c.data.image_shape
-    for name in ("autoencoder", "base"):
-        yield f"sources.{name}", f"empty for {with_article(c.objective)}", diffusion or not _value(c, f"sources.{name}")
-    yield "sources.features", f"empty for {with_article(c.objective)}", compresses or not c.sources.features
-    wants = c.autoencoder.perceptual > 0
-    yield (
-        "sources.features",
-        "given with autoencoder.perceptual, and only with it",
-        not compresses or wants == bool(c.sources.features),
-    )
+def _source_rules(c: Experiment) -> Rules:
+    """What the runs that a run starts from allow."""
+    a, s, this = c.autoencoder, c.sources, with_article(c.objective)
+    diffusion, compresses = c.objective in DENOISERS, c.objective == "autoencoder"
+    yield "sources.autoencoder", f"empty for {this}", diffusion or not s.autoencoder
+    yield "sources.base", f"empty for {this}", diffusion or not s.base
+    yield "sources.features", f"empty for {this}", compresses or not s.features
+    fits = not compresses or (a.perceptual > 0) == bool(s.features)
+    yield "sources.features", "given with autoencoder.perceptual, and only with it", fits
     together = c.mesh.mapping == "jit" and c.optimizer.accumulate == 1
-    yield (
-        "autoencoder.codebook",
-        "0 under pmap or accumulation, which would average revived codes",
-        together or not c.autoencoder.codebook,
-    )
-    latent, enlarges = bool(c.sources.autoencoder), c.cascade.factor > 1
+    averaged = "0 under pmap or accumulation, which would average revived codes"
+    yield "autoencoder.codebook", averaged, together or not a.codebook
+    latent, factor = bool(s.autoencoder), c.cascade.factor
     yield "sampling.clip", "False in latent space, whose values have no bounds", not latent or not c.sampling.clip
-    yield "sources.autoencoder", "empty in a cascade: its models work on pixels", not (latent and enlarges)
-    yield "sampling.classifier", "empty in latent space", not (latent and c.sampling.classifier)
+    yield "sources.autoencoder", "empty in a cascade: its models work on pixels", not latent or factor == 1
+    yield "sampling.classifier", "empty in latent space", not latent or not c.sampling.classifier
     yield "data.latents", "empty without sources.autoencoder, whose latents it holds", latent or not c.data.latents
-    yield "sources.base", "given with cascade.factor above 1, and only with it", enlarges == bool(c.sources.base)
-    fits = height % c.cascade.factor == 0 and width % c.cascade.factor == 0
-    yield "diffusion.schedule", "a fixed one in a cascade", not (enlarges and c.diffusion.schedule == "learned")
-    yield "data.image_shape", f"divisible by cascade.factor {c.cascade.factor}", fits
-    below = c.cascade.augmentation <= c.cascade.max_augmentation
-    yield "cascade.augmentation", "at most cascade.max_augmentation, which training has seen", below
-    attends = bool(c.model.context_channels)
-    yield "sampling.every", "0 with context vectors, which the data set brings", not attends or not c.sampling.every
-    yield "data.latents", "empty with model.context_channels: a cache keeps no context", not attends or not c.data.latents
-    yield "model.num_classes", "at least 1 for a classifier", c.objective != "classifier" or c.model.num_classes > 0
-    yield (
-        "evaluation.num",
-        "0 with model.num_classes 0: there are no labels to judge by",
-        c.model.num_classes > 0 or c.evaluation.num == 0,
-    )
-    late = c.autoencoder.adversarial and c.autoencoder.adversarial_start >= c.steps and compresses
-    yield "autoencoder.adversarial_start", f"below steps, {c.steps}, or the discriminator never begins", not late
-    seen = not c.sources.features.endswith(".npz") or (min(height, width) >= 16 and c.data.image_shape[2] in (1, 3))
-    yield "data.image_shape", "of 1 or 3 channels and at least 16 pixels for features of VGG16", seen
-    needs = "0 without model.transformer blocks to attend to them"
-    yield "model.context_channels", needs, not attends or bool(c.model.transformer)
+    yield "sources.base", "given with cascade.factor above 1, and only with it", (factor > 1) == bool(s.base)
+    height, width, channels = c.data.image_shape
+    yield "diffusion.schedule", "a fixed one in a cascade", factor == 1 or c.diffusion.schedule != "learned"
+    yield "data.image_shape", f"divisible by cascade.factor {factor}", height % factor == width % factor == 0
+    seen = c.cascade.augmentation <= c.cascade.max_augmentation
+    yield "cascade.augmentation", "at most cascade.max_augmentation, which training has seen", seen
+    context, labels = c.model.context_channels, c.model.num_classes
+    yield "sampling.every", "0 with context vectors, which the data set brings", not context or not c.sampling.every
+    yield "data.latents", "empty with model.context_channels: a cache keeps no context", not context or not c.data.latents
+    yield "model.num_classes", "at least 1 for a classifier", labels or c.objective != "classifier"
+    yield "evaluation.num", "0 with model.num_classes 0: there are no labels to judge by", labels or not c.evaluation.num
+    begins = not (compresses and a.adversarial) or a.adversarial_start < c.steps
+    yield "autoencoder.adversarial_start", f"below steps, {c.steps}, or the discriminator never begins", begins
+    visible = not s.features.endswith(".npz") or (min(height, width) >= 16 and channels in (1, 3))
+    yield "data.image_shape", "of 1 or 3 channels and at least 16 pixels for features of VGG16", visible
+    yield "model.context_channels", "0 without model.transformer blocks to attend to them", not context or c.model.transformer
+
+
+def _distillation_rules(c: Experiment) -> Rules:
+    """What the objective of a student allows, and what it leaves for others."""
+    d, sampler, objective = c.distillation, c.sampling.sampler, c.objective
+    yield "sources.teacher", "empty without an objective that distils", objective in STUDENTS or not c.sources.teacher
+    consistent = objective == "consistency"
+    yield "sampling.sampler", "another: consistency samples consistency students", consistent or sampler != "consistency"
+    alone = "another: overshoot samples progressive students trained with distillation.every_level"
+    yield "sampling.sampler", alone, sampler != "overshoot" or (objective == "progressive" and d.every_level)
+    what, read = f"{d.curriculum} consistency" if consistent else f"the objective {objective}", _fields_read(c)
+    for field in fields(Distillation):
+        default = getattr(d, field.name) == field.default
+        yield f"distillation.{field.name}", f"left as it is: {what} does not read it", default or field.name in read
+    if objective in STUDENTS:
+        yield from _student_rules(c)
+    if objective == "progressive":
+        yield from _progressive_rules(c)
+    if consistent:
+        yield from _consistency_rules(c)
+    if uses_discrete_levels(c):
+        steps = sampling_steps(c)
+        listed = f"one of {', '.join(map(str, steps))}: the student was trained on levels of these numbers of steps"
+        yield "sampling.steps", listed, c.sampling.steps in steps
+        same = c.sampling.spacing == d.spacing
+        yield "sampling.spacing", f"{d.spacing}, of the levels that the student was trained on", same
+        yield "sampling.eta", "0 for a student of a list of levels", c.sampling.eta == 0
+
+
+def _fields_read(c: Experiment) -> set[str]:
+    """The fields of distillation that a config may set."""
+    others = {"guided": {"lora_rank"}, "progressive": {"steps", "final_steps", "spacing", "every_level"}}
+    if c.objective in others:
+        return {"guidance", "clip", *others[c.objective]}
+    if c.objective != "consistency":
+        return set()
+    unread = {"continuous": {"solver", "weight", "distance", "target_ema", "skip"}, "shrinking": {"skip", "draw"}}
+    read = {field.name for field in fields(Distillation)} - {"final_steps", "every_level"}
+    return read - unread.get(c.distillation.curriculum, set())  # others wait for another curriculum
+
+
+def _student_rules(c: Experiment) -> Rules:
+    d, teacher, scale = c.distillation, c.sources.teacher, c.sampling.guidance
+    low, high = d.guidance
+    taught, plain = d.target == "teacher", d.guidance == (1.0, 1.0)
+    yield "sources.teacher", f"a run or a recipe to distil: {c.objective} learns from it", teacher or not taught
+    yield "distillation.guidance", "two scales, the lower first, at least 0", 0 <= low <= high
+    yield "distillation.guidance", "1 1 without a teacher to guide", plain or taught
+    given = c.model.num_classes or c.model.context_channels
+    yield "distillation.guidance", "1 1 without classes or context", plain or given
+    yield "cascade.factor", "1 for a student", c.cascade.factor == 1
+    yield "distillation.clip", "False in latent space, whose values have no bounds", not (c.sources.autoencoder and d.clip)
+    unknown = "0 where the scale is an input, of which the teacher has no params"
+    yield "distillation.lora_rank", unknown, not d.lora_rank or not guidance_is_input(c)
+    yield "distillation.lora_rank", "0 without sources.teacher, which it adapts", not d.lora_rank or teacher
+    inside = f"{low:g}" if low == high else f"between {low:g} and {high:g}"
+    yield "sampling.guidance", f"{inside}, the guidance that the student was trained with", low <= scale <= high
+
+
+def _progressive_rules(c: Experiment) -> Rules:
+    d, rounds = c.distillation, num_rounds(c)
+    yield "distillation.steps", "a power of two, at least 2", d.steps > 1 and _power_of_two(d.steps)
+    fewer = d.final_steps < d.steps and _power_of_two(d.final_steps)
+    yield "distillation.final_steps", f"a power of two below distillation.steps, {d.steps}", fewer
+    yield "steps", f"divisible by the {rounds} rounds from {d.steps} steps to {d.final_steps}", c.steps % rounds == 0
+    yield "sampling.sampler", "ddim (or overshoot) for a progressive student", c.sampling.sampler in ("ddim", "overshoot")
+    yield "sampling.every", "0 for a progressive student, whose rounds are sampled at their ends", c.sampling.every == 0
+
+
+def _consistency_rules(c: Experiment) -> Rules:
+    d = c.distillation
+    yield "sampling.sampler", "consistency for a consistency student", c.sampling.sampler == "consistency"
+    yield "sampling.classifier", "empty for a consistency student, whose x0 is no mean to shift", not c.sampling.classifier
+    growing = d.curriculum in ("doubling", "square_root")
+    yield "distillation.first_steps", "between 1 and distillation.steps", not growing or d.first_steps <= d.steps
+    times = d.steps % d.first_steps == 0 and _power_of_two(d.steps // d.first_steps)
+    yield "distillation.steps", f"first_steps, {d.first_steps}, times a power of two", d.curriculum != "doubling" or times
+    named = not d.target_ema or d.target_ema in c.ema
+    yield "distillation.target_ema", f"empty or the name of an EMA: {', '.join(c.ema)}", named
+    circle = d.curriculum != "continuous" or c.diffusion.schedule in ("cosine", "linear", "linear_logsnr")
+    yield "diffusion.schedule", "variance preserving (cosine, say) for continuous consistency", circle
+
+
+def ladder_rules(c: Ladder) -> Rules:
+    """The rules of a ladder."""
+    yield "students", "at least one recipe (.py)", c.students and all(name.endswith(".py") for name in c.students)
+    yield "calls", "at least one number, each at least 1", c.calls and min(c.calls) > 0
+    yield "num", "at least 10, and at least shown", c.num >= max(10, c.shown)
+    yield "guidance", "at least one scale, each at least 1", c.guidance and min(c.guidance) >= 1
 
 
 def with_article(objective: str) -> str:
@@ -127,7 +201,5 @@ def with_article(objective: str) -> str:
     return f"an {objective}" if objective[0] in "aeiou" else f"a {objective}"
 
 
-def _value(config: Any, name: str) -> Any:
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
+def _power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0

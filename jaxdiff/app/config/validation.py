@@ -8,15 +8,15 @@ import json
 import pathlib
 import re
 import runpy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pydantic
 
-from jaxdiff.app.config import fields, ladder_fields
+from jaxdiff.app.config import fields
+from jaxdiff.app.config.distillation import Ladder
 from jaxdiff.app.config.fields import Experiment
-from jaxdiff.app.config.ladder_fields import Ladder
-from jaxdiff.app.config.rules import rules
+from jaxdiff.app.config.rules import Rules, ladder_rules, rules
 from jaxdiff.io.errors import ConfigError, first_line, user_code_error
 
 LARGEST = 3.4e38  # of float32
@@ -35,36 +35,27 @@ def load(path: pathlib.Path) -> Experiment:
     Raises:
         ConfigError: no such file, no `config` in it, or a key, type or value in it that is wrong.
     """
-    found = _names(path)
-    if isinstance(found.get("ladder"), Ladder):
+    contents = _contents(path)
+    if isinstance(contents.get("ladder"), Ladder):
         raise ConfigError(f"{path} is a ladder of several recipes; climb it: jaxdiff ladder {path}")
-    config = found.get("config")
+    config = contents.get("config")
     if not isinstance(config, Experiment):
         raise ConfigError(f"{path}: must define config = jaxdiff.app.config.Experiment(...)")
     return validated(config, where=str(path))
 
 
 def load_ladder(path: pathlib.Path) -> Ladder:
-    """The `ladder` of a Python file.
-
-    Raises:
-        ConfigError: no such file, no `ladder` in it, or a key, type or value in it that is wrong.
-    """
-    names = _names(path)
-    found = names.get("ladder")
-    if isinstance(names.get("config"), Experiment):
+    """The `ladder` of a Python file; raises as `load`."""
+    contents = _contents(path)
+    if isinstance(contents.get("config"), Experiment):
         raise ConfigError(f"{path} is a recipe and no ladder of several; train it: jaxdiff train {path}")
-    if not isinstance(found, Ladder):
+    ladder = contents.get("ladder")
+    if not isinstance(ladder, Ladder):
         raise ConfigError(f"{path}: must define ladder = jaxdiff.app.config.Ladder(students=(...))")
-    values = json.loads(json.dumps(dataclasses.asdict(found), default=str))
-    found = _of_type(Ladder, values, str(path))
-    for name, rule, good in ladder_fields.rules(found):
-        if not good:
-            raise ConfigError(f"{path}: {name} must be {rule}, got {values[name]!r}")
-    return found
+    return _checked(Ladder, ladder_rules, to_dict(ladder), str(path))
 
 
-def _names(path: pathlib.Path) -> dict[str, Any]:
+def _contents(path: pathlib.Path) -> dict[str, Any]:
     """What a Python file defines."""
     if not pathlib.Path(path).is_file():
         there = [str(each) for each in pathlib.Path(path).parent.glob("*.py") if each.is_file()]
@@ -77,16 +68,20 @@ def _names(path: pathlib.Path) -> dict[str, Any]:
         raise user_code_error(str(path), path, error, _explain_unknown_field(first_line(error))) from error
 
 
-def _of_type(kind: Any, values: Mapping[str, Any], where: str) -> Any:
-    """The dataclass of JSON values, once their types are found right."""
+def _checked(kind: Any, rules: Callable[[Any], Rules], values: Mapping[str, Any], where: str) -> Any:
+    """The dataclass of JSON values, once types, bounds and rules are checked."""
     try:
-        return pydantic.TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+        config = pydantic.TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         broken = [f" must be {BOUNDS[key]} {value:g}" for key, value in first.get("ctx", {}).items() if key in BOUNDS]
         rule = broken[0] if broken else f": {first['msg']}"
         raise ConfigError(f"{where}: {name}{rule}, got {first['input']!r}") from error
+    for name, rule, holds in rules(config):
+        if not holds:
+            raise ConfigError(f"{where}: {name} must be {rule}, got {flatten(values).get(name, values.get(name))!r}")
+    return config
 
 
 def validated(config: Experiment, where: str = "config") -> Experiment:
@@ -102,7 +97,7 @@ def validated(config: Experiment, where: str = "config") -> Experiment:
     return from_dict(to_dict(config), where)
 
 
-def to_dict(config: Experiment) -> dict[str, Any]:
+def to_dict(config: Experiment | Ladder) -> dict[str, Any]:
     """The config as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
@@ -119,11 +114,7 @@ def from_dict(values: Mapping[str, Any], where: str = "config") -> Experiment:
             raise ConfigError(f"{where}: unknown key {name}{_nearest(name, known)}")
         if isinstance(value, float) and not abs(value) <= LARGEST:
             raise ConfigError(f"{where}: {name} must be a finite number, got {value}")
-    config = _of_type(Experiment, values, where)
-    for name, rule, good in rules(config):
-        if not good:
-            raise ConfigError(f"{where}: {name} must be {rule}, got {flatten(values).get(name, values.get(name))!r}")
-    return config
+    return _checked(Experiment, rules, values, where)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -147,16 +138,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def _explain_unknown_field(message: str) -> str:
     """`Data.__init__() got an unexpected keyword argument 'batchsize'`, with the nearest right one."""
-    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
-    owner = getattr(fields, found[1], None) if found else None
-    if not found or not dataclasses.is_dataclass(owner):
+    words = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    if not words or not dataclasses.is_dataclass(owner := getattr(fields, words[1], None)):
         return message
-    known = {f.name: None for f in dataclasses.fields(owner)}
-    return f"unknown key {found[2]} in {found[1]}{_nearest(found[2], known)}"
+    return f"unknown key {words[2]} in {words[1]}{_nearest(words[2], [field.name for field in dataclasses.fields(owner)])}"

@@ -1,0 +1,25 @@
+"""Types of fields: names by which configs and flags choose functions (`build/tables.py` finds these), and bounded numbers."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+PositiveInt = Annotated[int, Field(ge=1)]
+UpToOne = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+
+STUDENTS = ("guided", "progressive", "consistency")
+DENOISERS = ("diffusion", *STUDENTS)  # objectives that train what samplers need
+Deterministic = Literal["ddim", "dpmpp_2m", "dpmpp_3m", "heun", "unipc"]
+Stochastic = Literal["ddpm", "ddpm_large", "dpmpp_2m_sde", "euler_maruyama"]
+SamplerName = Literal[Deterministic, Stochastic, "heun_edm", "consistency", "overshoot"]
+TWO_CALLS = ("heun", "heun_edm")  # samplers that call the network twice a step, but once in the last
+Spacing = Literal["time", "logsnr", "karras", "quadratic"]
+Prediction = Literal["x0", "noise", "score", "v", "velocity", "edm"]
+ScheduleName = Literal["cosine", "linear", "linear_logsnr", "karras", "rectified_flow"]
+# Schedules between which a network that does not scale its input may change: x has the same size at the same logsnr.
+FAMILIES = {
+    **dict.fromkeys(("cosine", "linear", "linear_logsnr", "learned"), "variance preserving"),
+    **dict.fromkeys(("karras", "lognormal"), "variance exploding"),
+    "rectified_flow": "straight",
+}
