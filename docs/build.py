@@ -45,7 +45,7 @@ PAGES = {  # file: title and address, in the order of the menu
 }
 OUTSIDE_CORE = "app.build app.config app.runs data evaluate io models training training.checkpoint training.mesh training.sharding"
 # packages that show what is in their files
-REEXPORTED = r"app\.build|app\.config|data|evaluate|likelihood|objectives|oracles|process|samplers"
+REEXPORTED = r"data|evaluate|likelihood|objectives|oracles|process|samplers"
 MODULES = ("jaxdiff", *(f"jaxdiff.{name}" for name in OUTSIDE_CORE.split()), rf"!jaxdiff\.({REEXPORTED})\..*")
 NAME = re.compile(r"(?:(?:jd|jaxdiff)\.)?([A-Za-z_]\w*(?:\.\w+)*)(?:\(.*\))?")
 SAID_BY_PYTHON = re.compile(r'<div class="docstring"><p>(Alias for field number|Create new instance of) [^<]*</p>\s*</div>')

@@ -254,8 +254,8 @@ def test_runs_that_cannot_guide_or_be_guided(answer, tmp_path, unbroken, guiding
         ),
     ]
     for changes, message in (
-        ({"data": {"image_shape": [16, 16, 1]}}, "has data.image_shape (16, 16, 1), the diffusion run (8, 8, 1)"),
-        ({"model": {"num_classes": 11}}, "has model.num_classes 11, the diffusion run 10"),
+        ({"data": {"image_shape": [16, 16, 1]}}, "has data.image_shape (16, 16, 1), this run needs (8, 8, 1)"),
+        ({"model": {"num_classes": 11}}, "has model.num_classes 11, this run needs 10"),
         ({"diffusion": {"schedule": "linear"}}, "knows logsnr -10.0 to 15.0 (schedule linear), the samples pass through -15.0 to"),
     ):
         name = next(iter(changes))

@@ -213,7 +213,7 @@ def test_a_stage_of_a_cascade_sees_levels_of_its_training():
     first, last = build.cascade_stages(large, None, {"label": np.zeros(2)}, {"base": base}, {"base": None})
     assert first.augmentation is None
     np.testing.assert_allclose(last.augmentation.logsnr, build.SCHEDULES["lognormal"]()(large.cascade.augmentation).logsnr)
-    build.check_cascade(large, base, "here")
+    build.check_source("base", large, base, "here")
     for change, message in (
         ({"sources": config.Sources(autoencoder="kl")}, "the base here has sources.autoencoder 'kl'"),
         (
@@ -222,4 +222,4 @@ def test_a_stage_of_a_cascade_sees_levels_of_its_training():
         ),
     ):
         with pytest.raises(ConfigError, match=message):
-            build.check_cascade(large, dataclasses.replace(base, **change), "here")
+            build.check_source("base", large, dataclasses.replace(base, **change), "here")

@@ -542,10 +542,10 @@ def test_a_doubling_list_is_coarse_early_and_whole_late():
 # Teachers.
 
 OTHERS = [
-    ("guided", {"model.channels": 32}, r"teacher has model.channels 32, the student 16; set 32"),
-    ("guided", {"model.fourier": (2,)}, r"teacher has model.fourier \(2,\), the student \(\); set \(2,\)"),
-    ("guided", {"diffusion.prediction": "noise"}, r"teacher has diffusion.prediction 'noise', the student 'v'; set 'noise'"),
-    ("guided", {"data.image_shape": (16, 16, 1)}, r"teacher has data.image_shape \(16, 16, 1\), the student \(8, 8, 1\)"),
+    ("guided", {"model.channels": 32}, r"teacher has model.channels 32, this run needs 16;"),
+    ("guided", {"model.fourier": (2,)}, r"teacher has model.fourier \(2,\), this run needs \(\);"),
+    ("guided", {"diffusion.prediction": "noise"}, r"teacher has diffusion.prediction 'noise', this run needs 'v';"),
+    ("guided", {"data.image_shape": (16, 16, 1)}, r"teacher has data.image_shape \(16, 16, 1\), this run needs \(8, 8, 1\)"),
     ("consistency", LATENT, "teacher works in latents; so must the student"),
     ("latent", {}, "teacher works in pixels; so must the student"),
     ("guided", CONSISTENCY, "teacher is a consistency student, no teacher; name what it was distilled from"),

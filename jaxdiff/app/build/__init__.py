@@ -1,20 +1,17 @@
 """The functions that a config stands for: network, objective, optimizer, state, layout, sampler."""
 
-from jaxdiff.app.build.autoencoder import Codec, check_latents, codec, measure_latents, nearest_codes
-from jaxdiff.app.build.networks import Vae, conditional_denoiser, learned_logsnr, noisy_classifier, unet, vae
+from jaxdiff.app.build.checks import check_source
+from jaxdiff.app.build.networks import Codec, codec, conditional_denoiser, measure_latents, nearest_codes, unet, vae
 from jaxdiff.app.build.sampling import (
     cascade_stages,
-    check_cascade,
-    check_guiding,
     denoising_trajectory,
     evenly_spaced_steps,
     image_generator,
     noisy_labels,
-    prior_image_generator,
     sampling_levels,
 )
-from jaxdiff.app.build.students import check_teacher, sampling_schedule, student_levels
-from jaxdiff.app.build.tables import PARAMETERIZATIONS, PIXELS, SAMPLERS, SCHEDULES, SPACINGS, WEIGHTS
+from jaxdiff.app.build.students import sampling_schedule, student_levels
+from jaxdiff.app.build.tables import PARAMETERIZATIONS, SAMPLERS, SCHEDULES, SPACINGS, WEIGHTS
 from jaxdiff.app.build.train_step import (
     FROZEN,
     Sources,
@@ -25,49 +22,5 @@ from jaxdiff.app.build.train_step import (
     objective,
     optimizer,
     state_shapes,
-    strip_prefix,
     train_step,
 )
-
-__all__ = [
-    "PARAMETERIZATIONS",
-    "PIXELS",
-    "SAMPLERS",
-    "SCHEDULES",
-    "SPACINGS",
-    "Codec",
-    "FROZEN",
-    "Sources",
-    "Vae",
-    "WEIGHTS",
-    "init_from_teacher",
-    "strip_prefix",
-    "check_teacher",
-    "student_levels",
-    "next_round_state",
-    "check_cascade",
-    "check_guiding",
-    "check_latents",
-    "codec",
-    "conditional_denoiser",
-    "image_generator",
-    "init",
-    "measure_latents",
-    "nearest_codes",
-    "noisy_labels",
-    "layout",
-    "learned_logsnr",
-    "sampling_levels",
-    "noisy_classifier",
-    "objective",
-    "optimizer",
-    "prior_image_generator",
-    "sampling_schedule",
-    "evenly_spaced_steps",
-    "cascade_stages",
-    "denoising_trajectory",
-    "state_shapes",
-    "train_step",
-    "unet",
-    "vae",
-]

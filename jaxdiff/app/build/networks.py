@@ -1,4 +1,4 @@
-"""The networks of a config."""
+"""The networks of a config: denoisers, and what autoencoders make of images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxdiff import likelihood, objectives
@@ -16,12 +18,12 @@ from jaxdiff.denoiser import Denoiser, bounded
 from jaxdiff.guidance import guide
 from jaxdiff.models import autoencoder
 from jaxdiff.models.classifier import NoisyClassifier
-from jaxdiff.models.schedule import MonotoneLogsnr
 from jaxdiff.models.unet import UNet, network
+from jaxdiff.objectives import codebook
 
 
 class Vae(NamedTuple):
-    """Encoder, decoder and the law of the pixels."""
+    """Encoder, decoder and the distribution of the pixels."""
 
     encoder: autoencoder.Encoder
     decoder: autoencoder.Decoder
@@ -40,37 +42,65 @@ class Vae(NamedTuple):
         return self.pixels.mean(autoencoder.decode(self.decoder)(params, z))
 
 
-def unet(config: Experiment) -> UNet:
-    """The network of a config that trains diffusion."""
-    return fields_of(config, UNet)
+class Codec(NamedTuple):
+    """An autoencoder between images in [-1, 1] and latents of mean 0 and standard deviation 1 a channel, once measured."""
 
+    encoder: autoencoder.Encoder
+    decoder: autoencoder.Decoder
+    factor: int
 
-def noisy_classifier(config: Experiment) -> NoisyClassifier:
-    """The network of a config that trains a classifier."""
-    return fields_of(config, NoisyClassifier)
+    def encode(self, params: Any, x0: Array) -> likelihood.Posterior:
+        """The posterior of the latents `[B, h, w, C]` of images `[B, H, W, C]`."""
+        mean, std = autoencoder.encode(self.encoder)(params, x0)
+        shift, scale = (params["latent"][name][None, None, None] for name in ("shift", "scale"))
+        return likelihood.Posterior((mean - shift) / scale, std / scale)
 
+    def decode(self, params: Any, z: Array) -> Array:
+        """The images `[B, H, W, C]` of latents, each first replaced by its nearest code where there is a codebook."""
+        z = unscaled(params, z)
+        z = codebook.quantized(params["codebook"], z).code if "codebook" in params else z
+        return autoencoder.decode(self.decoder)(params, z)
 
-def learned_logsnr() -> MonotoneLogsnr:
-    """The network of a learned schedule."""
-    return MonotoneLogsnr()
+    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Height, width and channels of the latents of such images."""
+        height, width, _ = image_shape
+        return height // self.factor, width // self.factor, self.encoder.latent_channels
 
 
 def vae(config: Experiment) -> Vae:
     """The parts of a config that trains a VAE."""
     pixels = PIXELS[config.vae.pixels](config.vae.std)
-    encoder = fields_of(config, autoencoder.Encoder, latent_channels=config.vae.latent_channels)
-    out_channels = pixels.outputs * config.data.image_shape[-1]
-    return Vae(encoder, fields_of(config, autoencoder.Decoder, out_channels=out_channels), pixels)
+    encoder = module_of(config, autoencoder.Encoder, latent_channels=config.vae.latent_channels)
+    decoder = module_of(config, autoencoder.Decoder, out_channels=pixels.outputs * config.data.image_shape[-1])
+    return Vae(encoder, decoder, pixels)
 
 
-def fields_of(config: Experiment, kind: Any, **others: Any) -> Any:
+def codec(config: Experiment) -> Codec:
+    """The networks of a config that trains an autoencoder."""
+    channels, moments = config.autoencoder.latent_channels, 1 if config.autoencoder.codebook else 2
+    encoder = module_of(config, autoencoder.Encoder, latent_channels=channels, moments=moments)
+    decoder = module_of(config, autoencoder.Decoder, out_channels=config.data.image_shape[-1])
+    return Codec(encoder, decoder, 2 ** (len(config.model.multipliers) - 1))
+
+
+def unet(config: Experiment) -> UNet:
+    """The network of a config that trains diffusion."""
+    return module_of(config, UNet)
+
+
+def noisy_classifier(config: Experiment) -> NoisyClassifier:
+    """The network of a config that trains a classifier."""
+    return module_of(config, NoisyClassifier)
+
+
+def module_of(config: Experiment, kind: Any, **others: Any) -> Any:
     """The module of that kind with those of its attributes that the config's model names, and others."""
     model = {**dataclasses.asdict(config.model), "dtype": jnp.dtype(config.model.dtype)}
     return kind(**{name: value for name, value in model.items() if name in kind.__dataclass_fields__}, **others)
 
 
 def conditional_denoiser(config: Experiment, params: Any, given: Any, dropout_key: Array | None = None) -> Denoiser:
-    """The denoiser of a config at these params, given labels `[B]` (`num_classes` is none at all) or a mapping."""
+    """The denoiser of a config at these params, given labels `[B]` (`num_classes` is no label) or a mapping."""
     weights = params["network"] if config.diffusion.schedule == "learned" else params
     apply, parameterization = network(unet(config)), PARAMETERIZATIONS[config.diffusion.prediction]
     if config.objective == "consistency" and config.diffusion.prediction == "x0":  # the others are x / alpha without noise
@@ -79,7 +109,10 @@ def conditional_denoiser(config: Experiment, params: Any, given: Any, dropout_ke
 
 
 def guided_denoiser(config: Experiment, params: Any, given: Mapping[str, Any], scale: float | Array) -> Denoiser:
-    """The config's denoiser, guided by a scale, or one an example `[B]`: its own input where it has that, else from null labels."""
+    """The config's denoiser, guided by one scale, or by one an example `[B]`.
+
+    The scale of a student is an input of its network, or was learned; others are guided from null labels.
+    """
     label = given["label"]
     if config.objective in STUDENTS:
         scales = {"guidance": jnp.broadcast_to(jnp.asarray(scale, jnp.float32), label.shape)} if guidance_is_input(config) else {}
@@ -92,3 +125,26 @@ def guided_denoiser(config: Experiment, params: Any, given: Mapping[str, Any], s
         return with_label if scale else without
     scale = jnp.reshape(jnp.asarray(scale), (-1, *(1 for _ in config.data.image_shape)))
     return guide(with_label, without, scale)
+
+
+def unscaled(params: Any, z: Array) -> Array:
+    """Latents on the encoder's own scale, of those of mean 0 and standard deviation 1."""
+    return z * params["latent"]["scale"][None, None, None] + params["latent"]["shift"][None, None, None]
+
+
+def nearest_codes(params: Any, z: Array) -> Array:
+    """The numbers `[B, h, w]` of the nearest codes of latents."""
+    return codebook.quantized(params["codebook"], unscaled(params, z)).chosen
+
+
+def measure_latents(networks: Codec, params: Any, batches: Any) -> dict[str, np.ndarray]:
+    """Mean (`shift`) and standard deviation (`scale`) of each channel of the latents of some batches of images.
+
+    The scale of a channel that is constant is 1.
+    """
+    encode = jax.jit(autoencoder.encode(networks.encoder))
+    moments = [jax.device_get(encode(params, x0)) for x0 in batches]
+    mean, std = (np.concatenate(part).astype(np.float64) for part in zip(*moments, strict=True))
+    shift = mean.mean(axis=(0, 1, 2))
+    scale = np.sqrt(np.mean((mean - shift) ** 2 + std**2, axis=(0, 1, 2)))
+    return {"shift": shift.astype(np.float32), "scale": np.where(scale > 0, scale, 1).astype(np.float32)}

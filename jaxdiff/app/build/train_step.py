@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,64 +11,60 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from jaxdiff import likelihood, losses, objectives, training
-from jaxdiff.app.build import autoencoder as compression
 from jaxdiff.app.build import students
-from jaxdiff.app.build.networks import learned_logsnr, noisy_classifier, unet, vae
+from jaxdiff.app.build.networks import codec, noisy_classifier, unet, vae
 from jaxdiff.app.build.tables import PARAMETERIZATIONS, SCHEDULES, WEIGHTS
 from jaxdiff.app.config import STUDENTS, Experiment, guidance_is_input, round_steps
 from jaxdiff.io.errors import ConfigError
-from jaxdiff.models import autoencoder, classifier, schedule
+from jaxdiff.models import autoencoder, classifier, lora, perceptual, schedule
+from jaxdiff.models.discriminator import PatchDiscriminator
 from jaxdiff.models.unet import network
+from jaxdiff.objectives import codebook
 from jaxdiff.training import Objective, Step, TrainState, initial_state
 from jaxdiff.training.mesh import Layout, jit_layout, make_mesh, pmap_layout
 
 Sources = Mapping[str, Experiment]  # configs of the runs that a run starts from, by their place: autoencoder, base, base.base
 NONE: Sources = types.MappingProxyType({})
+DECAY = 0.99  # of the running means of a codebook
 FROZEN = ("autoencoder", "features", "teacher")  # places whose params training reads
-
-
-def strip_prefix(given: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """What a run is given by place, for the run at a place: `base.base` becomes `base`."""
-    return {name.removeprefix(f"{place}."): value for name, value in given.items() if name.startswith(f"{place}.")}
 
 
 def space(config: Experiment, sources: Sources = NONE) -> tuple[int, int, int]:
     """Height, width and channels of what the network sees: images, or latents of the autoencoder."""
-    if "autoencoder" not in sources:
-        return config.data.image_shape
-    return compression.codec(sources["autoencoder"]).latent_shape(config.data.image_shape)
+    shape = config.data.image_shape
+    return codec(sources["autoencoder"]).latent_shape(shape) if "autoencoder" in sources else shape
 
 
 def objective(config: Experiment, sources: Sources = NONE) -> Objective:
     """The training objective of a config."""
     if config.objective == "autoencoder":
-        return compression.objective(config, sources)
+        return _compression(config, sources)
+    on_images = _on_images(config, sources)
     if "autoencoder" not in sources:
-        return _on_images(config, sources)
+        return on_images
     if config.data.latents:
-        return objectives.latent(
-            _on_images(config, sources), lambda frozen, batch: likelihood.Posterior(batch["mean"], batch["std"])
-        )
-    encode = compression.codec(sources["autoencoder"]).encode
-    return objectives.latent(_on_images(config, sources), lambda frozen, batch: encode(frozen["autoencoder"], batch["image"]))
+        return objectives.latent(on_images, lambda frozen, batch: likelihood.Posterior(batch["mean"], batch["std"]))
+    encode = codec(sources["autoencoder"]).encode
+    return objectives.latent(on_images, lambda frozen, batch: encode(frozen["autoencoder"], batch["image"]))
 
 
 def _on_images(config: Experiment, sources: Sources) -> Objective:
-    diffusion = config.diffusion
     if config.objective == "vae":
         parts, options = vae(config), config.vae
         return objectives.vae(parts.encode, parts.log_prob, beta=options.beta, free_bits=options.free_bits)
+    d = config.diffusion
     if config.objective == "classifier":
-        return objectives.classifier(classifier.network(noisy_classifier(config)), SCHEDULES[diffusion.schedule]())
-    condition = _condition(config)
-    apply, parameterization = network(unet(config)), PARAMETERIZATIONS[diffusion.prediction]
-    if diffusion.schedule == "learned":
-        return objectives.variational_diffusion(apply, schedule.logsnr(learned_logsnr()), parameterization, condition=condition)
-    fixed = SCHEDULES[diffusion.schedule]()
-    weight = losses.elbo_weight(fixed) if diffusion.weight == "elbo" else WEIGHTS[diffusion.weight]
+        return objectives.classifier(classifier.network(noisy_classifier(config)), SCHEDULES[d.schedule]())
+    condition, apply, parameterization = _condition(config), network(unet(config)), PARAMETERIZATIONS[d.prediction]
+    if d.schedule == "learned":
+        logsnr = schedule.logsnr(schedule.MonotoneLogsnr())
+        return objectives.variational_diffusion(apply, logsnr, parameterization, condition=condition)
+    fixed = SCHEDULES[d.schedule]()
+    weight = losses.elbo_weight(fixed) if d.weight == "elbo" else WEIGHTS[d.weight]
     if config.objective in STUDENTS:
         return students.objective(config, sources, condition, weight)
     return objectives.diffusion(apply, fixed, parameterization, weight, condition=condition)
@@ -88,25 +84,51 @@ def _condition(config: Experiment) -> objectives.Condition:
     return objectives.joint(lower, **named)
 
 
+def _compression(config: Experiment, sources: Sources) -> Objective:
+    c, networks = config.autoencoder, codec(config)
+    encode, decode = autoencoder.encode(networks.encoder), autoencoder.decode(networks.decoder)
+    bottleneck = objectives.kl_bottleneck(encode, c.kl)
+    if c.codebook:  # revived codes need some time to settle in the averaged params
+        bottleneck = objectives.codebook_bottleneck(lambda p, x0: encode(p, x0)[0], c.commitment, DECAY, config.steps // 2)
+    distance = objectives.pixel_distance(jnp.abs if c.distance == "l1" else jnp.square)
+    if c.perceptual:
+        activations = perceptual.vgg16
+        if "features" in sources:  # of images without noise
+            activations = perceptual.classifier_features(noisy_classifier(sources["features"]))
+        seen = objectives.perceptual_distance(lambda frozen, images: activations(frozen["features"], images))
+        distance = objectives.weighted((1.0, distance), (c.perceptual, seen))
+    module, last_layer = _discriminator(config), ("decoder", "conv_out", "kernel")
+
+    def discriminate(params: Any, images: Array) -> Any:
+        return module.apply({"params": params["discriminator"]}, images)
+
+    adversary = objectives.Adversary(discriminate, last_layer, c.adversarial, c.adversarial_start) if c.adversarial else None
+    return objectives.compression(bottleneck, decode, distance, adversary)
+
+
+def _discriminator(config: Experiment) -> PatchDiscriminator:
+    c = config.autoencoder
+    return PatchDiscriminator(c.discriminator_channels, c.discriminator_layers, jnp.dtype(config.model.dtype))
+
+
 def optimizer(config: Experiment) -> optax.GradientTransformation:
-    """AdamW after clipping, with warm-up, in each round."""
-    c = config.optimizer
-    updates = round_steps(config)  # of each round, which begins anew
-    after = optax.constant_schedule(c.learning_rate)
+    """AdamW after clipping, with warm-up, in each round; without decay of norms and biases, which have one dimension."""
+    c, updates = config.optimizer, round_steps(config)
+    rate = optax.constant_schedule(c.learning_rate)
     if c.schedule == "cosine":
-        after = optax.cosine_decay_schedule(c.learning_rate, max(updates - c.warmup_steps, 1))
-    warmup = optax.linear_schedule(c.learning_rate / (c.warmup_steps + 1), c.learning_rate, c.warmup_steps)
-    rate = optax.join_schedules([warmup, after], [c.warmup_steps]) if c.warmup_steps else after
+        rate = optax.cosine_decay_schedule(c.learning_rate, max(updates - c.warmup_steps, 1))
+    if c.warmup_steps:
+        warmup = optax.linear_schedule(c.learning_rate / (c.warmup_steps + 1), c.learning_rate, c.warmup_steps)
+        rate = optax.join_schedules([warmup, rate], [c.warmup_steps])
     clipped = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
-    mask = None if c.decay_all else decayed
+    mask = None if c.decay_all else partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
     adamw = optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mu_dtype=c.moments, mask=mask)
     chain = optax.chain(clipped, adamw)
-    return compression.optimizer(config, chain) if config.objective == "autoencoder" else chain
-
-
-def decayed(params: Any) -> Any:
-    """Which arrays weight decay shrinks: kernels and embeddings, not norms and biases."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    if config.objective != "autoencoder":
+        return chain
+    others: dict[Hashable, Any] = {"codebook": optax.sgd(1 - DECAY), "latent": optax.set_to_zero()}  # the latents' scale stays
+    players = {"generator": chain, "discriminator": chain, **others}
+    return optax.partition(players, lambda params: {name: name if name in players else "generator" for name in params})
 
 
 def init(config: Experiment, key: Array, sources: Sources = NONE) -> TrainState:
@@ -114,7 +136,7 @@ def init(config: Experiment, key: Array, sources: Sources = NONE) -> TrainState:
     image = jnp.zeros((1, *space(config, sources)))
     inputs = (image, jnp.zeros((1,)))
     if config.objective == "autoencoder":
-        params = compression.init_params(config, key, image)
+        params = _autoencoder_params(config, key, image)
     elif config.objective == "vae":
         params = autoencoder.init(*vae(config)[:2], key, image)
     elif config.objective == "classifier":
@@ -127,25 +149,43 @@ def init(config: Experiment, key: Array, sources: Sources = NONE) -> TrainState:
             given |= {"spatial": image, "augmentation": jnp.zeros((1,))}
         if guidance_is_input(config):
             given["guidance"] = jnp.zeros((1,))
-        params = students.init_params(config, key, lambda key: unet(config).init(key, *inputs, **given)["params"])
+
+        def network_params(key: Array) -> Any:
+            return unet(config).init(key, *inputs, **given)["params"]
+
+        rank = config.distillation.lora_rank
+        params = lora.init(key, jax.eval_shape(network_params, key), rank) if rank else network_params(key)
     if config.diffusion.schedule == "learned":
-        params = {"network": params, "schedule": learned_logsnr().init(key, jnp.zeros((1,)))["params"]}
+        params = {"network": params, "schedule": schedule.MonotoneLogsnr().init(key, jnp.zeros((1,)))["params"]}
     return initial_state(params, optimizer(config), config.ema, ema_dtype=config.ema_dtype)
+
+
+def _autoencoder_params(config: Experiment, key: Array, image: Array) -> dict[str, Any]:
+    c, networks = config.autoencoder, codec(config)
+    key, adversary_key = jax.random.split(key)
+    params = autoencoder.init(networks.encoder, networks.decoder, key, image)
+    params["latent"] = {"shift": jnp.zeros((c.latent_channels,)), "scale": jnp.ones((c.latent_channels,))}
+    if c.codebook:
+        params["codebook"] = codebook.empty(c.codebook, c.latent_channels)
+    if c.adversarial:
+        params["discriminator"] = _discriminator(config).init(adversary_key, image)["params"]
+    return params
 
 
 def init_from_teacher(config: Experiment, state: TrainState, teacher: Any) -> TrainState:
     """The state at step 0, with the teacher's params where the student has the same."""
     if config.distillation.lora_rank:
         return state
-    return initial_state(students.copy_matching(state.params, teacher), optimizer(config), config.ema, ema_dtype=config.ema_dtype)
+    known: dict[Any, Any] = flatten_dict(teacher)
+    params = unflatten_dict({name: jnp.copy(known.get(name, each)) for name, each in flatten_dict(state.params).items()})
+    return initial_state(params, optimizer(config), config.ema, ema_dtype=config.ema_dtype)
 
 
 def next_round_state(config: Experiment, state: TrainState) -> TrainState:
     """The state at the beginning of the next round: the student's average is its teacher, and what it starts from."""
     student = training.as_float32(state.ema[next(iter(config.ema))])  # jit sorts names
     frozen = {**state.frozen, "teacher": jax.tree.map(jnp.copy, student)}
-    fresh = initial_state(student, optimizer(config), config.ema, frozen, config.ema_dtype)
-    return TrainState(state.step, fresh.params, fresh.ema, fresh.opt_state, fresh.frozen)
+    return replace(initial_state(student, optimizer(config), config.ema, frozen, config.ema_dtype), step=state.step)
 
 
 def state_shapes(config: Experiment, sources: Sources = NONE) -> TrainState:
@@ -159,28 +199,23 @@ def layout(config: Experiment, frozen: Any = None, sources: Sources = NONE, devi
     Raises:
         ConfigError: the network cannot be built, or the devices do not fit the mesh or divide the batch.
     """
+    c, a, parts = config.mesh, config.autoencoder, config.optimizer.accumulate
     try:
-        return _layout(config, replace(state_shapes(config, sources), frozen=frozen or {}), devices)
+        shapes = replace(state_shapes(config, sources), frozen=frozen or {})
+        mesh = None if c.mapping == "pmap" else make_mesh(c.data, c.fsdp, devices, c.tensor)
+        rows = jax.local_device_count() if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        if config.data.batch_size % (rows * parts):
+            which = f"{rows} devices" + (f" times optimizer.accumulate {parts}" if parts > 1 else "")
+            raise ConfigError(f"data.batch_size {config.data.batch_size} is not divisible by {which}")
+        if mesh is None:
+            return pmap_layout(shapes)
+        whole = a.codebook > 0 or a.adversarial > 0  # which look at all rows: codes in use, a balance
+        return jit_layout(mesh, shapes, gradients=c.gradients, whole=whole)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def _layout(config: Experiment, shapes: TrainState, devices: Sequence[Any] | None) -> Layout:
-    c, parts = config.mesh, config.optimizer.accumulate
-    mesh = None if c.mapping == "pmap" else make_mesh(c.data, c.fsdp, devices, c.tensor)
-    rows = jax.local_device_count() if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.data.batch_size % (rows * parts):
-        which = f"{rows} devices" + (f" times optimizer.accumulate {parts}" if parts > 1 else "")
-        raise ConfigError(f"data.batch_size {config.data.batch_size} is not divisible by {which}")
-    if mesh is None:
-        return pmap_layout(shapes)
-    whole = config.autoencoder.codebook > 0 or config.autoencoder.adversarial > 0  # which look at all rows: codes in use, a balance
-    return jit_layout(mesh, shapes, gradients=c.gradients, whole=whole)
-
-
 def train_step(config: Experiment, layout: Layout, sources: Sources = NONE) -> Step:
     """The config's training step, for `layout.compile`."""
-    microbatches = config.optimizer.accumulate
-    return training.train_step(
-        objective(config, sources), optimizer(config), config.ema, microbatches, reduce_gradients=layout.reduce_gradients
-    )
+    parts, reduce = config.optimizer.accumulate, layout.reduce_gradients
+    return training.train_step(objective(config, sources), optimizer(config), config.ema, parts, reduce_gradients=reduce)

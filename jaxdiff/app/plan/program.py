@@ -78,7 +78,7 @@ def _sampling(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.s
     if config.objective in ("classifier", "autoencoder"):
         raise ConfigError(f"--what sample: {with_article(config.objective)} draws no samples; plan its training")
     sources, frozen = source_shapes(config, sampling_sources(config))
-    generate = build.prior_image_generator(config) if config.objective == "vae" else build.image_generator(config, sources)
+    generate = build.image_generator(config, sources)
     batch = _batch(config, sources, config.sampling.num)
     given = {name: batch[name] for name in ("label", "context") if name in batch}
     mesh = jax.sharding.Mesh(np.asarray(devices[:1]), ("data",))

@@ -61,22 +61,12 @@ def source_configs(
         if places is not None and place not in places:
             continue
         source = configs[place] = read_config(directory, wanted.get(place, "classifier"))
-        if place == "autoencoder":
-            build.check_latents(config, source, str(directory))
-        elif place == "classifier":
-            build.check_guiding(config, source, str(directory))
-        elif place == "features" and source.data.image_shape != config.data.image_shape:
-            shapes = f"{source.data.image_shape}, this run {config.data.image_shape}"
-            raise ConfigError(
-                f"sources.features: the classifier {directory} has data.image_shape {shapes}; train one with the same"
-            )
-        elif place == "teacher":
-            build.check_teacher(config, source, str(directory))
+        build.check_source(place, config, source, str(directory))
+        if place == "teacher":
             _check_same_latents(config, workdir, directory)
             if (saved := checkpoint.steps(directory)) and saved[-1] < source.steps:
                 log.warning("the teacher %s is at step %d of %d", directory, saved[-1], source.steps)
         elif place == "base":
-            build.check_cascade(config, source, str(directory))
             configs |= {
                 f"base.{name}": below for name, below in source_configs(source, directory, sampling_sources(source)).items()
             }

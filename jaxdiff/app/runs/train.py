@@ -54,9 +54,7 @@ def _batched_sampler(
 ) -> Callable[..., np.ndarray]:
     """What `image_sampler` returns; along the config's finest levels unless those of a checkpoint are given."""
     sources, frozen = inputs
-    compiled = jax.jit(
-        build.prior_image_generator(config) if config.objective == "vae" else build.image_generator(config, sources, trained)
-    )
+    compiled = jax.jit(build.image_generator(config, sources, trained))
 
     def generate(params: Any, labels: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
         given = {"label": np.asarray(labels, np.int32)} | _contexts(config, context, len(labels))
