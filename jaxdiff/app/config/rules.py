@@ -46,8 +46,7 @@ def rules(c: Experiment) -> Rules:
         known = denoises or (name == "dropout" and c.objective == "classifier")
         yield f"model.{name}", f"not set for {this}, whose network has none", known or not getattr(m, name)
     yield "sampling.classifier", "empty for all but denoisers", denoises or not s.classifier
-    labelled = c.objective not in ("vae", "autoencoder")
-    yield "evaluation.num", f"0 for {this}, which has no labels", labelled or c.evaluation.num == 0
+    yield "evaluation.num", f"0 for {this}, which has no labels", c.objective not in ("vae", "autoencoder") or not c.evaluation.num
     yield from _steps_per_call_rules(c)
     yield from _source_rules(c)
     yield from _distillation_rules(c)
@@ -67,8 +66,7 @@ def _steps_per_call_rules(c: Experiment) -> Rules:
     """Nothing may happen between steps that one call does."""
     yield "steps_per_call", "1 under pmap", c.steps_per_call == 1 or c.mesh.mapping == "jit"
     between = {"steps": c.steps, "log_every": c.log_every, "checkpoint_every": c.checkpoint_every}
-    between |= {"sampling.every": c.sampling.every, "steps of a round": round_steps(c)}
-    for name, every in between.items():
+    for name, every in {**between, "sampling.every": c.sampling.every, "steps of a round": round_steps(c)}.items():
         yield "steps_per_call", f"a divisor of {name}, {every}", every % c.steps_per_call == 0
 
 
@@ -129,8 +127,7 @@ def _distillation_rules(c: Experiment) -> Rules:
         steps = sampling_steps(c)
         listed = f"one of {', '.join(map(str, steps))}: the student was trained on levels of these numbers of steps"
         yield "sampling.steps", listed, c.sampling.steps in steps
-        same = c.sampling.spacing == d.spacing
-        yield "sampling.spacing", f"{d.spacing}, of the levels that the student was trained on", same
+        yield "sampling.spacing", f"{d.spacing}, of the levels that the student was trained on", c.sampling.spacing == d.spacing
         yield "sampling.eta", "0 for a student of a list of levels", c.sampling.eta == 0
 
 
@@ -153,8 +150,7 @@ def _student_rules(c: Experiment) -> Rules:
     yield "sources.teacher", f"a run or a recipe to distil: {c.objective} learns from it", teacher or not taught
     yield "distillation.guidance", "two scales, the lower first, at least 0", 0 <= low <= high
     yield "distillation.guidance", "1 1 without a teacher to guide", plain or taught
-    given = c.model.num_classes or c.model.context_channels
-    yield "distillation.guidance", "1 1 without classes or context", plain or given
+    yield "distillation.guidance", "1 1 without classes or context", plain or c.model.num_classes or c.model.context_channels
     yield "cascade.factor", "1 for a student", c.cascade.factor == 1
     yield "distillation.clip", "False in latent space, whose values have no bounds", not (c.sources.autoencoder and d.clip)
     unknown = "0 where the scale is an input, of which the teacher has no params"

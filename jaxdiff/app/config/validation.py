@@ -20,6 +20,10 @@ from jaxdiff.app.config.rules import Rules, ladder_rules, rules
 from jaxdiff.io.errors import ConfigError, first_line, user_code_error
 
 LARGEST = 3.4e38  # of float32
+KINDS = {  # what a file can define, and what to do with that
+    "config": (Experiment, "a recipe and no ladder of several; train it: jaxdiff train"),
+    "ladder": (Ladder, "a ladder of several recipes; climb it: jaxdiff ladder"),
+}
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 # Fields and groups that may differ when a run resumes: no loss reads them, or (mesh, remat, steps_per_call) they move the same
 # computation. With dropout the mesh decides which masks are drawn. Sources are compared by the fingerprints of their params.
@@ -35,37 +39,31 @@ def load(path: pathlib.Path) -> Experiment:
     Raises:
         ConfigError: no such file, no `config` in it, or a key, type or value in it that is wrong.
     """
-    contents = _contents(path)
-    if isinstance(contents.get("ladder"), Ladder):
-        raise ConfigError(f"{path} is a ladder of several recipes; climb it: jaxdiff ladder {path}")
-    config = contents.get("config")
-    if not isinstance(config, Experiment):
-        raise ConfigError(f"{path}: must define config = jaxdiff.app.config.Experiment(...)")
-    return validated(config, where=str(path))
+    return validated(_defined(path, "config", "Experiment(...)"), where=str(path))
 
 
 def load_ladder(path: pathlib.Path) -> Ladder:
     """The `ladder` of a Python file; raises as `load`."""
-    contents = _contents(path)
-    if isinstance(contents.get("config"), Experiment):
-        raise ConfigError(f"{path} is a recipe and no ladder of several; train it: jaxdiff train {path}")
-    ladder = contents.get("ladder")
-    if not isinstance(ladder, Ladder):
-        raise ConfigError(f"{path}: must define ladder = jaxdiff.app.config.Ladder(students=(...))")
-    return _checked(Ladder, ladder_rules, to_dict(ladder), str(path))
+    return _checked(Ladder, ladder_rules, to_dict(_defined(path, "ladder", "Ladder(students=(...))")), str(path))
 
 
-def _contents(path: pathlib.Path) -> dict[str, Any]:
-    """What a Python file defines."""
+def _defined(path: pathlib.Path, name: str, example: str) -> Any:
+    """What a Python file defines by that name: a config, or a ladder."""
     if not pathlib.Path(path).is_file():
         there = [str(each) for each in pathlib.Path(path).parent.glob("*.py") if each.is_file()]
         near = difflib.get_close_matches(str(path), there, n=1)
         hint = f"did you mean {near[0]}?" if near else "write the path of a recipe, such as configs/digits.py"
         raise ConfigError(f"no config file {path}; {hint}")
     try:
-        return runpy.run_path(str(path))
+        contents = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:  # the user's own code
         raise user_code_error(str(path), path, error, _explain_unknown_field(first_line(error))) from error
+    for other, (kind, hint) in KINDS.items():
+        if other != name and isinstance(contents.get(other), kind):
+            raise ConfigError(f"{path} is {hint} {path}")
+    if not isinstance(contents.get(name), KINDS[name][0]):
+        raise ConfigError(f"{path}: must define {name} = jaxdiff.app.config.{example}")
+    return contents[name]
 
 
 def _checked(kind: Any, rules: Callable[[Any], Rules], values: Mapping[str, Any], where: str) -> Any:
@@ -85,7 +83,7 @@ def _checked(kind: Any, rules: Callable[[Any], Rules], values: Mapping[str, Any]
 
 
 def validated(config: Experiment, where: str = "config") -> Experiment:
-    """The config itself, once all its types and values are found right.
+    """The config itself, once all its types and values are checked.
 
     Raises:
         ConfigError: names the first field that is wrong.
