@@ -50,7 +50,7 @@ class Origin(NamedTuple):
 
 
 def check_free(directory: pathlib.Path) -> None:
-    """Whether latents can be written there.
+    """Checks that latents can be written there.
 
     Raises:
         ConfigError: something is there already.

@@ -109,7 +109,7 @@ def _raw_paths(raw_dir: pathlib.Path, urls: list[str]) -> list[pathlib.Path]:
 
 
 def _check_network(name: str, timeout: float = 5.0) -> None:
-    """The download manager of tfds retries in silence for minutes where there is no network: ask once first."""
+    """Checks the network once, since tfds's download manager retries silently for minutes without it."""
     url = RAW[name][0][0]
     try:
         requests.head(url, timeout=timeout)

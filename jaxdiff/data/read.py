@@ -77,8 +77,8 @@ class Images(NamedTuple):
         own = indices % self.num_examples
         pixels, label = self.fetch(own)
         mirrored = (indices >= self.num_examples)[:, None, None, None]
-        found = {"image": normalize(np.where(mirrored, pixels[:, :, ::-1], pixels)), "label": label}
-        return found if self.context is None else {**found, "context": self.context(own)}
+        batch = {"image": normalize(np.where(mirrored, pixels[:, :, ::-1], pixels)), "label": label}
+        return batch if self.context is None else {**batch, "context": self.context(own)}
 
 
 def load_images(c: ImageSpec, split: str, data_dir: str | None = None) -> Images:

@@ -26,7 +26,7 @@ def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def cache_dir() -> pathlib.Path:
-    """Where things are kept that can be made again: JAXDIFF_CACHE_DIR, or the user's cache."""
+    """The directory of files that can be made again: JAXDIFF_CACHE_DIR, or the user's cache."""
     named = os.environ.get("JAXDIFF_CACHE_DIR")
     return pathlib.Path(named) if named else pathlib.Path.home() / ".cache" / "jaxdiff"
 

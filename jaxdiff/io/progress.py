@@ -51,7 +51,7 @@ def track(items: Iterable[T], desc: str, unit: str, total: int | None = None) ->
 
 @contextlib.contextmanager
 def waiting(desc: str) -> Iterator[None]:
-    """The seconds gone, for one thing whose end nobody knows."""
+    """The seconds elapsed, for one task of unknown length."""
     with bar(None, desc, "", bar_format="{desc}: {elapsed}"):
         yield
 

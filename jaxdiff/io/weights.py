@@ -1,4 +1,4 @@
-"""Trained weights of others' networks, by the names that they gave them, from files that the user has."""
+"""Trained weights of other projects' networks, by their published names, from files that the user has."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from jaxdiff.io.errors import ConfigError, first_line
 
 @contextlib.contextmanager
 def open_npz(path: pathlib.Path | str, network: str) -> Iterator[Any]:
-    """The arrays of a .npz file by name, each read when it is asked for.
+    """The arrays of a .npz file by name, each loaded on access.
 
     Raises:
-        ConfigError: no such file, or what is asked of it in the block is not there.
+        ConfigError: no such file, or an array that the block reads is not in it.
     """
     try:
         with np.load(path) as file:
@@ -30,10 +30,10 @@ def open_npz(path: pathlib.Path | str, network: str) -> Iterator[Any]:
 
 
 def load_npz(path: pathlib.Path | str, network: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file, float32, whose names and shapes are these and no others; PyTorch's counts of batches apart.
+    """The arrays of a .npz file, float32, which must have exactly these names and shapes, but for PyTorch's counts of batches.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: a name or a shape differs.
     """
     with open_npz(path, network) as file:
         names = {name for name in file if not name.endswith("num_batches_tracked")}

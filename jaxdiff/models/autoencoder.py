@@ -112,7 +112,7 @@ def init(encoder: Encoder, decoder: Decoder, key: Array, x0: Array) -> dict[str,
 def encode(module: Encoder) -> Callable[[Any, Array], tuple[Array, Array]]:
     """The encoder as a pure function `(params, x0) -> (mean, std)` of a diagonal Gaussian over codes, float32.
 
-    With one moment the code is known: std is 0.
+    With one moment the code is deterministic: std is 0.
     """
 
     def apply(params: Any, x0: Array) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""InceptionV3 as the Frechet distance (FID) knows it: the TensorFlow graph of 2015-12-05, with its resize and its poolings.
+"""InceptionV3 as the Frechet distance (FID) uses it: the TensorFlow graph of 2015-12-05, with its resize and its poolings.
 
 Szegedy et al. (2016); Heusel et al. (2017). Layers and names are those of torch-fidelity and pytorch-fid. Their file of
 weights becomes one that `load` reads, where PyTorch is installed, by
@@ -51,7 +51,7 @@ class Convolution(nn.Module):
 
 
 def average(x: Array) -> Array:
-    """The mean of 3x3 pixels, of those alone that are inside the image: TensorFlow counts no padding."""
+    """The mean of 3x3 pixels, without those outside the image: TensorFlow counts no padding."""
     return nn.avg_pool(x.astype(jnp.float32), (3, 3), padding="SAME", count_include_pad=False).astype(x.dtype)
 
 
@@ -74,7 +74,7 @@ class Mixed(nn.Module):
         pool: the pooling.
         pooled: the features of the 1x1 convolution after it; 0 if there is none.
         stride: of the last convolution of each branch; 2 takes no padding.
-        dtype: what is computed in.
+        dtype: of the computation.
     """
 
     branches: Mapping[str, Sequence[Any]]
@@ -85,11 +85,11 @@ class Mixed(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        found = [self.branch(x, name, layers) for name, layers in self.branches.items()]
+        branches = [self.branch(x, name, layers) for name, layers in self.branches.items()]
         x = self.pool(x)
         if self.pooled:
             x = Convolution(self.pooled, (1, 1), dtype=self.dtype, name="branch_pool")(x)
-        return jnp.concatenate([*found, x], axis=-1)
+        return jnp.concatenate([*branches, x], axis=-1)
 
     def branch(self, x: Array, branch: str, layers: Sequence[Any]) -> Array:
         for number, layer in enumerate(layers, 1):
@@ -136,7 +136,7 @@ BLOCKS = (  # name, branches, pooling, features after it, stride
     ("Mixed_6e", seven(192), average, 192, 1),
     ("Mixed_7a", TO_8, halved, 0, 2),
     ("Mixed_7b", FORKED, average, 192, 1),
-    ("Mixed_7c", FORKED, largest, 192, 1),  # by what is taken for a slip of 2015; published scores have it in them
+    ("Mixed_7c", FORKED, largest, 192, 1),  # probably a mistake of 2015, but published scores depend on it
 )
 
 

@@ -70,7 +70,7 @@ def embedded(condition: Array, channels: int, dtype: DTypeLike) -> Array:
 
 
 class GuidanceEmbedding(nn.Module):
-    """A guidance scale `[B]` as features `[B, 4 * channels]` that start at zero: a network begins as one that is given none.
+    """A guidance scale `[B]` as features `[B, 4 * channels]` that start at zero, as if none were given.
 
     Meng et al. (2023), section 3.1, embed it as they do the level.
     """
@@ -106,7 +106,7 @@ def attended(q: Array, k: Array, v: Array) -> Array:
 
 
 def attended_in_parts(q: Array, k: Array, v: Array, scores: int) -> Array:
-    """The same, head after head and some queries after others: at most `scores` scores an example at once.
+    """The same, by one head and a part of the queries at a time: at most `scores` scores an example at once.
 
     Rabe & Staats (2021), without their parts of keys. Where T has no divisor near `scores / S`, the parts are smaller.
     """

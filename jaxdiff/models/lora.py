@@ -1,6 +1,6 @@
 """Low-rank adapters: a difference of params as a small tree, added to the params where they are used.
 
-A network is not told of them, `network(merged(params, adapters), ...)`: inside jit the sum is a part of the program, whose
+A network does not know of them, `network(merged(params, adapters), ...)`: inside jit the sum is a part of the program, whose
 gradient reaches the adapters; merged once, a student costs what its base does. Differences add up over several calls of
 `merged`, and one made on a base may be merged with another base of the same shape (LCM-LoRA, Luo et al. 2023b).
 """
@@ -102,4 +102,4 @@ def _matrix(kernel: Any) -> tuple[int, int]:
 
 
 def _wide(dtype: DTypeLike) -> DTypeLike:
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32  # a small difference drowns in bfloat16
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32  # a small difference is lost in bfloat16

@@ -1,4 +1,4 @@
-"""Decoding tile after tile: images for whose activations the memory is too small."""
+"""Tiled decoding, for images whose activations do not fit in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def tiled(decode: Callable[[Array], Array], z: Array, tile: int, overlap: int, f
     than `overlap / 4` latents is computed exactly.
 
     What a decoder does with the whole image, it does here with each tile alone: attention sees nothing outside it, and group
-    norms take its statistics. Tones may then differ from tile to tile, which the blending hides and does not mend; choose
+    norms take its statistics. Tones may then differ from tile to tile, which the blending hides but does not correct; choose
     tiles as large as those that the decoder was trained on.
 
     Args:

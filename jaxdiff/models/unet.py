@@ -158,8 +158,8 @@ class UNet(nn.Module):
         if wanted and context is None:
             raise ValueError(f"context: the network attends to vectors [B, T, {wanted}]; give them, or zeros for none")
         if context is not None and context.shape[2:] != (wanted,):
-            found = f"context: {context.shape} given, but the network's model.context_channels is {wanted}"
-            raise ValueError(f"{found}; " + (f"give vectors [B, T, {wanted}]" if wanted else "give none"))
+            fault = f"context: {context.shape} given, but the network's model.context_channels is {wanted}"
+            raise ValueError(f"{fault}; " + (f"give vectors [B, T, {wanted}]" if wanted else "give none"))
 
 
 def network(module: nn.Module) -> Callable[..., Array]:

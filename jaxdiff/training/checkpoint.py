@@ -1,7 +1,7 @@
 """Checkpoints: orbax, asynchronous and atomic, beside the config that made them.
 
 Params, each EMA and the optimizer are items of their own, so that sampling reads one EMA alone. A checksum of every
-array is kept and compared on restore: orbax restores flipped bytes in silence. `frozen` is not written: it comes from
+array is kept and compared on restore: orbax restores flipped bytes silently. `frozen` is not written: it comes from
 the runs that it was taken from.
 """
 
@@ -61,7 +61,7 @@ def manager(workdir: pathlib.Path, keep: int = 3, keep_every: int | None = None)
 
 
 def steps(workdir: pathlib.Path) -> list[int]:
-    """The steps that were saved whole, in order."""
+    """The complete steps, in order."""
     directory = _directory(workdir)
     if not directory.is_dir():
         return []
@@ -71,7 +71,7 @@ def steps(workdir: pathlib.Path) -> list[int]:
 def save(
     to: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any], levels: Mapping[str, Sequence[float]] | None = None
 ) -> None:
-    """Saves the state under its step in the background, with the config and the checksums. The same step again: nothing.
+    """Saves the state under its step in the background, with the config and the checksums. A step that is already saved is skipped.
 
     `levels` are `alpha` and `sigma`, `[N + 1]`, of the list that a student was trained on (`read_levels`).
 
@@ -102,18 +102,18 @@ def restore(workdir: pathlib.Path, like: TrainState) -> TrainState | None:
     """The newest whole state in `workdir`, or None where there is none; frozen is taken from `like`.
 
     `like` is a state of `jax.ShapeDtypeStruct` with the shardings wanted, on however many devices. A step that cannot be
-    read is said in one line, moved to `workdir/damaged`, and the one before it is used. Of several processes all must ask,
+    read is reported in one line and moved to `workdir/damaged`, and the one before it is used. All processes must call this,
     and restore the same step.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be read. They stay where they are.
     """
-    found = distributed.broadcast_from_first(steps(workdir))
-    if not found:
+    saved = distributed.broadcast_from_first(steps(workdir))
+    if not saved:
         return None
-    newest, items = _newest(workdir, found, _items(like), together=True)
+    newest, items = _newest(workdir, saved, _items(like), together=True)
     if distributed.is_first():
-        for step in found:
+        for step in saved:
             if step > newest:
                 _move_away(workdir, step)
     distributed.broadcast_from_first(None)
@@ -129,8 +129,8 @@ def restore_ema(workdir: pathlib.Path, name: str, like: Any, step: int | None = 
     """
     _check_any(workdir)
     wanted = {_ema_item(name): like}
-    found, items = _newest(workdir, steps(workdir), wanted) if step is None else (step, _read(workdir, step, wanted))
-    return found, items[_ema_item(name)]
+    newest, items = _newest(workdir, steps(workdir), wanted) if step is None else (step, _read(workdir, step, wanted))
+    return newest, items[_ema_item(name)]
 
 
 def read_levels(workdir: pathlib.Path, step: int | None = None) -> tuple[int, dict[str, list[float]]]:
@@ -147,14 +147,14 @@ def read_levels(workdir: pathlib.Path, step: int | None = None) -> tuple[int, di
 
 
 def fingerprint(workdir: pathlib.Path, name: str) -> str:
-    """What tells the newest params of that EMA from all others, from their checksums: eight hexadecimal digits.
+    """A fingerprint of the newest params of that EMA, from their checksums: eight hexadecimal digits.
 
     Raises:
         CheckpointError: `workdir` has no checkpoint, or its newest cannot be read.
     """
     _check_any(workdir)
-    found = _read(workdir, steps(workdir)[-1], {})["meta"]["checksums"][_ema_item(name)]
-    return f"{zlib.crc32(json.dumps(found, sort_keys=True).encode()):08x}"
+    sums = _read(workdir, steps(workdir)[-1], {})["meta"]["checksums"][_ema_item(name)]
+    return f"{zlib.crc32(json.dumps(sums, sort_keys=True).encode()):08x}"
 
 
 def checksums(tree: Any) -> dict[str, int]:
@@ -179,11 +179,11 @@ def _checksum(array: jax.Array) -> jax.Array:
 
 
 def _newest(
-    workdir: pathlib.Path, found: Sequence[int], like: Mapping[str, Any], together: bool = False
+    workdir: pathlib.Path, saved: Sequence[int], like: Mapping[str, Any], together: bool = False
 ) -> tuple[int, dict[str, Any]]:
     """The newest of the steps that can be read, and its named items; says in one line each why newer ones cannot."""
     reasons: list[str] = []
-    for step in reversed(found):
+    for step in reversed(saved):
         try:
             items = _read(workdir, step, like, together)
         except CheckpointError as error:
@@ -272,7 +272,7 @@ def _directory(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def _remove_unfinished(workdir: pathlib.Path) -> None:
-    """Removes what killed processes left of their saves."""
+    """Removes the unfinished saves of killed processes."""
     for path in _directory(workdir).glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(path, ignore_errors=True)
 

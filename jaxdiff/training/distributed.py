@@ -1,4 +1,4 @@
-"""Many processes that train one run: started together, agreed with each other, and ended together.
+"""Several processes that train one run: they start together, agree with each other, and end together.
 
 Each holds some of the devices. The first alone writes logs, metrics and pictures; all write the checkpoints. One that is lost,
 crashes or hangs ends the others, each with one line; rerunning the same command resumes from the last checkpoint.
@@ -104,7 +104,7 @@ def step_watchdog(step_timeout: float | None, workdir: pathlib.Path) -> contextl
 
 
 def broadcast_from_first(value: Any) -> Any:
-    """The first process's value, of what JSON can hold, on all; all must ask, and wait for the last."""
+    """The first process's value, of what JSON can hold, on all; all processes must call it, and wait for the last."""
     if not is_multi_process():
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -114,13 +114,13 @@ def broadcast_from_first(value: Any) -> Any:
 
 
 def all_true(well: bool) -> bool:
-    """Whether it is so on all processes; all must ask."""
+    """Whether the value is true on all processes, which must all call it."""
     return bool(np.all(multihost_utils.process_allgather(np.asarray(well)))) if is_multi_process() else well
 
 
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
-    """The block, first on the first process and then on the others, which find what it left on disk."""
+    """Runs the block on the first process and then on the others, which find its files on disk."""
     if not is_first():
         broadcast_from_first(None)
     yield
@@ -129,7 +129,7 @@ def first_process_first() -> Iterator[None]:
 
 
 def replicate_locally(tree: Any) -> Any:
-    """The arrays whole on this process's first device, however they are sharded; all processes must ask."""
+    """The arrays whole on this process's first device, however they are sharded; all processes must call it."""
 
     def whole(leaf: jax.Array) -> Any:
         return leaf if leaf.is_fully_addressable else leaf.addressable_data(0)
@@ -163,23 +163,23 @@ def shard_from_host(tree: Any, sharding: Any) -> Any:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], str | None]]:
-    """As `training.stop_signals`; of several processes all must ask at each step, and a signal to one stops all at the same.
+    """As `training.stop_signals`; all processes must call it at each step, and a signal to one stops all at the same step.
 
-    What they answer each other is read two steps later, when it has arrived.
+    The answers are read two steps later, when they have arrived.
     """
     with training.stop_signals() as mine:
         if not is_multi_process():
             yield mine
             return
-        found: list[str] = []
+        received: list[str] = []
         asked: collections.deque[jax.Array] = collections.deque()
 
         def stopped() -> str | None:
-            if not found:
+            if not received:
                 asked.append(_largest(_SIGNALS.index(mine())))
                 if len(asked) > 2 and (name := _SIGNALS[int(asked.popleft())]):
-                    found.append(name)
-            return found[0] if found else None
+                    received.append(name)
+            return received[0] if received else None
 
         yield stopped
 
@@ -226,9 +226,9 @@ def line_prefix() -> str:
 
 def _end(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """The except hook of one process of several: the interpreter's own end would wait for the others, and they for it."""
-    found = error if isinstance(error, UserError) else lost_process(error)
-    if found:
-        print(f"jaxdiff: {line_prefix()}{found}", file=sys.stderr)
+    told = error if isinstance(error, UserError) else lost_process(error)
+    if told:
+        print(f"jaxdiff: {line_prefix()}{told}", file=sys.stderr)
     else:
         traceback.print_exception(kind, error, trace)
     exit_now(1)

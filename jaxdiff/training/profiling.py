@@ -25,10 +25,10 @@ def parse_steps(text: str) -> tuple[int, int] | None:
     """
     if not text:
         return None
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    if found is None or not 0 < int(found[1]) <= int(found[2]):
+    steps = re.fullmatch(r"(\d+):(\d+)", text)
+    if steps is None or not 0 < int(steps[1]) <= int(steps[2]):
         raise ConfigError(f"--profile {text}: write the first and the last step to trace, such as 10:20")
-    return int(found[1]), int(found[2])
+    return int(steps[1]), int(steps[2])
 
 
 @contextlib.contextmanager
@@ -59,9 +59,9 @@ def trace_steps(wanted: tuple[int, int] | None, folder: pathlib.Path) -> Iterato
 
 
 def steps_per_second() -> Callable[[int], dict[str, float]]:
-    """A function from the number of a step that is done to `steps_per_s` since the step of the call before; of the first, nothing.
+    """A function that maps the number of a finished step to `steps_per_s` since the call before; nothing at the first call.
 
-    Checkpoints, grids and the log are in it.
+    The time for checkpoints, grids and the log counts.
     """
     before: list[tuple[int, float]] = []
 

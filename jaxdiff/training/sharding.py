@@ -65,7 +65,7 @@ def spec(path: Any, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES) ->
     longest = sorted(range(len(shape)), key=lambda place: -shape[place])
     for axis, wanted, others in ((TENSOR, rules.tensor, []), (FSDP, rules.fsdp, longest)):
         size = mesh.shape[axis]
-        places = [place for name in wanted for place, found in enumerate(names) if found == name] + others
+        places = [place for name in wanted for place, each in enumerate(names) if each == name] + others
         able = [place for place in places if taken[place] is None and shape[place] % size == 0]
         if size > 1 and able:
             taken[able[0]] = axis
@@ -81,11 +81,11 @@ def table(mesh: Mesh, params: Any, rules: Rules = RULES) -> str:
     """How the params are split, a line for each kind of array and split: arrays, values, and the share that a device holds."""
     counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for path, leaf in jax.tree.leaves_with_path(params):
-        found, names = spec(path, leaf.shape, mesh, rules), dimensions(path, leaf.ndim)
-        split = [f"{names[place]} over {axis} {mesh.shape[axis]}" for place, axis in enumerate(found) if axis is not None]
+        axes, names = spec(path, leaf.shape, mesh, rules), dimensions(path, leaf.ndim)
+        split = [f"{names[place]} over {axis} {mesh.shape[axis]}" for place, axis in enumerate(axes) if axis is not None]
         kind = "embedding" if names[:1] == ("classes",) else KINDS.get(leaf.ndim, "other")
         entry = counts[kind, ", ".join(split) or "whole on each device"]
-        parts = math.prod(mesh.shape[axis] for axis in found if axis is not None)
+        parts = math.prod(mesh.shape[axis] for axis in axes if axis is not None)
         for place, value in enumerate((1, leaf.size, leaf.size // parts)):
             entry[place] += value
     lines = [f"  {'params':<14}{'arrays':>7}{'values':>14}{'a device':>14}  split"]

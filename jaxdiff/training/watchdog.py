@@ -1,4 +1,4 @@
-"""A watch over what must end in time: one line, and the end of the process, where it does not."""
+"""A watchdog: what does not end in time ends the process, with one line."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ GRACE = 10.0  # seconds later an end without a line, where a thread keeps Python
 def steps(seconds: float, who: str, stacks: pathlib.Path, linger: float = 0.0) -> Iterator[Callable[[bool], None]]:
     """A function to call at every step; where the next call does not come in time, the process ends.
 
-    In time is `seconds`, or `PATIENCE` until the first call and after one that says that what follows is slow. 0 is no watch.
-    What every thread was at is written to the file `stacks`. `linger` are seconds between its line and its end.
+    The limit is `seconds`, or `PATIENCE` until the first call and after a call that announces something slow; 0 is no limit.
+    The stacks of all threads are written to the file `stacks`. The process ends `linger` seconds after its line.
     """
     if not seconds:
         yield lambda slow: None
@@ -35,7 +35,7 @@ def deadline(
 ) -> Iterator[Callable[[float], None]]:
     """Ends the process with the line, into which the seconds go, unless the block ends in time; `linger` seconds later.
 
-    Gives a function that sets the time anew.
+    Yields a function that restarts the time.
     """
     over = threading.Event()
     due = [0.0, 0.0]
