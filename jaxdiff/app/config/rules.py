@@ -20,6 +20,13 @@ from jaxdiff.app.config.fields import Experiment
 
 Rules = Iterator[tuple[str, str, object]]
 
+READ = {  # fields of distillation by the objective that reads them
+    "guided": {"guidance", "clip", "lora_rank"},
+    "progressive": {"guidance", "clip", "steps", "final_steps", "spacing", "every_level"},
+    "consistency": {field.name for field in fields(Distillation)} - {"final_steps", "every_level"},
+}
+UNREAD = {"continuous": {"solver", "weight", "distance", "target_ema", "skip"}, "shrinking": {"skip", "draw"}}  # by the curriculum
+
 
 def rules(c: Experiment) -> Rules:
     """The rules of a run's config, in the order in which they are checked."""
@@ -77,11 +84,10 @@ def _source_rules(c: Experiment) -> Rules:
     yield "sources.autoencoder", f"empty for {this}", diffusion or not s.autoencoder
     yield "sources.base", f"empty for {this}", diffusion or not s.base
     yield "sources.features", f"empty for {this}", compresses or not s.features
-    fits = not compresses or (a.perceptual > 0) == bool(s.features)
-    yield "sources.features", "given with autoencoder.perceptual, and only with it", fits
-    together = c.mesh.mapping == "jit" and c.optimizer.accumulate == 1
-    averaged = "0 under pmap or accumulation, which would average revived codes"
-    yield "autoencoder.codebook", averaged, together or not a.codebook
+    wants = compresses and a.perceptual > 0
+    yield "sources.features", "given with autoencoder.perceptual, and only with it", wants == bool(s.features)
+    averaged = a.codebook and (c.mesh.mapping == "pmap" or c.optimizer.accumulate > 1)
+    yield "autoencoder.codebook", "0 under pmap or accumulation, which would average revived codes", not averaged
     latent, factor = bool(s.autoencoder), c.cascade.factor
     yield "sampling.clip", "False in latent space, whose values have no bounds", not latent or not c.sampling.clip
     yield "sources.autoencoder", "empty in a cascade: its models work on pixels", not latent or factor == 1
@@ -91,8 +97,8 @@ def _source_rules(c: Experiment) -> Rules:
     height, width, channels = c.data.image_shape
     yield "diffusion.schedule", "a fixed one in a cascade", factor == 1 or c.diffusion.schedule != "learned"
     yield "data.image_shape", f"divisible by cascade.factor {factor}", height % factor == width % factor == 0
-    seen = c.cascade.augmentation <= c.cascade.max_augmentation
-    yield "cascade.augmentation", "at most cascade.max_augmentation, which training has seen", seen
+    most = c.cascade.max_augmentation
+    yield "cascade.augmentation", "at most cascade.max_augmentation, which training has seen", c.cascade.augmentation <= most
     context, labels = c.model.context_channels, c.model.num_classes
     yield "sampling.every", "0 with context vectors, which the data set brings", not context or not c.sampling.every
     yield "data.latents", "empty with model.context_channels: a cache keeps no context", not context or not c.data.latents
@@ -113,10 +119,11 @@ def _distillation_rules(c: Experiment) -> Rules:
     yield "sampling.sampler", "another: consistency samples consistency students", consistent or sampler != "consistency"
     alone = "another: overshoot samples progressive students trained with distillation.every_level"
     yield "sampling.sampler", alone, sampler != "overshoot" or (objective == "progressive" and d.every_level)
-    what, read = f"{d.curriculum} consistency" if consistent else f"the objective {objective}", _fields_read(c)
-    for field in fields(Distillation):
-        default = getattr(d, field.name) == field.default
-        yield f"distillation.{field.name}", f"left as it is: {what} does not read it", default or field.name in read
+    what = f"{d.curriculum} consistency" if consistent else f"the objective {objective}"
+    unread = {field.name for field in fields(d)} - READ.get(objective, set()) | UNREAD.get(d.curriculum, set())
+    for field in fields(d):
+        untouched = field.name not in unread or getattr(d, field.name) == field.default
+        yield f"distillation.{field.name}", f"left as it is: {what} does not read it", untouched
     if objective in STUDENTS:
         yield from _student_rules(c)
     if objective == "progressive":
@@ -131,18 +138,6 @@ def _distillation_rules(c: Experiment) -> Rules:
         yield "sampling.eta", "0 for a student of a list of levels", c.sampling.eta == 0
 
 
-def _fields_read(c: Experiment) -> set[str]:
-    """The fields of distillation that a config may set."""
-    others = {"guided": {"lora_rank"}, "progressive": {"steps", "final_steps", "spacing", "every_level"}}
-    if c.objective in others:
-        return {"guidance", "clip", *others[c.objective]}
-    if c.objective != "consistency":
-        return set()
-    unread = {"continuous": {"solver", "weight", "distance", "target_ema", "skip"}, "shrinking": {"skip", "draw"}}
-    read = {field.name for field in fields(Distillation)} - {"final_steps", "every_level"}
-    return read - unread.get(c.distillation.curriculum, set())  # others wait for another curriculum
-
-
 def _student_rules(c: Experiment) -> Rules:
     d, teacher, scale = c.distillation, c.sources.teacher, c.sampling.guidance
     low, high = d.guidance
@@ -153,8 +148,8 @@ def _student_rules(c: Experiment) -> Rules:
     yield "distillation.guidance", "1 1 without classes or context", plain or c.model.num_classes or c.model.context_channels
     yield "cascade.factor", "1 for a student", c.cascade.factor == 1
     yield "distillation.clip", "False in latent space, whose values have no bounds", not (c.sources.autoencoder and d.clip)
-    unknown = "0 where the scale is an input, of which the teacher has no params"
-    yield "distillation.lora_rank", unknown, not d.lora_rank or not guidance_is_input(c)
+    new = d.lora_rank and guidance_is_input(c)
+    yield "distillation.lora_rank", "0 where the scale is an input, of which the teacher has no params", not new
     yield "distillation.lora_rank", "0 without sources.teacher, which it adapts", not d.lora_rank or teacher
     inside = f"{low:g}" if low == high else f"between {low:g} and {high:g}"
     yield "sampling.guidance", f"{inside}, the guidance that the student was trained with", low <= scale <= high
