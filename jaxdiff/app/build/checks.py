@@ -42,9 +42,8 @@ def check_source(place: str, config: Experiment, source: Experiment, where: str)
     for name in SAME.get(place, ()):
         wanted, given = (attrgetter(name)(each) for each in (config, source))
         if wanted != given:
-            raise ConfigError(
-                f"{its} has {name} {given!r}, this run needs {wanted!r}; change this run's, or train one with {wanted!r}"
-            )
+            hint = f"change it here, or train one with {wanted!r}"
+            raise ConfigError(f"{its} has {name} {given!r}, this run needs {wanted!r}; {hint}")
     for fault, message in FAULTS[place](config, source, its) if place in FAULTS else ():
         if fault:
             raise ConfigError(message)
