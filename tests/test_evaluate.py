@@ -6,7 +6,6 @@ import shutil
 
 import jax
 import jax.numpy as jnp
-import make_inception
 import numpy as np
 import pytest
 from small_unet import SmallUNet
@@ -95,24 +94,6 @@ def test_features_do_not_depend_on_devices_or_batches(nearest, num):
     features, logits = nearest.apply(nearest.variables, jnp.asarray(images))
     np.testing.assert_allclose(found.features, features, rtol=1e-6)
     np.testing.assert_allclose(found.probabilities, jax.nn.softmax(logits), rtol=1e-3, atol=1e-7)
-
-
-@pytest.mark.slow
-def test_inception_sees_images_as_torch_fidelity_does(tmp_path):
-    """Through the file, the resize and the logits without bias that its inception score takes (see make_inception.py)."""
-    with np.load(make_inception.RECORDED) as file:
-        recorded = {name: file[name] for name in file.files}
-    shapes = {name: tuple(json.loads(size)) for name, size in zip(recorded["names"], recorded["sizes"], strict=True)}
-    np.savez(tmp_path / "w.npz", **{name: make_inception.weight(name, shape) for name, shape in shapes.items() if shape})
-    network = evaluate.inception(tmp_path / "w.npz")
-    images = data.normalize(make_inception.picture("grey"))
-    found = evaluate.extract(network, lambda rows: images[rows], 1)
-    np.testing.assert_allclose(found.features, recorded["grey features"], rtol=1e-3, atol=1e-4 * recorded["grey features"].std())
-    np.testing.assert_allclose(found.probabilities, jax.nn.softmax(recorded["grey unbiased"]), rtol=2e-3, atol=1e-7)
-    np.savez(tmp_path / "other.npz", **{name: make_inception.weight("x" + name, shape) for name, shape in shapes.items() if shape})
-    assert evaluate.inception(tmp_path / "other.npz").name != network.name
-    with pytest.raises(ConfigError, match="--metrics label_agreement: inception knows no labels"):
-        evaluate.known_measures(["label_agreement"], network)
 
 
 def test_features_are_computed_on_all_devices():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from jaxdiff import evaluate
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.models import inception
 
@@ -32,10 +33,15 @@ def state():
 
 
 @pytest.fixture(scope="module")
-def variables(state, tmp_path_factory):
+def network(state, tmp_path_factory):
     path = tmp_path_factory.mktemp("inception") / "inception.npz"
     np.savez(path, **state)
-    return inception.load(path)
+    return evaluate.inception(path)
+
+
+@pytest.fixture(scope="module")
+def variables(network):
+    return network.variables
 
 
 @pytest.mark.parametrize("name", make_inception.PICTURES)
@@ -56,20 +62,27 @@ def test_every_array_of_the_file_is_a_variable(state, variables):
 
 
 @pytest.mark.slow
-def test_features_and_logits_are_torch_fidelitys(variables):
-    """Of a batch that five devices share, which must not matter."""
-    mesh = jax.make_mesh((5,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:5])
+def test_features_and_logits_are_torch_fidelitys(network):
+    """Of pictures as they are read, through the resize; the logits without bias, as its inception score takes them.
+
+    The batch is shared by two devices, which must not matter.
+    """
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     rows = jax.NamedSharding(mesh, jax.P("data"))
-    batch = jnp.concatenate([inception.resized(images(name)) for name in make_inception.PICTURES])
-    features, logits = jax.jit(inception.InceptionV3().apply)(variables, jax.device_put(batch, rows))
+    features, unbiased = jax.jit(network.apply)(network.variables, jax.device_put(images("small"), rows))
     assert features.sharding.is_equivalent_to(rows, 2)
-    features, logits = np.asarray(features), np.asarray(logits)
-    unbiased = logits - variables["params"]["fc"]["bias"][None]
-    for kind, found in (("features", features), ("logits", logits), ("unbiased", unbiased)):
-        truth = np.concatenate([RECORDED[f"{name} {kind}"] for name in make_inception.PICTURES])
+    for kind, found in (("features", np.asarray(features)), ("unbiased", np.asarray(unbiased))):
+        truth = RECORDED[f"small {kind}"]
         assert found.shape == truth.shape
         assert apart(found, truth) < 1e-4
         assert apart(found - found[:1], truth - truth[:1]) < 5e-4  # a 30th: what differs between the pictures
+
+
+def test_other_weights_have_another_name_and_none_knows_labels(network, state, tmp_path):
+    np.savez(tmp_path / "other.npz", **state | {"fc.bias": state["fc.bias"] + 1})
+    assert evaluate.inception(tmp_path / "other.npz").name != network.name
+    with pytest.raises(ConfigError, match="--metrics label_agreement: inception knows no labels"):
+        evaluate.known_measures(["label_agreement"], network)
 
 
 def test_no_chip_rounds_float32(variables):

@@ -8,6 +8,7 @@ weights becomes one that `load` reads, where PyTorch is installed, by
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -184,10 +185,16 @@ def load(path: pathlib.Path | str) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, or a name or shape that is not the network's.
     """
-    like = jax.eval_shape(InceptionV3().init, jax.random.key(0), jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32))
+    like = _shapes()
     shapes = {_name(where): tuple(leaf.shape[n] for n in THEIRS[leaf.ndim]) for where, leaf in jax.tree.leaves_with_path(like)}
     arrays = weights.load_npz(path, "InceptionV3 for FID, as torch-fidelity names it", shapes)
     return jax.tree.map_with_path(lambda where, leaf: jnp.asarray(arrays[_name(where)].transpose(OURS[leaf.ndim])), like)
+
+
+@functools.cache
+def _shapes() -> Any:
+    """The variables' shapes, for which the whole network is traced."""
+    return jax.eval_shape(InceptionV3().init, jax.random.key(0), jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32))
 
 
 def _name(where: tuple[Any, ...]) -> str:
