@@ -212,7 +212,8 @@ def exit_now(status: int) -> int:
 def lost_process(error: BaseException) -> LostProcessError | None:
     """What to say of an error if it is that another process was lost; else None."""
     text = str(error)
-    if not is_multi_process() or not isinstance(error, jax.errors.JaxRuntimeError) or not re.search(_LOST, text):
+    kinds = (jax.errors.JaxRuntimeError, ValueError)  # the latter where a program fails while it is dispatched
+    if not is_multi_process() or not isinstance(error, kinds) or not re.search(_LOST, text):
         return None
     return LostProcessError(
         f"another process was lost ({first_line(error, 100)}); rerun the same command on all to resume from the last checkpoint"
