@@ -8,10 +8,13 @@ import traceback
 
 import jax
 import numpy as np
+import pytest
+from small_unet import SmallUNet
 
 import jaxdiff
 from jaxdiff import losses
 from jaxdiff.app import build, cli
+from jaxdiff.app.build import networks
 from jaxdiff.app.config import load, to_dict
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.samplers.loop import stateless
@@ -21,6 +24,13 @@ PACKAGE = pathlib.Path(jaxdiff.__file__).parent
 CONTRIBUTING = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
 RECIPE = PACKAGE.parent / "configs" / "digits.py"
 FLAGS = ("--data.batch-size", "8", "--model.channels", "16", "--model.multipliers", "1", "--model.attention")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_unet():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "UNet", SmallUNet)
+        yield
 
 
 def frames(stack):

@@ -7,8 +7,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from small_unet import SmallUNet
 
 from jaxdiff.app import build, cli, config
+from jaxdiff.app.build import networks
 from jaxdiff.app.runs import stages, storage
 from jaxdiff.app.runs import train as run
 from jaxdiff.app.runs.sources import check_measured, record_sources, source_configs, source_params
@@ -21,7 +23,7 @@ from jaxdiff.app.config import *
 config = Experiment(
     objective="autoencoder",
     data=Data(name="digits", image_shape=(8, 8, 1), batch_size=16),
-    model=Model(channels=8, multipliers=(1, 2), blocks=1, head_channels=8, num_classes=10),
+    model=Model(channels=8, multipliers=(1, 1), blocks=1, head_channels=8, num_classes=10),
     autoencoder=Autoencoder(latent_channels=2, measured=100),
     steps=3,
 )
@@ -37,6 +39,13 @@ config = Experiment(
     steps=3,
 )
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_unet(one_device):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "UNet", SmallUNet)
+        yield
 
 
 @pytest.fixture(scope="module")

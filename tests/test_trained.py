@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_unet import SmallUNet
 
 import jaxdiff as jd
 from jaxdiff.app import build, config
+from jaxdiff.app.build import networks
 from jaxdiff.app.config import Autoencoder, Data, Distillation, Experiment, Model, Sampling, Sources
 from jaxdiff.app.runs import storage, train, trained
 from jaxdiff.app.runs.sources import source_configs
@@ -25,7 +27,7 @@ PIXELS = Experiment(
 AUTOENCODER = dataclasses.replace(
     PIXELS,
     objective="autoencoder",
-    model=Model(channels=8, multipliers=(1, 2), blocks=1, head_channels=8),
+    model=Model(channels=8, multipliers=(1, 1), blocks=1, head_channels=8),
     autoencoder=Autoencoder(latent_channels=2),
 )
 LATENT = dataclasses.replace(PIXELS, sources=Sources(autoencoder="kl"), sampling=Sampling(steps=2, guidance=2.0, clip=False))
@@ -55,6 +57,13 @@ def untrained(workdir, made, seed):
     with checkpoint.manager(workdir) as to:
         checkpoint.save(to, state, config.to_dict(made), levels and vars(levels))
     (workdir / "config.json").write_text(json.dumps(config.to_dict(made)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_unet(one_device):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "UNet", SmallUNet)
+        yield
 
 
 @pytest.fixture(scope="module")
