@@ -83,8 +83,9 @@ def test_grid_down_to_zero_is_edms_list():
     expected = (80 ** (1 / 7) + i / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     levels = jd.grid(jd.karras(), n, t_min=0)
     np.testing.assert_allclose(levels.sigma, np.append(expected, 0), rtol=2e-5)
-    spaced = jd.grid(jd.karras_spaced(jd.from_betas(np.linspace(1e-4, 0.02, 1000))), n, t_min=0)
-    first, last = (spaced.sigma / spaced.alpha)[jnp.array([0, -2])]
+    schedule = jd.karras_spaced(jd.from_betas(np.linspace(1e-4, 0.02, 1000)))
+    spaced = jax.tree.map(np.asarray, jax.jit(lambda: jd.grid(schedule, n, t_min=0))())
+    first, last = (spaced.sigma / spaced.alpha)[[0, -2]]
     expected = (first ** (1 / 7) + i / (n - 1) * (last ** (1 / 7) - first ** (1 / 7))) ** 7
     np.testing.assert_allclose((spaced.sigma / spaced.alpha)[:-1], expected, rtol=1e-3)
     np.testing.assert_allclose(jnp.hypot(spaced.alpha, spaced.sigma), 1, rtol=1e-6)
@@ -93,8 +94,9 @@ def test_grid_down_to_zero_is_edms_list():
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_uniform_logsnr_is_uniform_and_keeps_the_ends_and_the_family(name, float64):
     schedule = SCHEDULES[name]
-    level = jd.uniform_logsnr(schedule)(jnp.linspace(0, 1, 33))
-    np.testing.assert_allclose(level.logsnr, np.linspace(schedule(0.0).logsnr, schedule(1.0).logsnr, 33), rtol=1e-9, atol=1e-9)
+    level = jax.jit(jd.uniform_logsnr(schedule))(np.linspace(0, 1, 33))
+    first, last = schedule(jnp.array([0.0, 1.0])).logsnr
+    np.testing.assert_allclose(level.logsnr, np.linspace(first, last, 33), rtol=1e-9, atol=1e-9)
     if name in ("cosine", "linear", "from_betas", "shifted"):
         np.testing.assert_allclose(jnp.hypot(level.alpha, level.sigma), 1, rtol=1e-9)
 
@@ -108,10 +110,15 @@ def test_a_respaced_schedule_has_its_gradients(float64):
 
         return jd.uniform_logsnr(schedule)(t).logsnr
 
-    np.testing.assert_allclose(jax.grad(logsnr, argnums=(0, 1))(0.3, 12.0), [-22, 0.7], rtol=1e-9)
-    slope = jax.vmap(jax.grad(lambda t: jd.karras_spaced(jd.cosine())(t).sigma))(jnp.array([0.2, 0.5]))
-    level = [jd.karras_spaced(jd.cosine())(jnp.array([0.2, 0.5]) + step).sigma for step in (1e-6, -1e-6)]
-    np.testing.assert_allclose(slope, (level[0] - level[1]) / 2e-6, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.grad(logsnr, argnums=(0, 1)))(0.3, 12.0), [-22, 0.7], rtol=1e-9)
+
+    def sigma(t):
+        return jd.karras_spaced(jd.cosine())(t).sigma
+
+    times = np.array([0.2, 0.5])
+    slope = jax.jit(jax.vmap(jax.grad(sigma)))(times)
+    above, below = np.split(jax.jit(sigma)(np.concatenate([times + 1e-6, times - 1e-6])), 2)
+    np.testing.assert_allclose(slope, (above - below) / 2e-6, rtol=1e-5)
 
 
 def test_quadratic_is_uniform_in_the_root_of_time():

@@ -113,6 +113,7 @@ WRONG = {
 def folder(tmp_path_factory):
     """Recipes that are none, and a run at step 0, whole and damaged in many ways."""
     import jax
+    import jax.numpy as jnp
 
     folder = tmp_path_factory.mktemp("wrong")
     for name, text in FILES.items():
@@ -125,7 +126,8 @@ def folder(tmp_path_factory):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(config.to_dict(recipe)))
     with checkpoint.manager(folder / "run") as to:
-        checkpoint.save(to, init(recipe, jax.random.key(0)), config.to_dict(recipe))
+        state = jax.eval_shape(lambda: init(recipe, jax.random.key(0)))
+        checkpoint.save(to, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state), config.to_dict(recipe))
     for name in ("emptied", "cut", "sources"):
         shutil.copytree(folder / "run", folder / name)
     shutil.rmtree(folder / "emptied" / "checkpoints" / "0")
