@@ -15,6 +15,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import pytest
 
+from jaxdiff.models import autoencoder
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -23,6 +25,14 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 @pytest.fixture
 def float64():
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_autoencoder():
+    """A convolution in place of each residual block of autoencoders, for tests of what is around them: quick to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autoencoder.Half, "block", lambda self, x, channels, name, attend=None: self.conv(x, channels, name))
         yield
 
 

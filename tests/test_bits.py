@@ -2,19 +2,32 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
+from small_unet import SmallUNet
 
 from jaxdiff import likelihood
 from jaxdiff.app import build, cli, config
+from jaxdiff.app.build import networks
 from jaxdiff.app.runs import likelihood as bits
 from jaxdiff.app.runs import reconstruction, train
 from jaxdiff.data import Images
 from jaxdiff.io import errors
 
+pytestmark = pytest.mark.usefixtures("small_autoencoder")
+
 TINY = ("--data.batch-size", "16", "--model.channels", "8", "--model.attention", "--optimizer.warmup-steps", "2", "--steps", "4")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_unet():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "UNet", SmallUNet)
+        patch.setattr(build, "layout", partial(build.layout, devices=jax.devices()[:1]))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +114,7 @@ def test_measure_has_the_known_value_image_by_image():
 def test_pictures_of_a_vae_have_the_ends_of_their_lines():
     tiny = config.load("configs/digits_vae.py")
     tiny = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, channels=8))
-    params = build.init(tiny, jax.random.key(0)).params
+    params = jax.jit(partial(build.init, tiny))(jax.random.key(0)).params
     params["decoder"]["conv_out"]["kernel"] += 0.1
     a, b = np.random.default_rng(0).uniform(-1, 1, (2, 3, 8, 8, 1)).astype(np.float32)
     lines = reconstruction.interpolations(tiny, params, a, b, 5).reshape(3, 5, 8, 8, 1)

@@ -19,6 +19,8 @@ from jaxdiff.app.runs import storage
 from jaxdiff.objectives import codebook
 from jaxdiff.training import checkpoint, mesh
 
+pytestmark = pytest.mark.usefixtures("small_autoencoder")
+
 RNG = np.random.default_rng(0)
 DECAY = 0.9
 
@@ -175,9 +177,16 @@ SMALL = config.Experiment(
 KINDS = {"gaussian": SMALL, "codebook": dataclasses.replace(SMALL, autoencoder=dataclasses.replace(SMALL.autoencoder, codebook=32))}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def two_devices():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "layout", partial(build.layout, devices=jax.devices()[:2]))
+        yield
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def unbroken(request, tmp_path_factory, tfds_dir):
-    """Config, command and directory of a run from start to end."""
+    """Config, command and directory of a run from start to end; one with a codebook has all that one without has, and more."""
     workdir, wanted = tmp_path_factory.mktemp("runs"), KINDS[request.param]
     path = workdir / "recipe.py"
     path.write_text(f"from jaxdiff.app.config import from_dict\nconfig = from_dict({config.to_dict(wanted)!r})\n")
@@ -198,6 +207,7 @@ def lines(workdir):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("unbroken", ["codebook"], indirect=True)
 def test_a_run_resumed_from_its_middle_is_the_unbroken_one_bit_for_bit(unbroken, tmp_path):
     wanted, command, workdir = unbroken
     resumed = tmp_path / "run"
@@ -245,8 +255,9 @@ def test_a_run_keeps_both_players_and_says_what_it_found(unbroken):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("unbroken", ["codebook"], indirect=True)
 def test_losses_do_not_depend_on_the_mesh(unbroken, tfds_dir):
-    """The run was one of eight devices, which shared its params two by two; here is one device."""
+    """The run was one of two devices, which shared its params; here is one device."""
     wanted, _, workdir = unbroken
     layout = mesh.jit_layout(mesh.make_mesh(1, 1, jax.devices()[:1]), build.state_shapes(wanted))
     step = layout.compile(build.train_step(wanted, layout))

@@ -26,6 +26,8 @@ from jaxdiff.io.errors import ConfigError, DataError, NonFiniteError
 from jaxdiff.likelihood import Posterior
 from jaxdiff.training import checkpoint
 
+pytestmark = pytest.mark.usefixtures("small_autoencoder")
+
 DIGITS = Data(name="digits", image_shape=(8, 8, 1), batch_size=16)
 TINY = Model(channels=8, multipliers=(1, 2), blocks=1, head_channels=8)
 ONE_LEVEL = dataclasses.replace(TINY, multipliers=(1,))

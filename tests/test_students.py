@@ -121,7 +121,7 @@ LAYOUT = build.layout
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick():
+def quick(small_autoencoder):
     """Runs of a small network, on one device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "UNet", SmallUNet)
