@@ -14,31 +14,37 @@ import time
 import jax
 import numpy as np
 import pytest
+import small_unet
 from PIL import Image
 
 from jaxdiff.app import cli, config
+from jaxdiff.app.build import networks
 from jaxdiff.app.runs import storage, train
 from jaxdiff.training import checkpoint
 
 TINY = (
     *("--data.batch-size", "16", "--model.channels", "16", "--model.multipliers", "1", "--model.attention"),
-    *("--optimizer.warmup-steps", "5", "--optimizer.schedule", "constant", "--log-every", "4", "--checkpoint-every", "10"),
+    *("--optimizer.warmup-steps", "5", "--optimizer.schedule", "constant", "--log-every", "20", "--checkpoint-every", "50"),
     *("--sampling.every", "0", "--sampling.num", "20", "--sampling.steps", "2", "--evaluation.num", "0"),
 )
-STEPS = ("--steps", "80")
+LAST = 400
+STEPS = ("--steps", str(LAST))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_network():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "UNet", small_unet.SmallUNet)
+        yield
 
 
 def words(workdir, tfds_dir, *flags):
     return ["train", "configs/digits.py", "--workdir", str(workdir), "--data-dir", tfds_dir, *TINY, *flags]
 
 
-# Children compile with the compiler's optimisations, as users' runs do; the tests' own process does not.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-
-
 def start(workdir, tfds_dir, *flags):
-    command = [sys.executable, "-m", "jaxdiff", *words(workdir, tfds_dir, *flags)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    command = [sys.executable, small_unet.__file__, *words(workdir, tfds_dir, *flags)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_step(process, workdir, step):
@@ -63,33 +69,32 @@ def assert_same_run(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), one, other)
     lines = [[json.loads(line) for line in (pathlib.Path(w) / "metrics.jsonl").read_text().splitlines()] for w in (a, b)]
     assert [line["step"] for line in lines[0]] == sorted({line["step"] for line in lines[0]})
-    ends = [{line["step"]: line["loss"] for line in run if line["step"] > 70} for run in lines]  # means over the same steps again
+    ends = [
+        {line["step"]: line["loss"] for line in run if line["step"] > LAST - 50} for run in lines
+    ]  # means over the same steps again
     assert ends[0] == ends[1] != {}
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, tfds_dir):
-    """A run of 80 steps from start to end, by one process with one device."""
+    """A run of 400 steps from start to end, by one process with one device."""
     workdir = tmp_path_factory.mktemp("runs") / "unbroken"
     process = start(workdir, tfds_dir, *STEPS)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert f"20 samples of step 80: {workdir / 'samples.png'}" in out
+    assert f"20 samples of step {LAST}: {workdir / 'samples.png'}" in out
     assert [path.stat().st_size > 1000 for path in (workdir / "tensorboard").iterdir()] == [True]
     return workdir
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_at_random_and_resumed_is_bit_equal(tmp_path, tfds_dir, unbroken, seed):
-    chance = random.Random(seed)
-    for first in (10, 40):
-        process = start(tmp_path, tfds_dir, *STEPS)
-        wait_for_step(process, tmp_path, first)
-        time.sleep(chance.uniform(0, 0.3))
-        process.kill()
-        process.communicate()
-        assert checkpoint.steps(tmp_path)[-1] < 80
+def test_killed_at_random_and_resumed_is_bit_equal(tmp_path, tfds_dir, unbroken):
+    process = start(tmp_path, tfds_dir, *STEPS)
+    wait_for_step(process, tmp_path, 50)
+    time.sleep(random.uniform(0, 0.1))
+    process.kill()
+    process.communicate()
+    assert checkpoint.steps(tmp_path)[-1] < LAST
     process = start(tmp_path, tfds_dir, *STEPS)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -98,17 +103,19 @@ def test_killed_at_random_and_resumed_is_bit_equal(tmp_path, tfds_dir, unbroken,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_saves_first(tmp_path, tfds_dir, unbroken, number, status):
-    process = start(tmp_path, tfds_dir, "--steps", "100000", "--checkpoint-every", "100000")
-    wait_until(process, (tmp_path / "metrics.jsonl").exists)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == status, err
-    assert "Traceback" not in err
-    (step,) = checkpoint.steps(tmp_path)
-    assert step < 80
-    assert f"{number.name}: saved step {step} of {tmp_path}; rerunning the same command resumes from there" in out
+def test_a_signal_saves_first(tmp_path, tfds_dir, unbroken):
+    """SIGTERM, then of the same run SIGINT; resumed, it is the run that nobody stopped."""
+    metrics, size = tmp_path / "metrics.jsonl", 0
+    for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+        process = start(tmp_path, tfds_dir, "--steps", "100000", "--checkpoint-every", "100000")
+        wait_until(process, lambda size=size: metrics.exists() and metrics.stat().st_size > size)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == status, err
+        assert "Traceback" not in err
+        step, size = checkpoint.steps(tmp_path)[-1], metrics.stat().st_size
+        assert step < LAST
+        assert f"{number.name}: saved step {step} of {tmp_path}; rerunning the same command resumes from there" in out
     process = start(tmp_path, tfds_dir, *STEPS)
     process.communicate(timeout=300)
     assert_same_run(tmp_path, unbroken)
@@ -121,10 +128,10 @@ def test_a_run_goes_on_over_eight_devices(tmp_path, tfds_dir, unbroken):
     for number, flags in enumerate(([], ["--mesh.fsdp", "8"], ["--mesh.mapping", "pmap"])):
         workdir = tmp_path / str(number)
         shutil.copytree(unbroken, workdir)
-        assert cli.main(words(workdir, tfds_dir, "--steps", "84", *flags)) == 0
-        assert checkpoint.steps(workdir)[-1] == 84
+        assert cli.main(words(workdir, tfds_dir, "--steps", "420", *flags)) == 0
+        assert checkpoint.steps(workdir)[-1] == 420
         losses.append(json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1]))
-    assert losses[0]["step"] == 84
+    assert losses[0]["step"] == 420
     np.testing.assert_allclose([line["loss"] for line in losses], losses[0]["loss"], rtol=2e-5)
 
 
@@ -153,7 +160,7 @@ def test_sample_writes_png_and_npz(answer, tmp_path, unbroken):
         str(tmp_path / "a.png"),
     )
     assert status == 0
-    assert f"30 samples of step 80: {tmp_path / 'a.png'}" in text.out
+    assert f"30 samples of step {LAST}: {tmp_path / 'a.png'}" in text.out
     width, height = Image.open(tmp_path / "a.png").size
     assert width / height == pytest.approx(10 / 3, rel=0.05)
     assert (
@@ -289,46 +296,57 @@ def test_the_first_loss_that_is_no_number_stops_the_run(answer, tmp_path, tfds_d
 
 
 @pytest.mark.slow
-def test_evaluation_reports_agreement_and_distance(tfds_dir, unbroken):
-    """The classifier is trained for real; the run is too short for digits."""
-    flags = ["--num", "40", "--steps", "2", "--epochs", "24", "--data-dir", tfds_dir]
-    command = [sys.executable, "-m", "jaxdiff", "evaluate", str(unbroken), *flags]
-    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-    assert "label agreement: " in result.stdout, result.stderr
-    saved = json.loads((unbroken / "evaluations" / "ddim_2_guidance_2_seed_0.json").read_text())
-    assert saved["sampling"]["steps"] == 2
-    assert saved["calls"] == 4
-    assert saved["held_out"]["label_agreement"]["value"] >= 0.97
-    assert 0.1 < saved["metrics"]["label_agreement"]["value"] < 0.95
-    assert saved["metrics"]["fid"]["low"] > saved["held_out"]["fid"]["high"]
-
-
-@pytest.mark.slow
 def test_a_checkpoint_cut_short_is_passed_over_by_train(tmp_path, tfds_dir, unbroken, capsys, caplog):
     workdir = tmp_path / "run"
     shutil.copytree(unbroken, workdir)
-    files = [path for path in (workdir / "checkpoints" / "80" / "opt_state").rglob("*") if path.is_file()]
+    files = [path for path in (workdir / "checkpoints" / str(LAST) / "opt_state").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     assert cli.main(words(workdir, tfds_dir, *STEPS)) == 0
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("jaxdiff")]
     assert "going back to the checkpoint before it" in lines[0]
-    assert lines[1] == f"going on from step 70 of {workdir}"
-    assert checkpoint.steps(workdir)[-1] == 80
+    assert lines[1] == f"going on from step {LAST - 50} of {workdir}"
+    assert checkpoint.steps(workdir)[-1] == LAST
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory, tfds_dir):
+    """The run of the README's first command, compiled as users' runs are, with a fifth of its samples; and its cache."""
+    workdir, cache = tmp_path_factory.mktemp("runs") / "first", tmp_path_factory.mktemp("cache")
+    command = [sys.executable, "-m", "jaxdiff", "train", "configs/digits.py", "--workdir", str(workdir), "--data-dir", tfds_dir]
+    command += ["--evaluation.num", "200"]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAXDIFF_CACHE_DIR": str(cache)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return workdir, cache
 
 
 @pytest.mark.slow
-def test_the_first_command_makes_digits(tmp_path, tfds_dir):
-    """The recipe as it stands: what the README promises."""
-    command = [sys.executable, "-m", "jaxdiff", "train", "configs/digits.py", "--workdir", str(tmp_path), "--data-dir", tfds_dir]
-    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert (tmp_path / "samples.png").exists()
-    (path,) = (tmp_path / "evaluations").iterdir()
+def test_the_first_command_makes_digits(first):
+    workdir, _ = first
+    assert (workdir / "samples.png").exists()
+    (path,) = (workdir / "evaluations").iterdir()
     report = json.loads(path.read_text())
-    assert report["samples"] == 1000
+    assert report["samples"] == 200
     assert report["held_out"]["label_agreement"]["value"] >= 0.97
     assert report["metrics"]["label_agreement"]["value"] >= 0.95
+
+
+@pytest.mark.slow
+def test_evaluation_reports_agreement_and_distance(answer, monkeypatch, tfds_dir, unbroken, first):
+    """Of a run too short for digits, by the classifier that the first command has trained."""
+    monkeypatch.setenv("JAXDIFF_CACHE_DIR", str(first[1]))
+    before = {path: path.stat().st_mtime_ns for path in (first[1] / "judges").iterdir()}
+    status, text = answer("evaluate", str(unbroken), "--num", "40", "--steps", "2", "--data-dir", tfds_dir)
+    assert status == 0, text.err
+    assert "label agreement: " in text.out
+    saved = json.loads((unbroken / "evaluations" / "ddim_2_guidance_2_seed_0.json").read_text())
+    assert saved["sampling"]["steps"] == 2
+    assert saved["calls"] == 4
+    assert saved["held_out"]["label_agreement"]["value"] >= 0.97
+    assert saved["metrics"]["label_agreement"]["value"] < 0.95
+    assert saved["metrics"]["fid"]["low"] > saved["held_out"]["fid"]["high"]
+    assert {path: path.stat().st_mtime_ns for path in (first[1] / "judges").iterdir()} == before != {}
 
 
 @pytest.mark.slow
@@ -337,7 +355,7 @@ def test_steps_done_together_are_logged_and_traced_as_ever(tmp_path, tfds_dir, c
     lines = {}
     for per_call in ("1", "2"):
         workdir = tmp_path / per_call
-        flags = ("--steps", "8", "--steps-per-call", per_call, "--profile", "3:5" if per_call == "2" else "")
+        flags = ("--steps", "8", "--log-every", "4", "--steps-per-call", per_call, "--profile", "3:5" if per_call == "2" else "")
         assert cli.main(words(workdir, tfds_dir, *flags)) == 0
         lines[per_call] = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         assert checkpoint.steps(workdir) == [8]
