@@ -200,7 +200,7 @@ def test_a_table_holds_a_row_for_each_setting_and_one_of_real_images():
     head, _, *rows, empty, note = evaluate.results_table([("a", record()), ("b", record(steps=4, guidance=1.0))]).splitlines()
     assert head == "| run | sampling | network calls | FID | recall |"
     assert rows[0] == "| a | ddim 50, guidance 2 | 100 | 1.50 (1.00, 2.00) | 1.500 (1.000, 2.000) |"
-    assert rows[1].startswith("| b | ddim 4 | 100 | ")
+    assert rows[1].startswith("| b | ddim 4, guidance 1 | 100 | ")
     assert rows[2] == "| real held-out images | | | 1.50 (1.00, 2.00) | 1.500 (1.000, 2.000) |"
     assert len(rows) == 3
     assert empty == ""
@@ -275,7 +275,7 @@ def runs(tmp_path_factory, tfds_dir):
 
 def test_label_agreement_is_left_out_of_runs_without_labels(tfds_dir):
     bare = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, num_classes=0))
-    judged = finish.run_evaluator(bare, 20, 1, tfds_dir)
+    judged = finish.run_evaluator(bare, 20, tfds_dir)
     found = judged.measure(np.zeros((20, 8, 8, 1), np.float32), np.zeros(20, np.int32))
     assert found.metrics.keys() == evaluate.MEASURES.keys() - {"label_agreement"}
 
@@ -306,7 +306,7 @@ def test_the_command_evaluates_runs_and_prints_what_is_stored(runs, tfds_dir, ca
 
 
 def test_a_run_ends_with_the_same_evaluation(runs, tfds_dir):
-    text = finish.finish(storage.read_config(runs / "labelled"), runs / "labelled", runs / "x.png", range(10), tfds_dir)
+    text = finish.finish_run(storage.read_config(runs / "labelled"), runs / "labelled", tfds_dir)
     assert "label agreement: " in text
     assert "Frechet distance (FID): " in text
     (path,) = (runs / "labelled" / "evaluations").glob("ddim_2_guidance_2_seed_0.json")

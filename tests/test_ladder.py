@@ -11,7 +11,7 @@ from small_unet import SmallUNet
 
 from jaxdiff.app import cli, config
 from jaxdiff.app.build import networks
-from jaxdiff.app.runs import ladder, stages, train
+from jaxdiff.app.runs import ladder, sources, train
 from jaxdiff.training import checkpoint
 
 TEACHER = """
@@ -193,7 +193,7 @@ def test_each_run_of_a_ladder_is_trained_once(tmp_path):
     made, trained = resolved(tmp_path)
     assert [stage.workdir for stage in trained] == [tmp_path / name for name in ("teacher", "guided", "consistency")]
     assert [stage.config.sources.teacher for stage in trained] == ["", *[str(tmp_path / "teacher")] * 2]
-    assert stages.unfinished(trained) == trained
+    assert sources.unfinished(trained) == trained
     turned = dataclasses.replace(made, students=made.students[::-1])
     assert [stage.workdir.name for stage in ladder.ladder_runs(turned, tmp_path / "ladder")] == ["teacher", "consistency", "guided"]
 

@@ -292,7 +292,7 @@ def test_what_cannot_be_cached(autoencoder, tmp_path, tfds_dir):
         (ConfigError, (tmp_path, ("train",)), f"no run in {tmp_path}; train one"),
         (ConfigError, (autoencoder, ("train[:10]",)), "--split train[:10]: latents are kept of whole splits, such as train;"),
         (DataError, (autoencoder, ("valid",)), "split 'valid': Unknown split 'valid'. Should be one of"),
-        (NonFiniteError, (broken, ("test",)), "the latents hold values that are no numbers; train"),
+        (NonFiniteError, (broken, ("test",)), "the latents hold NaN or infinite values; train"),
     ):
         run_, splits = arguments
         with pytest.raises(error) as raised:
@@ -361,7 +361,7 @@ def test_directories_that_are_no_cache(plain, autoencoder, tmp_path, tfds_dir):
     (tmp_path / "cut" / "metadata.json").write_text('{"fingerprint": "0')
     for directory in (tmp_path / "nowhere", autoencoder, prepared, tmp_path / "cut"):
         with pytest.raises(ConfigError) as raised:
-            latent_cache.check_latents(named(directory), autoencoder)
+            latent_cache.load_latents(named(directory), autoencoder)
         assert str(raised.value) == f"{directory} is no cache of latents; write one: jaxdiff latents RUN --out {directory}"
 
 

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from jaxdiff.app import build, cli, plan
+from jaxdiff.app.cli import plan_command
 from jaxdiff.app.config import load
 from jaxdiff.io.errors import UserError
 
@@ -61,15 +62,14 @@ def test_full_sharding_costs_no_flops_and_shuffles_nothing(planned):
 def test_a_program_is_compiled_once(planned):
     first, again = planned(mesh={"data": 2, "fsdp": 2}), planned(mesh={"data": 2, "fsdp": 2})
     assert again.cached
-    assert plan.values(again) == plan.values(first) | {"cached": True, "lowering_s": again.lowering_s}
+    assert plan_command._values(again) == plan_command._values(first) | {"cached": True, "lowering_s": again.lowering_s}
     assert not planned(mesh={"data": 2, "fsdp": 2}, optimizer={"b1": 0.5}).cached
 
 
 def test_recomputing_blocks_takes_less_memory(planned):
     deep = {"blocks": 6}
-    policies = plan.search._policies()
     plain, again = (
-        planned("v5e:1x1", model={**deep, "remat": policies[name]}, data={"image_shape": (32, 32, 1), "batch_size": 256})
+        planned("v5e:1x1", model={**deep, "remat": name}, data={"image_shape": (32, 32, 1), "batch_size": 256})
         for name in ("none", "blocks")
     )
     rest = "activations and temporaries"
@@ -81,7 +81,7 @@ def test_a_batch_that_is_too_big(planned):
     found = planned("v5e:1x1", data={"image_shape": (128, 128, 1), "batch_size": 4096})
     assert not found.fits
     assert found.peak_bytes > found.allowed_bytes
-    assert "DOES NOT FIT" in plan.text(found)
+    assert "DOES NOT FIT" in plan_command._text(found)
 
 
 def test_slices_sum_gradients_over_the_network(planned):

@@ -16,13 +16,14 @@ from PIL import Image
 from small_unet import SmallUNet
 
 import jaxdiff as jd
-from jaxdiff import cascade, data
+from jaxdiff import cascade, data, evaluate
 from jaxdiff.app import build, cli, config
 from jaxdiff.app.build import networks
 from jaxdiff.app.config import Autoencoder, Data, Diffusion, Experiment, Model, Optimizer, Sampling, Sources
-from jaxdiff.app.report import curves, neighbours, quality, run_record, settings, strips
+from jaxdiff.app.report import curves, neighbours, quality, render, run_record
 from jaxdiff.app.runs import storage
 from jaxdiff.app.runs import train as run
+from jaxdiff.app.runs.trained import image_sampler
 from jaxdiff.io import pictures
 from jaxdiff.training import checkpoint
 
@@ -118,7 +119,7 @@ def test_a_page_has_every_part_and_stands_alone(written):
     assert_stands_alone(page, written)
     assert page.sections == ["summary", "curves", "results", "denoising", "neighbours", "config", "environment"]
     assert len(page.images) == 2 + 2 * 4 * 4 + 8 * 6  # grids, strips after 0, 1, 2, 3 steps, neighbours
-    for said in ("step 2 of 2", "drawn for this page from step 2: ddim, 3 steps, guidance 2", f"jax {jax.__version__}", "0.01"):
+    for said in ("step 2 of 2", "drawn for this page from step 2: ddim 3, guidance 2", f"jax {jax.__version__}", "0.01"):
         assert said in page.text
     assert "Left out" not in page.text
     assert not list(written.parent.glob("*draft*"))
@@ -292,11 +293,11 @@ def test_near_images_that_are_as_usual_are_no_copies():
 
 @pytest.mark.slow
 def test_strips_end_with_the_samples(trained):
-    """Those that `train.image_sampler` gives; and in between DDIM's own steps."""
+    """Those that `image_sampler` gives; and in between DDIM's own steps."""
     (found,) = run_record.read_runs([trained])
-    ways = strips.denoising_strips(found, num=3)
+    ways = render.denoising_strips(found, num=3)
     _, params = storage.read_params(CONFIG, trained)
-    images = run.image_sampler(CONFIG, workdir=trained)(params, np.arange(3), CONFIG.seed)
+    images = image_sampler(CONFIG, workdir=trained)(params, np.arange(3), CONFIG.seed)
     assert ways.after == [0, 1, 2, 3]
     for each in (ways.noisy, ways.clean):
         assert each.shape == (4, 3, 8, 8, 1)
@@ -374,56 +375,55 @@ def test_settings_say_what_differs_and_what_is_set():
         run_record.RunRecord("one", None, CONFIG, "", 0, []),
         run_record.RunRecord("two", None, dataclasses.replace(CONFIG, steps=7, diffusion=Diffusion(prediction="x0")), "", 0, []),
     ]
-    found = settings.groups(records)
-    differ = {
-        part: [(each.name, each.values, each.set) for each in rows] for part, rows in settings.select(found, "differ").items()
-    }
+    found = run_record.settings(records)
+    differ = {part: [(each.name, each.values, each.set) for each in rows] for part, rows in found["differ"].items()}
     assert differ == {
         "run": [("steps", ["2", "7"], [True, True])],
         "diffusion": [("prediction", ["v", "x0"], [False, True])],
     }
-    alike = {
-        (part, each.name): (each.values[0], each.default) for part, rows in settings.select(found, "set").items() for each in rows
-    }
+    alike = {(part, each.name): (each.values[0], each.default) for part, rows in found["set"].items() for each in rows}
     assert alike["model", "multipliers"] == ("1", "1, 2, 2, 2")
     assert alike["optimizer", "learning_rate"] == ("0.01", "0.0002")
-    numbers = [sum(map(len, settings.select(found, kind).values())) for kind in ("differ", "set", "default")]
-    assert sum(numbers) == sum(map(len, found.values()))
+    names = [(part, each.name) for parts in found.values() for part, rows in parts.items() for each in rows]
+    assert len(set(names)) == len(names)
+    assert {name for part, name in names if part == "model"} == config.to_dict(CONFIG)["model"].keys()
 
 
-SAMPLING = {"sampler": "ddim", "steps": 10, "guidance": 2.0, "spacing": "time", "eta": 0.0}
+SAMPLING = vars(Sampling(sampler="ddim", steps=10, guidance=2.0))
+SPEC = evaluate.Spec("classifier", "none", "float32", 100, "digits")
 
 
 def evaluation(workdir, name, spec, calls, fid, sampling=SAMPLING):
-    folder = workdir / "evaluations"
-    folder.mkdir(exist_ok=True)
-    metrics = {"fid": {"value": fid, "low": fid - 1, "high": fid + 1}, "label_agreement": {"value": 0.9}}
-    found = {"step": 2, "sampling": sampling, "calls": calls, "spec": spec, "metrics": metrics, "held_out": {"fid": {"value": 1.5}}}
-    (folder / f"{name}.json").write_text(json.dumps(found))
+    metrics = {"fid": evaluate.Interval(fid, fid - 1, fid + 1), "label_agreement": evaluate.Interval(0.9, 0.8, 1.0)}
+    result = evaluate.Result(spec, metrics, {"fid": evaluate.Interval(1.5, 1.0, 2.0)}, 100)
+    evaluate.write_record(workdir / "evaluations" / f"{name}.json", evaluate.Record(2, sampling, calls, 0, "ema", result))
 
 
 def test_quality_is_grouped_by_how_it_was_measured(tmp_path):
-    """Results of another spec stand apart; older reports are read; what is no result is passed over."""
-    workdir = untrained(tmp_path, "run")
-    evaluation(workdir, "a", {"features": "classifier", "num": 100}, 20, 12.0)
-    evaluation(workdir, "b", {"features": "classifier", "num": 100}, 38, 9.0, {**SAMPLING, "sampler": "heun"})
-    evaluation(workdir, "c", {"features": "inception", "num": 100}, 20, 50.0)
+    """Results of another spec stand apart, rows of ladders too, without intervals; what is no result is passed over."""
+    workdir = saved(tmp_path, "run")
+    evaluation(workdir, "a", SPEC, 20, 12.0)
+    evaluation(workdir, "b", SPEC, 38, 9.0, {**SAMPLING, "sampler": "heun"})
+    evaluation(workdir, "c", dataclasses.replace(SPEC, features="inception"), 20, 50.0)
     (workdir / "evaluations" / "d.json").write_text("{")
-    old = {"agreement": 0.98, "accuracy": 0.97, "frechet": 7.0, "frechet_real": 3.0, "num_real": 300, "num": 1000}
-    (workdir / "samples.json").write_text(json.dumps({"step": 2, "sampling": SAMPLING, "report": old}))
+    row = {"calls": 20, "agreement": 0.98, "accuracy": 0.97, "frechet": 7.0, "frechet_real": 3.0, "num_real": 300}
+    rows = [{**row, "settings": {**SAMPLING, "run": run}} for run in (storage.fingerprint(workdir), "another")]
+    (tmp_path / "ladder").mkdir()
+    (tmp_path / "ladder" / "ladder.json").write_text(json.dumps({"rows": rows}))
     groups = quality.groups(run_record.read_runs([workdir]))
     found = [[(row.how, row.calls, *(each.value for each in row.measures.values())) for row in group.rows] for group in groups]
     assert found == [
-        [("ddim, 10 steps, guidance 2", 20, 12.0, 0.9), ("heun, 10 steps, guidance 2", 38, 9.0, 0.9)],
-        [("ddim, 10 steps, guidance 2", 20, 50.0, 0.9)],
-        [("ddim, 10 steps, guidance 2", 20, 0.98, 7.0)],
+        [("ddim 10, guidance 2", 20, 12.0, 0.9), ("heun 10, guidance 2", 38, 9.0, 0.9)],
+        [("ddim 10, guidance 2", 20, 50.0, 0.9)],
+        [("ddim 10, guidance 2", 20, 0.98, 7.0)],
     ]
-    assert groups[0].held_out == {"fid": (1.5, None, None)}
+    assert groups[0].held_out == {"fid": (1.5, 1.0, 2.0)}
     assert [group.chart is not None for group in groups] == [True, False, False]
-    assert cli.main(["report", str(workdir)]) == 0
+    assert cli.main(["report", str(workdir), "--num", "0"]) == 0
     page = Page(workdir / "report.html")
     assert page.sections == ["summary", "quality", "config", "environment"]
-    assert "ddim, 10 steps, guidance 2 20 12.00 11.00 to 13.00 90.0%" in page.text
+    assert "ddim 10, guidance 2 20 12.00 11.00 to 13.00 90.0% 80.0% to 100.0%" in page.text
+    assert "ddim 10, guidance 2 20 98.0% 7.00 held-out images" in page.text
     assert "best FID 9.00 with 38 calls" in page.text
 
 
@@ -436,7 +436,7 @@ def test_calls_are_those_of_the_network():
         (CONFIG, {"sampler": "heun"}, 38),
         (student, {}, 10),
     ):
-        assert quality.calls_of(made, {**SAMPLING, **changes}) == number
+        assert config.network_calls(dataclasses.replace(made, sampling=Sampling(**{**SAMPLING, **changes}))) == number
 
 
 def test_curves_are_logarithmic_where_values_are_far_apart(monkeypatch):
@@ -475,7 +475,7 @@ def test_a_recipe_is_known_by_name_and_content(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "images", "said"),
-    [("vae", 4 + 2 * 6, "decoded from the prior"), ("autoencoder", 1, "PSNR"), ("classifier", 0, "Held-out images named right")],
+    [("vae", 4 + 2 * 6, "decoded from the prior"), ("autoencoder", 1, "PSNR"), ("classifier", 0, "Accuracy on held-out images")],
 )
 def test_runs_that_denoise_nothing_have_the_parts_that_apply(tmp_path, tfds_dir, objective, images, said):
     workdir = saved(tmp_path, objective, objective=objective, sampling=Sampling(every=0, num=10), steps=1)

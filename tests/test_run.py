@@ -20,6 +20,7 @@ from PIL import Image
 from jaxdiff.app import cli, config
 from jaxdiff.app.build import networks
 from jaxdiff.app.runs import storage, train
+from jaxdiff.app.runs.trained import sample_file_name
 from jaxdiff.training import checkpoint
 
 TINY = (
@@ -235,7 +236,7 @@ def test_default_names_tell_how_samples_were_made():
         ({"guidance": 0.0, "classifier": "runs/c", "classifier_scale": 2.5}, "ddim_50_guidance_0_by_c_2.5_seed_3.png"),
     ):
         sampling = dataclasses.replace(recipe.sampling, **changes)
-        assert train.sample_file_name(dataclasses.replace(recipe, sampling=sampling), 3) == name
+        assert sample_file_name(dataclasses.replace(recipe, sampling=sampling), 3) == name
 
 
 def test_runs_that_cannot_guide_or_be_guided(answer, tmp_path, unbroken, guiding):

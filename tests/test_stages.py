@@ -11,9 +11,10 @@ from small_unet import SmallUNet
 
 from jaxdiff.app import build, cli, config
 from jaxdiff.app.build import networks
-from jaxdiff.app.runs import stages, storage
+from jaxdiff.app.runs import storage
 from jaxdiff.app.runs import train as run
-from jaxdiff.app.runs.sources import check_measured, record_sources, source_configs, source_params
+from jaxdiff.app.runs.sources import check_measured, record_sources, resolve_sources, source_configs, source_params
+from jaxdiff.app.runs.trained import image_sampler
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.training import checkpoint
 
@@ -104,11 +105,11 @@ def test_a_recipe_that_starts_from_itself_is_refused(tmp_path):
     path = tmp_path / "loop.py"
     path.write_text(LATENT.format(kl=path))
     with pytest.raises(ConfigError, match=r"loop\.py starts from itself"):
-        stages.resolve_sources(config.load(path), tmp_path / "run")
+        resolve_sources(config.load(path), tmp_path / "run")
 
 
 def test_stages_of_a_cascade_come_in_order(tmp_path):
-    resolved, before = stages.resolve_sources(config.load("configs/mnist_32.py"), tmp_path / "mnist_32")
+    resolved, before = resolve_sources(config.load("configs/mnist_32.py"), tmp_path / "mnist_32")
     assert [stage.workdir.name for stage in before] == ["mnist_8", "mnist_16"]
     assert resolved.sources.base == str(tmp_path / "mnist_16")
     assert before[1].config.sources.base == str(tmp_path / "mnist_8")
@@ -122,17 +123,17 @@ def test_latents_of_another_autoencoder_are_refused(folder, tmp_path, tfds_dir):
     values["sources"]["autoencoder"] = str(tmp_path / "kl")
     made = config.from_dict(values)
     step, params = storage.read_params(made, tmp_path / "latent")
-    same = run.image_sampler(made, workdir=tmp_path / "latent")(params, np.arange(4), 0)
+    same = image_sampler(made, workdir=tmp_path / "latent")(params, np.arange(4), 0)
     other = dataclasses.replace(storage.read_config(tmp_path / "kl"), seed=1)
     shutil.rmtree(tmp_path / "kl")
     run.train_run(other, tmp_path / "kl", tfds_dir)
     expected = "was trained with the autoencoder .* as it was then .* is another .*; name that one"
     with pytest.raises(ConfigError, match=expected):
-        run.image_sampler(made, workdir=tmp_path / "latent")
+        image_sampler(made, workdir=tmp_path / "latent")
     with pytest.raises(ConfigError, match=expected):
         run.train_run(dataclasses.replace(made, steps=4), tmp_path / "latent", tfds_dir)
     assert step == 3
-    assert np.abs(same - run.image_sampler(made)(params, np.arange(4), 0)).max() > 1e-3  # it would have decoded something else
+    assert np.abs(same - image_sampler(made)(params, np.arange(4), 0)).max() > 1e-3  # it would have decoded something else
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,10 @@ from jaxdiff.app.config import (
     to_dict,
     validated,
 )
-from jaxdiff.app.runs import rounds, storage
+from jaxdiff.app.runs import storage
 from jaxdiff.app.runs import train as run
 from jaxdiff.app.runs.sources import record_sources, source_configs, source_params
+from jaxdiff.app.runs.trained import image_sampler
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.models.layers import GuidanceEmbedding
 from jaxdiff.training import TrainState, checkpoint
@@ -193,7 +194,7 @@ def begun(config, workdir):
     """Layout and state with which training begins or goes on."""
     sources, frozen = source_configs(config, workdir), source_params(config, workdir, build.FROZEN)
     layout = build.layout(config, frozen, sources)
-    return layout, rounds.initial_or_restored_state(config, workdir, layout, frozen, sources)
+    return layout, run.initial_or_restored_state(config, workdir, layout, frozen, sources)
 
 
 def average(config, workdir, step):
@@ -328,7 +329,7 @@ def test_each_round_begins_anew(trained, tmp_path):
     assert int(state.step) == 3
     student, ended_with = jax.device_get((average(config, workdir, 3), state.params))
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(ended_with), jax.tree.leaves(student), strict=True))
-    turned = rounds.start_next_round(config, layout, state)
+    turned = run.start_next_round(config, layout, state)
     for tree in (turned.params, turned.ema["ema"], turned.frozen["teacher"]):
         assert_equal(tree, student)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(turned.opt_state))
@@ -519,12 +520,12 @@ def test_samples_walk_along_the_levels_of_the_checkpoint(trained, tmp_path):
     config = storage.read_config(workdir)
     _, params = storage.read_params(config, workdir)
     labels = np.arange(10)
-    before = run.image_sampler(config, workdir=workdir)(params, labels, 0)
+    before = image_sampler(config, workdir=workdir)(params, labels, 0)
     (path,) = (workdir / "checkpoints" / "2" / "meta").glob("metadata")
     meta = json.loads(path.read_text())
     meta["levels"]["alpha"][0] *= 0.99
     path.write_text(json.dumps(meta))
-    moved = run.image_sampler(config, workdir=workdir)(params, labels, 0)
+    moved = image_sampler(config, workdir=workdir)(params, labels, 0)
     assert (before != moved).any()
     given = storage.read_levels(config, workdir)
     np.testing.assert_array_equal(build.sampling_levels(config, None, given).alpha, given[::2].alpha)

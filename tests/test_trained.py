@@ -13,7 +13,7 @@ import jaxdiff as jd
 from jaxdiff.app import build, config
 from jaxdiff.app.build import networks
 from jaxdiff.app.config import Autoencoder, Data, Distillation, Experiment, Model, Sampling, Sources
-from jaxdiff.app.runs import storage, train, trained
+from jaxdiff.app.runs import storage, trained
 from jaxdiff.app.runs.sources import source_configs
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.training import checkpoint
@@ -83,7 +83,7 @@ def runs(tmp_path_factory):
 def test_a_trained_run_draws_what_jaxdiff_sample_draws(runs, name, ema, sampling):
     made, labels = storage.read_config(runs / name), np.arange(4)
     made = dataclasses.replace(made, sampling=dataclasses.replace(made.sampling, **sampling))
-    drawn = train.image_sampler(made, workdir=runs / name)(storage.read_params(made, runs / name, ema)[1], labels, 5)
+    drawn = trained.image_sampler(made, workdir=runs / name)(storage.read_params(made, runs / name, ema)[1], labels, 5)
     found = trained.load_run(runs / name, ema, **sampling)
     assert found.step == made.steps
 

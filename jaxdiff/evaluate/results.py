@@ -84,15 +84,16 @@ class Record:
     ema: str
     result: Result
 
-    def setting(self) -> str:
-        """How they were sampled, in a few words."""
-        c = self.sampling
-        words = [f"{c['sampler']} {c['steps']}"]
-        words += [f"{c['spacing']} spacing"] if c["spacing"] != "time" else []
-        words += [f"eta {c['eta']:g}"] if c["eta"] else []
-        words += [f"guidance {c['guidance']:g}"] if c["guidance"] != 1 else []
-        words += [f"by {pathlib.Path(c['classifier']).name} {c['classifier_scale']:g}"] if c["classifier"] else []
-        return ", ".join(words)
+
+def describe_sampling(sampling: Mapping[str, Any]) -> str:
+    """How samples were made, in a few words such as `ddim 50, guidance 2`, from the fields of a config's `sampling`."""
+    c = sampling
+    words = [f"{c['sampler']} {c['steps']}"]
+    words += [f"{c['spacing']} spacing"] if c["spacing"] != "time" else []
+    words += [f"eta {c['eta']:g}"] if c["eta"] else []
+    words += [f"guidance {c['guidance']:g}"]
+    words += [f"by {pathlib.Path(c['classifier']).name} {c['classifier_scale']:g}"] if c["classifier"] else []
+    return ", ".join(words)
 
 
 def write_record(path: pathlib.Path, evaluation: Record) -> None:
@@ -158,12 +159,12 @@ def results_table(rows: Sequence[tuple[str, Record]]) -> str:
     Raises:
         ConfigError: they do not compare.
     """
-    check_same({f"{name} ({each.setting()})": each.result.spec for name, each in rows})
+    check_same({f"{name} ({describe_sampling(each.sampling)})": each.result.spec for name, each in rows})
     results = [each.result for _, each in rows]
     names = [name for name in HEADS if any(name in result.metrics for result in results)]
     lines = [f"| run | sampling | network calls | {' | '.join(HEADS[name] for name in names)} |", "|---" * (len(names) + 3) + "|"]
     for name, each in rows:
-        lines.append(f"| {name} | {each.setting()} | {each.calls} | {_cells(each.result.metrics, names)} |")
+        lines.append(f"| {name} | {describe_sampling(each.sampling)} | {each.calls} | {_cells(each.result.metrics, names)} |")
     real = {name: interval for result in results for name, interval in result.held_out.items()}
     lines.append(f"| real held-out images | | | {_cells(real, names)} |")
     spec = results[0].spec

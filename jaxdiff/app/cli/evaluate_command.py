@@ -78,23 +78,24 @@ def evaluate(args: Evaluate) -> int:
 
 def _samples(args: Evaluate) -> int:
     from jaxdiff import evaluate
-    from jaxdiff.app.runs import finish, train
+    from jaxdiff.app.runs import finish, trained
 
     configs = {path: _config(path, args) for path in args.runs}
     labels = {path: parse_labels(args.labels, config.model.num_classes) for path, config in configs.items()}
     made, evaluators = {}, {}
     for path, config in configs.items():
-        c, epochs = config.data, config.evaluation.epochs
-        same_images = (c.name, c.split, c.held_out, c.image_shape, c.fit, c.reduce, epochs, not config.model.num_classes)
+        c, unlabelled = config.data, not config.model.num_classes
+        same_images = (c.name, c.split, c.held_out, c.image_shape, c.fit, c.reduce, config.evaluation.epochs, unlabelled)
         if same_images not in made:
             how: Any = {"weights": args.weights, "names": names_in(args.metrics)}
-            made[same_images] = finish.run_evaluator(config, args.num, epochs, args.data_dir, **how)
+            made[same_images] = finish.run_evaluator(config, args.num, args.data_dir, **how)
         evaluators[path] = made[same_images]
     evaluate.check_same({str(path): each.spec for path, each in evaluators.items()})  # before samples are drawn
     rows = []
     for path, config in configs.items():
-        name = train.sample_file_name(config, config.seed).removesuffix(".png") + (f"_ema_{args.ema}" if args.ema else "")
-        drawn = finish.draw_samples(config, path, labels[path], args.num, args.data_dir, args.ema)
+        ema = f"_ema_{args.ema}" if args.ema else ""
+        name = trained.sample_file_name(config, config.seed).removesuffix(".png") + ema
+        drawn = finish.draw_samples(config, path, args.num, args.data_dir, classes=labels[path], ema=args.ema)
         print(finish.save_sample_grid(config, drawn, path / "samples" / f"{name}.png", len(labels[path])))
         out = path / evaluate.FOLDER / (name + ("_inception" if args.weights else "") + ".json")
         rows.append((path.name, finish.evaluate_samples(config, drawn, evaluators[path], out, args.ema)))

@@ -30,7 +30,7 @@ class Report:
 
 def report(args: Report) -> int:
     """`jaxdiff report`: the exit status."""
-    from jaxdiff.app import report as page
+    from jaxdiff.app.report import render
 
     if not args.runs:
         raise ConfigError("report needs a run: jaxdiff report runs/digits")
@@ -38,6 +38,6 @@ def report(args: Report) -> int:
     out = args.out or (args.runs[0].resolve().parent if args.runs[1:] else args.runs[0]) / "report.html"
     if out.suffix != ".html":
         raise ConfigError(f"--out {out}: write a name that ends in .html")
-    page.write_report(args.runs, out, args.num, args.data_dir)
+    render.write_report(args.runs, out, args.num, args.data_dir)
     print(out)
     return 0

@@ -71,7 +71,7 @@ class Sample:
 
 def sample(args: Sample) -> int:
     """`jaxdiff sample`: the exit status."""
-    from jaxdiff.app.runs import storage, train
+    from jaxdiff.app.runs import storage, trained
     from jaxdiff.io import pictures
 
     config = storage.read_config(args.run)
@@ -84,15 +84,15 @@ def sample(args: Sample) -> int:
     chosen = [config.model.num_classes] if from_prior else parse_labels(args.labels, config.model.num_classes)
     if args.labels == "none" and config.model.num_classes and not config.diffusion.label_dropout:
         raise ConfigError("--labels none: this run has no unconditional model (it was trained with diffusion.label_dropout 0)")
-    labels = train.cycle_labels(chosen, args.num)
-    name = f"prior_seed_{args.seed}.png" if from_prior else train.sample_file_name(config, args.seed)
+    labels = trained.cycle_labels(chosen, args.num)
+    name = f"prior_seed_{args.seed}.png" if from_prior else trained.sample_file_name(config, args.seed)
     out = args.out or args.run / "samples" / name
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
     _check_writable(out)
     step, params = storage.read_params(config, args.run, args.ema)
     context = None if args.context is None else _load_context(args.context)
-    images = train.image_sampler(config, args.batch_size, args.run)(params, labels, args.seed, context)
+    images = trained.image_sampler(config, args.batch_size, args.run)(params, labels, args.seed, context)
     if out.suffix == ".npz":
         pictures.save_npz(out, images, labels)
     else:

@@ -14,7 +14,7 @@ from jaxdiff.io.errors import ConfigError
 from jaxdiff.training import distributed, profiling
 
 if TYPE_CHECKING:
-    from jaxdiff.app.runs import stages
+    from jaxdiff.app.runs.sources import Stage
 
 
 @dataclass(frozen=True)
@@ -53,39 +53,29 @@ class Train:
 
 def train(args: Train) -> int:
     """`jaxdiff train`: the exit status."""
-    from jaxdiff.app.runs import stages
+    from jaxdiff.app.runs import finish, sources
     from jaxdiff.app.runs import train as run
 
-    config, before = stages.resolve_sources(validated(args.experiment, where="jaxdiff train"), args.workdir)
+    config, before = sources.resolve_sources(validated(args.experiment, where="jaxdiff train"), args.workdir)
     distributed.initialize(args.processes.coordinator, args.processes.num_processes, args.processes.process_id)
     left, traced = unfinished(before), profiling.parse_steps(args.profile)
     if left and not args.with_stages:
-        raise ConfigError(stages.describe(left, args.workdir))
-    for stage in [*left, stages.Stage(args.config, args.workdir, config)]:
+        raise ConfigError(sources.describe(left, args.workdir))
+    for stage in [*left, sources.Stage(args.config, args.workdir, config)]:
         if stage.workdir != args.workdir:
             print_once(f"stage {stage.workdir}: {stage.command}")
         if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout, traced):
             return report_stop(stopped, stage.workdir)
         if distributed.is_first():
-            print(_report(stage.config, stage.workdir, args.data_dir))
+            print(finish.finish_run(stage.config, stage.workdir, args.data_dir))
     return 0
 
 
-def _report(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> str:
-    """Writes the samples and reports of a trained run; returns the text to print."""
-    from jaxdiff.app.runs import finish
-
-    reports = {"classifier": finish.finish_classifier, "vae": finish.finish_vae, "autoencoder": finish.finish_autoencoder}
-    if config.objective in reports:
-        return reports[config.objective](config, workdir, data_dir)
-    return finish.finish(config, workdir, workdir / "samples.png", range(max(config.model.num_classes, 1)), data_dir)
-
-
-def unfinished(before: list[stages.Stage]) -> list[stages.Stage]:
+def unfinished(before: list[Stage]) -> list[Stage]:
     """The stages whose runs are not finished, as the first process sees it."""
-    from jaxdiff.app.runs import stages
+    from jaxdiff.app.runs import sources
 
-    names = distributed.broadcast_from_first([str(stage.workdir) for stage in stages.unfinished(before)])
+    names = distributed.broadcast_from_first([str(stage.workdir) for stage in sources.unfinished(before)])
     return [stage for stage in before if str(stage.workdir) in names]
 
 

@@ -1,29 +1,31 @@
-"""Curves as SVG that stands in a page and takes the page's colours."""
+"""Curves as SVG that stands in a page and takes the page's colours, and pictures as data URIs."""
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
 from jaxdiff.app.report.run_record import RunRecord
 
-COLOURS = ("#3b7dd8", "#e0792b", "#2e9d63", "#b558b8", "#c9453e", "#8b7a1c")  # that are seen on white and on black
+COLOURS = ("#3b7dd8", "#e0792b", "#2e9d63", "#b558b8", "#c9453e", "#8b7a1c")  # visible on white and on black
 COLOURS += ("#2d9aa8", "#7a6ad8", "#7d858d", "#d4508f", "#6a9a1f", "#a0643c")
-INK = "#010203"  # what becomes the page's own colour of text
+INK = "#010203"  # stands for the page's own colour of text
 SIZE = (4.3, 2.7)  # inches; on a phone text keeps its size
-MOST = 400  # points of a line; more are averaged, neighbour with neighbour
+MOST = 400  # points of a line; of more, neighbours are averaged
 SPAN = 10.0  # highest over lowest value from which an axis is logarithmic
-FIRST = ("loss", "psnr", "accuracy")  # and the others by name
+FIRST = ("loss", "psnr", "accuracy")  # then the others by name
 
 
 class Line(NamedTuple):
-    """A line: its name, colour, points, ends of their error bars if they have any, and marks on them or not."""
+    """A line: its name, colour, points, ends of their error bars if they have any, and a marker."""
 
     name: str
     colour: str
@@ -34,27 +36,27 @@ class Line(NamedTuple):
     marker: str = ""
 
 
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name, as long as there are any; then they begin again."""
+    return {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(dict.fromkeys(names))}
+
+
 def metrics(records: Sequence[RunRecord]) -> dict[str, Markup]:
     """A plot of each metric over the steps, with a line a run."""
     names = {name for record in records for row in record.metrics for name in row} - {"step"}
-    ordered = sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
-    plots = {}
-    for name in ordered:
-        lines = [
-            Line(record.name, COLOURS[number % len(COLOURS)], *_points(record.metrics, name))
-            for number, record in enumerate(records)
-        ]
+    key, plots = colours(record.name for record in records), {}
+    for name in sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
+        lines = [Line(record.name, key[record.name], *_points(record.metrics, name)) for record in records]
         if drawn := [line for line in lines if len(line.x)]:
             plots[name] = plot(drawn, "step", name.replace("_", " "))
     return plots
 
 
 def _points(rows: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a metric, finite ones alone; of long runs means of neighbours."""
-    found = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float) and math.isfinite(row[name])]
-    points = np.array(found, np.float64).reshape(-1, 2)
-    parts = np.array_split(points, min(MOST, len(points))) if len(points) else [points]
-    means = np.array([part.mean(axis=0) for part in parts if len(part)]).reshape(-1, 2)
+    """Steps and finite values of a metric; of a long run means of neighbours."""
+    points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float) and math.isfinite(row[name])]
+    parts = np.array_split(np.array(points, np.float64), min(MOST, len(points))) if points else []
+    means = np.array([part.mean(axis=0) for part in parts]).reshape(-1, 2)
     return means[:, 0], means[:, 1]
 
 
@@ -110,6 +112,18 @@ def inline(figure: Any, name: str) -> Markup:
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # HTML knows what svg is
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)  # which would style the page
     label = f'role="img" aria-label="{Markup.escape(name)}"'
-    svg = re.sub(r'<svg([^>]*?) width="[^"]*"', lambda found: f"<svg{found[1]} {label}", svg, count=1)
+    svg = re.sub(r'<svg([^>]*?) width="[^"]*"', lambda match: f"<svg{match[1]} {label}", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     return Markup(svg.replace(INK, "currentColor"))
+
+
+def png(data: bytes) -> str:
+    """A PNG file as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def pixels(picture: np.ndarray) -> str:
+    """A uint8 picture `[H, W, C]` as a data URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(buffer, format="PNG", optimize=True)
+    return png(buffer.getvalue())

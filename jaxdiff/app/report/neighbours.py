@@ -1,4 +1,4 @@
-"""The nearest training images of samples, and of images that training has not seen: does a model memorise?"""
+"""The nearest training images of samples, and of held-out images: does a model memorise?"""
 
 from __future__ import annotations
 
@@ -10,43 +10,37 @@ import numpy as np
 from jaxdiff.data import Images
 from jaxdiff.io import progress
 
-MOST = 100_000  # training images compared with, in even distances of a larger split
+MOST = 100_000  # training images that are compared; of a larger split every n-th
 CHUNK = 2**24  # values of training images held at once
 NEAR = 1 / 3  # of the median distance of held-out images, within which an image counts as a copy
 
 
 class Neighbours(NamedTuple):
-    """Samples and held-out images `[N, ...]`, with their nearest training images' distances `[N, k]` and the images of some.
-
-    A distance is the root of the mean squared difference of pixels in [-1, 1].
-    """
+    """Samples and their nearest training images. A distance is the root of the mean squared difference of pixels in [-1, 1]."""
 
     samples: np.ndarray
-    distance: np.ndarray
-    images: np.ndarray
-    """Nearest training images `[M, k, H, W, C]` of the first M samples."""
-    held_out: np.ndarray
-    """Distances of held-out images from their nearest, `[N]`."""
+    distance: np.ndarray  # [N, k] from each sample to its nearest training images
+    images: np.ndarray  # [M, k, H, W, C], those of the first M samples
+    held_out: np.ndarray  # [N], the distance of each held-out image from its nearest
     num_train: int
 
     @property
     def copies(self) -> tuple[int, float]:
-        """Samples within NEAR of the held-out images' median distance, and the share of held-out images that are."""
+        """How many samples are within NEAR of the held-out images' median distance, and the share of held-out images that are."""
         near = NEAR * float(np.median(self.held_out))
         return int(np.sum(self.distance[:, 0] <= near)), float(np.mean(self.held_out <= near))
 
     @property
     def memorises(self) -> bool:
-        """Whether more samples are copies than chance (three standard deviations, and one) has of held-out images."""
-        count, share = self.copies
-        num = len(self.distance)
+        """Whether more samples are copies than held-out images by chance: by three standard deviations and one sample."""
+        (count, share), num = self.copies, len(self.distance)
         return count > num * share + 3 * math.sqrt(num * share * (1 - share)) + 1
 
     @property
     def quantiles(self) -> dict[str, list[float]]:
-        """Least, 5%, median and 95% of the distances from the nearest training image."""
-        each = {"samples": self.distance[:, 0], "held-out images": self.held_out}
-        return {name: np.quantile(values, [0, 0.05, 0.5, 0.95]).tolist() for name, values in each.items()}
+        """Minimum, 5%, median and 95% of the distances from the nearest training image."""
+        distances = {"samples": self.distance[:, 0], "held-out images": self.held_out}
+        return {name: np.quantile(values, [0, 0.05, 0.5, 0.95]).tolist() for name, values in distances.items()}
 
     def __str__(self) -> str:
         """One sentence that reads the numbers."""
@@ -62,26 +56,19 @@ class Neighbours(NamedTuple):
 
 
 def compare(samples: np.ndarray, train: Images, test: Images, flip: bool, k: int = 5, most: int = 8) -> Neighbours:
-    """Samples `[N, H, W, C]` beside held-out images, at most 500; the nearest are shown of the first `most` samples.
-
-    With `flip` also the mirrored training images, which training has seen.
-    """
+    """Samples `[N, H, W, C]` beside at most 500 held-out images; with `flip` mirrored training images count too."""
     samples = np.clip(samples, -1, 1)
     whole = train.num_examples * (2 if flip else 1)
     indices = np.unique(np.linspace(0, whole - 1, min(MOST, whole)).round().astype(np.int64))
     held_out = test.rows(np.arange(min(500, test.num_examples)))["image"]
     distance, index = nearest(np.concatenate([samples, held_out]), train, indices, k)
-    num = len(samples)
-    some = index[: min(most, num)]
+    num, some = len(samples), index[: min(most, len(samples))]
     images = train.rows(some.ravel())["image"].reshape(*some.shape, *samples.shape[1:])
     return Neighbours(samples, distance[:num], images, distance[num:, 0], len(indices))
 
 
 def nearest(queries: np.ndarray, source: Images, indices: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distances and numbers, each `[Q, k]`, of the k images nearest to queries `[Q, H, W, C]` among those of `indices`.
-
-    Nearest first, by the root of the mean squared difference. Reads the images once, some at a time.
-    """
+    """Distances and indices, each `[Q, k]`, of the k images nearest to queries `[Q, H, W, C]` among `indices`, nearest first."""
     flat = queries.reshape(len(queries), -1).astype(np.float32)
     size, k = max(1, CHUNK // flat.shape[1]), min(k, len(indices))
     best, where = np.zeros((len(flat), 0), np.float32), np.zeros((len(flat), 0), np.int64)
@@ -99,5 +86,5 @@ def nearest(queries: np.ndarray, source: Images, indices: np.ndarray, k: int) ->
 
 
 def _distances(query: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Computed again, since the sum of squares above loses the digits of small ones."""
+    """Computed again, since the expanded square above loses the digits of small ones."""
     return np.sqrt(np.mean((images.astype(np.float64) - query[None]) ** 2, axis=(1, 2, 3)))

@@ -1,11 +1,11 @@
-"""What a run's directory holds, read as it is found: of an unfinished run, or one of an older version, less."""
+"""What the directories of runs hold, and their configs as tables; an unfinished run, or a damaged file, gives less."""
 
 from __future__ import annotations
 
 import ast
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxdiff.app.config import Experiment, differences, load, to_dict
@@ -25,50 +25,90 @@ class RunRecord(NamedTuple):
     metrics: list[dict[str, float]]
 
 
+class Setting(NamedTuple):
+    """A field of the config: its value in each run, and its default."""
+
+    name: str
+    values: list[str]
+    default: str
+
+    @property
+    def set(self) -> list[bool]:
+        """Which runs have another value than the default."""
+        return [value != self.default for value in self.values]
+
+
 def read_runs(workdirs: Sequence[pathlib.Path]) -> list[RunRecord]:
     """The records of runs, named by their directories; by their whole paths where two directories have one name.
 
     Raises:
         ConfigError: a directory holds no run, or one is given twice.
     """
-    for number, workdir in enumerate(workdirs):
-        if workdir.resolve() in [other.resolve() for other in workdirs[:number]]:
+    paths = [workdir.resolve() for workdir in workdirs]
+    records = []
+    for number, (workdir, path) in enumerate(zip(workdirs, paths, strict=True)):
+        if path in paths[:number]:
             raise ConfigError(f"{workdir} is given twice; name each run once")
-    names = [workdir.resolve().name for workdir in workdirs]
-    return [
-        _record(str(workdir) if names.count(name) > 1 else name, workdir) for name, workdir in zip(names, workdirs, strict=True)
-    ]
+        name = path.name if [each.name for each in paths].count(path.name) == 1 else str(workdir)
+        config, steps = storage.read_config(workdir), checkpoint.steps(workdir)
+        metrics = workdir / "metrics.jsonl"
+        rows = [parse_json(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+        rows = [row for row in rows if "step" in row]  # the last line may be cut off
+        records.append(RunRecord(name, workdir, config, _about(path.name, config), steps[-1] if steps else 0, rows))
+    return records
 
 
-def _record(name: str, workdir: pathlib.Path) -> RunRecord:
-    config, steps = storage.read_config(workdir), checkpoint.steps(workdir)
-    return RunRecord(name, workdir, config, _about(workdir, config), steps[-1] if steps else 0, _metrics(workdir / "metrics.jsonl"))
+def parse_json(text: str) -> dict[str, Any]:
+    """The object in a text; empty where it is damaged, or holds another thing."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object of a JSON file; none where the file is missing, damaged, or holds another thing."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    """The object in a JSON file; empty where the file is missing or damaged."""
+    return parse_json(path.read_text(errors="replace")) if path.is_file() else {}
 
 
-def _metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl but one that was cut off by force."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return [row for row in rows if isinstance(row, dict) and "step" in row]
+def settings(records: Sequence[RunRecord]) -> dict[str, dict[str, list[Setting]]]:
+    """Settings by part of the config: those that `differ` between runs, those that all `set` alike, those left at `default`."""
+    configs, default = [_parts(record.config) for record in records], _parts(Experiment())
+    tables: dict[str, dict[str, list[Setting]]] = {"differ": {}, "set": {}, "default": {}}
+    for part in default:
+        for name in dict.fromkeys(name for config in (default, *configs) for name in config[part]):
+            values = [format_value(config[part].get(name)) for config in configs]
+            setting = Setting(name, values, format_value(default[part].get(name)))
+            kind = "differ" if len(set(values)) > 1 else "set" if setting.set[0] else "default"
+            tables[kind].setdefault(part, []).append(setting)
+    return tables
 
 
-def _about(workdir: pathlib.Path, config: Experiment) -> str:
-    """The first line of the recipe that is named as the run and would make it, in `configs` here or beside the package."""
-    package = pathlib.Path(__file__).parents[2]
-    for path in (folder / "configs" / f"{workdir.resolve().name}.py" for folder in (pathlib.Path(), package)):
+def format_value(value: Any) -> str:
+    """A value as a person would write it."""
+    if value is None or value in ("", [], {}):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(format_value, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {format_value(each)}" for name, each in value.items())
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _parts(config: Experiment) -> dict[str, dict[str, Any]]:
+    """The fields by their part; those of the config itself, and its EMAs, are of the part `run`."""
+    values = to_dict(config)
+    own = {name: value for name, value in values.items() if not isinstance(value, Mapping) or name == "ema"}
+    return {"run": own, **{name: dict(value) for name, value in values.items() if name not in own}}
+
+
+def _about(name: str, config: Experiment) -> str:
+    """The first line of the recipe of that name which would make the config, in `configs` here or beside the package."""
+    for folder in (pathlib.Path(), pathlib.Path(__file__).parents[3]):
+        path = folder / "configs" / f"{name}.py"
         try:
             if path.is_file() and not differences(to_dict(load(path)), to_dict(config)):
                 return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]

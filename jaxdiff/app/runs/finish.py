@@ -1,128 +1,131 @@
-"""What a run ends with: pictures of its samples, and measures of them."""
+"""What a run ends with: samples, reconstructions, and measures of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import evaluate
+from jaxdiff import data, evaluate
 from jaxdiff.app import build
 from jaxdiff.app.config import Experiment, network_calls
 from jaxdiff.app.runs import storage
-from jaxdiff.app.runs.train import cycle_labels, image_sampler, sample_file_name
+from jaxdiff.app.runs.trained import cycle_labels, image_sampler, sample_file_name
+from jaxdiff.data import Images, normalize
 from jaxdiff.io import files, pictures, progress
+from jaxdiff.objectives import psnr
+from jaxdiff.training import TrainState, distributed
 
+COLUMNS = 10  # of pictures of reconstructions
+CHUNK = 2**17  # pixels encoded at once
 TIMES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of its schedule, at which a classifier is measured
 
 
 class Drawn(NamedTuple):
-    """Samples `[N, H, W, C]` of a run at a step, and the labels `[N]` that they were asked to be."""
+    """Samples `[N, H, W, C]` of a run at a step, and the labels `[N]` that they were conditioned on."""
 
     step: int
     samples: np.ndarray
     labels: np.ndarray
 
 
-def finish(
-    config: Experiment, workdir: pathlib.Path, out: pathlib.Path, classes: Sequence[int], data_dir: str | None = None
-) -> str:
-    """Samples a trained run and, where the config asks for it, judges the samples; what to print.
-
-    Writes a grid to `out`, a .png, and what was measured into the run's `evaluations`.
-    """
+def finish_run(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:
+    """Writes what a finished run ends with: samples and their evaluation, reconstructions or accuracy; the text to print."""
+    ends = {"vae": _finish_vae, "autoencoder": _finish_autoencoder, "classifier": _finish_classifier}
+    if config.objective in ends:
+        step, params = storage.read_params(config, workdir)
+        return ends[config.objective](config, workdir, step, params, data_dir)
     c = config.evaluation
-    drawn = draw_samples(config, workdir, classes, c.num or config.sampling.num, data_dir)
-    lines = [save_sample_grid(config, drawn, out, len(classes))]
+    drawn = draw_samples(config, workdir, c.num or config.sampling.num, data_dir)
+    lines = [save_sample_grid(config, drawn, workdir / "samples.png", max(config.model.num_classes, 1))]
     if c.num:
-        judged = run_evaluator(config, c.num, c.epochs, data_dir)
+        evaluator = run_evaluator(config, c.num, data_dir)
         path = workdir / evaluate.FOLDER / sample_file_name(config, config.seed).replace(".png", ".json")
-        lines += [str(evaluate_samples(config, drawn, judged, path).result), str(path)]
+        lines += [str(evaluate_samples(config, drawn, evaluator, path).result), str(path)]
     return "\n".join(lines)
 
 
 def draw_samples(
     config: Experiment,
     workdir: pathlib.Path,
-    classes: Sequence[int],
     num: int,
     data_dir: str | None = None,
+    *,
+    classes: Sequence[int] | None = None,
     ema: str | None = None,
 ) -> Drawn:
-    """Samples of a run of these classes in turn; with context vectors those of held-out images."""
+    """Samples of a run as its config says, of the classes that `conditions` takes in turn."""
     step, params = storage.read_params(config, workdir, ema)
-    labels, context = cycle_labels(classes, num), None
-    if config.model.context_channels:
-        labels, context = conditions(config, num, data_dir)
-    return Drawn(step, image_sampler(config, config.evaluation.batch_size, workdir)(params, labels, config.seed, context), labels)
+    given = conditions(config, num, data_dir, classes)
+    generate = image_sampler(config, config.evaluation.batch_size, workdir)
+    return Drawn(step, generate(params, given["label"], config.seed, given.get("context")), given["label"])
 
 
 def save_sample_grid(config: Experiment, drawn: Drawn, out: pathlib.Path, columns: int) -> str:
-    """Writes a grid of the first samples to `out`, a .png; what to print."""
+    """Writes a grid of the first samples to `out`, a .png; the text to print."""
     shown = drawn.samples[: config.sampling.num]
     pictures.save_grid(out, shown, columns=min(columns, 10))
     return f"{len(shown)} samples of step {drawn.step}: {out}"
 
 
 def evaluate_samples(
-    config: Experiment, drawn: Drawn, judged: evaluate.Evaluator, path: pathlib.Path, ema: str | None = None
+    config: Experiment, drawn: Drawn, evaluator: evaluate.Evaluator, path: pathlib.Path, ema: str | None = None
 ) -> evaluate.Record:
-    """Measures samples by a judge; writes what it finds to `path`, a .json."""
+    """The measures of samples; writes them to `path`, a .json."""
     how, name = dataclasses.asdict(config.sampling), ema or next(iter(config.ema))
-    result = judged.measure(drawn.samples, drawn.labels)
+    result = evaluator.measure(drawn.samples, drawn.labels)
     record = evaluate.Record(drawn.step, how, network_calls(config), config.seed, name, result)
     evaluate.write_record(path, record)
     return record
 
 
-def conditions(config: Experiment, num: int, data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and context vectors of the first images of the test split, over and over."""
-    from jaxdiff import data
-
-    test = data.load_images(config.data, config.data.held_out, data_dir)
-    test = data.with_context(test, config.data, config.data.held_out, config.model.context_channels, data_dir)
-    rows = test.rows(np.arange(num) % test.num_examples)
-    return rows["label"], rows["context"]
-
-
-def finish_vae(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:
-    """Draws the pictures of a trained VAE; what to print."""
-    from jaxdiff.app.runs import reconstruction
-
-    step, params = storage.read_params(config, workdir)
-    out = pathlib.Path(workdir) / "samples.png"
-    labels = cycle_labels([config.model.num_classes], config.sampling.num)
-    pictures.save_grid(out, image_sampler(config)(params, labels, config.seed), columns=10)
-    drawn = reconstruction.draw_reconstructions(config, workdir, params, data_dir)
-    return "\n".join([f"samples, reconstructions and interpolations of step {step}:", *map(str, [out, *drawn])])
+def conditions(
+    config: Experiment, num: int, data_dir: str | None = None, classes: Sequence[int] | None = None
+) -> dict[str, np.ndarray]:
+    """Labels of the classes in turn, by default of all; of a run with context vectors labels and context of held-out images."""
+    c = config.model
+    if c.context_channels:
+        test = load_images(config, config.data.held_out, data_dir)
+        rows = test.rows(np.arange(num) % test.num_examples)
+        return {"label": rows["label"], "context": rows["context"]}
+    from_prior = config.objective == "vae" or not c.num_classes
+    return {"label": cycle_labels(classes or ([c.num_classes] if from_prior else range(c.num_classes)), num)}
 
 
-def finish_autoencoder(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:
-    """Measures a trained autoencoder on held-out images, and draws some; what to print. Writes `reconstruction.json`."""
-    from jaxdiff.app.runs import reconstruction
-
-    step, params = storage.read_params(config, workdir)
-    found = reconstruction.evaluate_reconstructions(config, workdir, params, data_dir)
-    out = pathlib.Path(workdir) / "reconstruction.json"
-    files.write_text(out, json.dumps({"step": step, **found}, indent=2) + "\n")
-    usage = f", {found['codebook_usage']:.1%} of the codes used" if "codebook_usage" in found else ""
-    return (
-        f"reconstructions of step {step}: PSNR {found['psnr']:.2f} dB, mean of {found['num']} held-out images, "
-        f"{found['ratio']:.3g} times fewer numbers{usage}: {out.with_name('reconstructions.png')}"
-    )
+def load_images(config: Experiment, split: str, data_dir: str | None) -> Any:
+    """The images of a split of the config's data set, with context vectors where its network attends to them."""
+    c, channels = config.data, config.model.context_channels
+    images = data.load_images(c, split, data_dir)
+    return data.with_context(images, c, split, channels, data_dir) if channels else images
 
 
-def finish_classifier(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:
-    """Measures a trained classifier on held-out images at several noise levels; what to print. Writes `accuracy.json`."""
-    from jaxdiff import data
+def run_evaluator(
+    config: Experiment, num: int, data_dir: str | None = None, *, weights: pathlib.Path | None = None, names: Sequence[str] = ()
+) -> evaluate.Evaluator:
+    """The evaluator of `num` samples against the config's data set: its classifier, or InceptionV3 with a file's weights.
 
-    step, params = storage.read_params(config, workdir)
+    The classifier is trained on first use. The named measures are taken, by default all that apply.
+
+    Raises:
+        ConfigError: a name is unknown or does not apply, or the file holds no weights.
+        DataError: the data set cannot be read.
+    """
+    source = evaluate.data_set(config.data, data_dir)
+    network = evaluate.classifier(source, config.evaluation.epochs) if weights is None else evaluate.inception(weights)
+    labelled = network.labels and config.model.num_classes > 0
+    names = names or [name for name in evaluate.MEASURES if labelled or name != "label_agreement"]
+    return evaluate.evaluator(network, source, num, names, config.evaluation.batch_size)
+
+
+def _finish_classifier(config: Experiment, workdir: pathlib.Path, step: int, params: Any, data_dir: str | None) -> str:
+    """Measures a classifier on held-out images at several noise levels; the text to print. Writes `accuracy.json`."""
     test = data.load_images(config.data, config.data.held_out, data_dir)
     levels = build.SCHEDULES[config.diffusion.schedule]()(jnp.array(TIMES))
     label, key = jax.jit(build.noisy_labels(config)), jax.random.key(config.seed)
@@ -130,37 +133,105 @@ def finish_classifier(config: Experiment, workdir: pathlib.Path, data_dir: str |
     for number, time in enumerate(progress.track(TIMES, "measuring", "level")):
         accuracy = evaluate.accuracy(lambda images, level=levels[number]: label(params, key, images, level), test)
         rows.append({"time": time, "logsnr": float(levels[number].logsnr), "accuracy": accuracy})
-    out = pathlib.Path(workdir) / "accuracy.json"
+    out = workdir / "accuracy.json"
     files.write_text(out, json.dumps({"step": step, "num": test.num_examples, "levels": rows}, indent=2) + "\n")
-    lines = [
-        f"logsnr {row['logsnr']:5.1f}: {row['accuracy']:.1%} of {test.num_examples} held-out images named right" for row in rows
-    ]
-    return "\n".join([f"accuracy of step {step}: {out}", *lines])
+    line = "logsnr {logsnr:5.1f}: {accuracy:.1%} of {num} held-out images named right"
+    return "\n".join([f"accuracy of step {step}: {out}", *(line.format(num=test.num_examples, **row) for row in rows)])
 
 
-def run_evaluator(
-    config: Experiment,
-    num: int,
-    epochs: int,
-    data_dir: str | None = None,
-    *,
-    weights: pathlib.Path | None = None,
-    names: Sequence[str] = (),
-) -> evaluate.Evaluator:
-    """What measures `num` samples against the config's data set: by the classifier of it, or InceptionV3 with a file's weights.
+def _finish_vae(config: Experiment, workdir: pathlib.Path, step: int, params: Any, data_dir: str | None) -> str:
+    """Writes samples.png, reconstructions.png (a row of held-out images above a row of theirs) and interpolations.png."""
+    test = data.load_images(config.data, config.data.held_out, data_dir)
+    x0 = normalize(test.fetch(np.arange(2 * COLUMNS) % test.num_examples)[0])
+    labels = cycle_labels([config.model.num_classes], config.sampling.num)
+    grids = {
+        "samples": image_sampler(config)(params, labels, config.seed),
+        "reconstructions": _facing(x0, reconstructions(config, params, x0)),
+        "interpolations": interpolations(config, params, x0[:COLUMNS], x0[COLUMNS:], COLUMNS),
+    }
+    for name, images in grids.items():
+        pictures.save_grid(workdir / f"{name}.png", images, COLUMNS)
+    return "\n".join(
+        [f"samples, reconstructions and interpolations of step {step}:", *(str(workdir / f"{name}.png") for name in grids)]
+    )
 
-    The classifier is trained for so many epochs, on first use. What is named is measured, or all that applies.
 
-    Raises:
-        ConfigError: what is named is unknown or does not apply, or the file holds no weights.
-        DataError: the data set cannot be read.
+def reconstructions(config: Experiment, params: Any, x0: np.ndarray) -> np.ndarray:
+    """Expected images of the posterior's mean codes of x0 `[B, H, W, C]`."""
+    parts = build.vae(config)
+    return np.asarray(jax.jit(lambda params, x0: parts.mean(params, parts.encode(params, x0).mean))(params, x0))
+
+
+def interpolations(config: Experiment, params: Any, a: np.ndarray, b: np.ndarray, num: int) -> np.ndarray:
+    """Expected images on straight lines between the codes of a and b `[B, H, W, C]`, ends included, `[B * num, H, W, C]`."""
+    parts = build.vae(config)
+
+    @jax.jit
+    def between(params, a, b):
+        first, last = (parts.encode(params, end).mean for end in (a, b))
+        share = jnp.linspace(0, 1, num).reshape(1, num, *(1 for _ in first.shape[1:]))
+        codes = first[:, None] * (1 - share) + last[:, None] * share
+        return parts.mean(params, codes.reshape(-1, *first.shape[1:]))
+
+    return np.asarray(between(params, a, b))
+
+
+def _finish_autoencoder(config: Experiment, workdir: pathlib.Path, step: int, params: Any, data_dir: str | None) -> str:
+    """Writes reconstructions.png (as that of a VAE) and reconstruction.json; the text to print.
+
+    It holds the PSNR on held-out images, how many times fewer numbers the latents are, and the share of a codebook in use.
     """
-    source = evaluate.data_set(config.data, data_dir)
-    network = evaluate.classifier(source, epochs) if weights is None else evaluate.inception(weights)
-    return evaluate.evaluator(network, source, num, names or _measures(config, network), config.evaluation.batch_size)
+    test, networks, c = data.load_images(config.data, config.data.held_out, data_dir), build.codec(config), config.autoencoder
+
+    @jax.jit
+    def rebuilt(params: Any, x0: jax.Array) -> tuple[jax.Array, jax.Array]:
+        z = networks.encode(params, x0).mean
+        index = build.nearest_codes(params, z) if c.codebook else jnp.zeros((), jnp.int32)
+        return networks.decode(params, z), index
+
+    ratios, counts = [], []
+    for x0 in _chunks(test, test.num_examples):
+        images, index = rebuilt(params, x0)
+        if not ratios:
+            some = np.arange(4 * COLUMNS) % len(x0)
+            pictures.save_grid(workdir / "reconstructions.png", _facing(x0[some], np.asarray(images)[some]), COLUMNS)
+        ratios.append(psnr(jnp.asarray(x0), images))
+        counts.append(np.bincount(np.ravel(index), minlength=max(c.codebook, 1)))
+    height, width, channels = networks.latent_shape(config.data.image_shape)
+    fewer = math.prod(config.data.image_shape) / (height * width * (1 if c.codebook else channels))
+    measures = {"psnr": float(np.mean(np.concatenate(ratios))), "num": test.num_examples, "ratio": fewer}
+    text = f"PSNR {measures['psnr']:.2f} dB, mean of {test.num_examples} held-out images, {fewer:.3g} times fewer numbers"
+    if c.codebook:
+        measures["codebook_usage"] = float(np.mean(np.sum(counts, axis=0) > 0))
+        text += f", {measures['codebook_usage']:.1%} of the codes used"
+    files.write_text(workdir / "reconstruction.json", json.dumps({"step": step, **measures}, indent=2) + "\n")
+    return f"reconstructions of step {step}: {text}: {workdir / 'reconstructions.png'}"
 
 
-def _measures(config: Experiment, network: evaluate.Network) -> list[str]:
-    """All that apply."""
-    labelled = network.labels and config.model.num_classes > 0
-    return [name for name in evaluate.MEASURES if labelled or name != "label_agreement"]
+def measure_latents(config: Experiment, source: Images, state: TrainState) -> TrainState:
+    """The state with mean and standard deviation of its latents' channels over some training images, in params and EMAs.
+
+    Every process measures the same images; the result of the first counts.
+    """
+    networks, params = build.codec(config), distributed.replicate_locally(next(iter(state.ema.values())))
+    measured = build.measure_latents(networks, params, _chunks(source, min(config.autoencoder.measured, source.num_examples)))
+    agreed = distributed.broadcast_from_first({name: np.asarray(value).tolist() for name, value in measured.items()})
+
+    def scaled(params: Any) -> Any:
+        latent = {name: np.asarray(agreed[name], leaf.dtype) for name, leaf in params["latent"].items()}
+        sharding = jax.tree.map(lambda leaf: leaf.sharding, params["latent"])
+        return {**params, "latent": distributed.shard_from_host(latent, sharding)}
+
+    return dataclasses.replace(state, params=scaled(state.params), ema={name: scaled(params) for name, params in state.ema.items()})
+
+
+def _facing(x0: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Rows of COLUMNS images, each above a row of theirs."""
+    rows = np.stack([x0, images]).reshape(2, -1, COLUMNS, *x0.shape[1:])
+    return rows.swapaxes(0, 1).reshape(-1, *x0.shape[1:])
+
+
+def _chunks(source: Images, num: int) -> Iterator[np.ndarray]:
+    size = max(1, CHUNK // math.prod(source.fetch(np.zeros(1, np.int64))[0].shape[1:3]))
+    for start in progress.track(range(0, num, size), "encoding", "batch"):
+        yield normalize(source.fetch(np.arange(start, min(start + size, num)))[0])

@@ -29,21 +29,13 @@ Estimator = Callable[[Any, Array, Array, Array], Estimate]  # (params, key, x0 [
 
 @dataclass(frozen=True)
 class Effort:
-    """How much each estimator computes.
+    """How much each estimator computes."""
 
-    Attributes:
-        steps: of the discrete chain.
-        times: intervals of time of the continuous bound, two network calls in each.
-        flow_steps: of the probability-flow ODE.
-        probes: of its divergence at each step; 0 is the exact divergence.
-        codes: of a VAE's bounds.
-    """
-
-    steps: int = 1000
-    times: int = 32
-    flow_steps: int = 256
-    probes: int = 1
-    codes: int = 64
+    steps: int = 1000  # of the discrete chain
+    times: int = 32  # intervals of time of the continuous bound, two network calls in each
+    flow_steps: int = 256  # of the probability-flow ODE
+    probes: int = 1  # of its divergence at each step; 0 is the exact divergence
+    codes: int = 64  # of a VAE's bounds
 
 
 @dataclass(frozen=True)
@@ -74,27 +66,26 @@ def diffusion_estimators(config: Experiment, effort: Effort) -> dict[str, Estima
     """Those of a diffusion run: bounds in discrete and continuous time, and the flow's density by either dequantization.
 
     The flow's log-density is that of the data with the cleanest level's noise; `flow` draws that noise as its variational
-    dequantization, which suits a model of 8-bit data as it is, `flow_uniform` is for one trained on dequantized data.
+    dequantization, which suits a model of 8-bit data; `flow_uniform` is for one trained on dequantized data.
     """
     divergence = likelihood.hutchinson(effort.probes) if effort.probes else likelihood.exact()
+    denoiser, gaussian = partial(build.conditional_denoiser, config), likelihood.discretized_gaussian
 
     def smooth(params):
         return process.uniform_logsnr(build.sampling_schedule(config, params))
 
     def discrete(params, key, x0, label):
         levels = process.grid(smooth(params), effort.steps, t_min=0)
-        denoise = build.conditional_denoiser(config, params, label)
-        return likelihood.discrete_bound(denoise, x0, levels, key, likelihood.discretized_gaussian, num_samples=1)
+        return likelihood.discrete_bound(denoiser(params, label), x0, levels, key, gaussian, num_samples=1)
 
     def continuous(params, key, x0, label):
         learned = config.diffusion.schedule == "learned" and not config.diffusion.sampling_schedule
         schedule = build.sampling_schedule(config, params) if learned else smooth(params)
-        denoise = build.conditional_denoiser(config, params, label)
-        return likelihood.continuous_bound(denoise, x0, schedule, key, likelihood.discretized_gaussian, num_times=effort.times)
+        return likelihood.continuous_bound(denoiser(params, label), x0, schedule, key, gaussian, num_times=effort.times)
 
     def flow(params, key, x0, label, by=likelihood.diffused):
         levels = process.grid(smooth(params), effort.flow_steps, t_min=0)
-        denoise = build.conditional_denoiser(config, params, label)
+        denoise = denoiser(params, label)
 
         def log_density(x, key):
             return likelihood.flow_log_density(denoise, x, levels, key, dpmpp_3m(), divergence)
@@ -110,8 +101,7 @@ def vae_estimators(config: Experiment, effort: Effort) -> dict[str, Estimator]:
     parts = build.vae(config)
 
     def bound(of, params, key, x0, label):
-        encode, log_prob = partial(parts.encode, params), partial(parts.log_prob, params)
-        return of(encode, log_prob, x0, key, effort.codes)
+        return of(partial(parts.encode, params), partial(parts.log_prob, params), x0, key, effort.codes)
 
     return {"elbo": partial(bound, likelihood.elbo), "importance": partial(bound, likelihood.importance_bound)}
 
@@ -122,35 +112,30 @@ def estimators(config: Experiment, names: Sequence[str], effort: Effort) -> dict
     Raises:
         ConfigError: one of them, or any likelihood, does not apply to such a run.
     """
-    if config.objective == "classifier":
-        raise ConfigError("--likelihood: a classifier has no likelihood of images; give a diffusion or a vae run")
-    if config.objective in STUDENTS:
-        raise ConfigError(
-            f"--likelihood: a {config.objective} student has none: it no longer denoises its data; give a diffusion run"
-        )
-    if config.objective == "autoencoder" or config.sources.autoencoder or config.sources.base:
-        raise ConfigError("--likelihood: of images there is none in latents or in a cascade; give a run on pixels, or a vae run")
-    if config.model.context_channels:
-        raise ConfigError("--likelihood: is not made for runs with context vectors; give one without model.context_channels")
-    if config.objective == "vae" and config.vae.pixels == "gaussian":
-        raise ConfigError("--likelihood: gaussian pixels have a density, not a probability; train with vae.pixels logistic")
-    known = (vae_estimators if config.objective == "vae" else diffusion_estimators)(config, effort)
-    wrong = [name for name in names if name not in known]
-    if wrong:
-        raise ConfigError(f"--estimators {wrong[0]}: does not apply to a {config.objective} run; write some of {', '.join(known)}")
+    objective, sources = config.objective, config.sources
+    latent = objective == "autoencoder" or sources.autoencoder or sources.base
+    density = objective == "vae" and config.vae.pixels == "gaussian"
+    refused = {
+        "a classifier has no likelihood of images; give a diffusion or a vae run": objective == "classifier",
+        f"a {objective} student has none: it no longer denoises its data; give a diffusion run": objective in STUDENTS,
+        "of images there is none in latents or in a cascade; give a run on pixels, or a vae run": latent,
+        "is not made for runs with context vectors; give one without model.context_channels": config.model.context_channels,
+        "gaussian pixels have a density, not a probability; train with vae.pixels logistic": density,
+    }
+    if reasons := [reason for reason, holds in refused.items() if holds]:
+        raise ConfigError(f"--likelihood: {reasons[0]}")
+    known = (vae_estimators if objective == "vae" else diffusion_estimators)(config, effort)
+    if wrong := [name for name in names if name not in known]:
+        raise ConfigError(f"--estimators {wrong[0]}: does not apply to a {objective} run; write some of {', '.join(known)}")
     return {name: known[name] for name in names or [name for name in known if name != "flow_uniform"]}
 
 
 def estimate(
     chosen: Mapping[str, Estimator], params: Any, source: Images, num: int, null_label: int | None, batch_size: int, seed: int
 ) -> dict[str, Estimate]:
-    """The estimates of the first `num` images, in nats, `[num]` each; with a `null_label` of the unconditional model.
-
-    Raises:
-        NonFiniteError: an estimate is no number.
-    """
+    """The estimates of the first `num` images, in nats, `[num]` each; with a `null_label` of the unconditional model."""
     size, key = min(batch_size, num), jax.random.key(seed)
-    found: dict[str, Estimate] = {}
+    estimates: dict[str, Estimate] = {}
     for name, estimator in chosen.items():
         compiled, parts = jax.jit(estimator), []
         for start in progress.track(range(0, num, size), name, "batch"):
@@ -159,10 +144,10 @@ def estimate(
             likelihood.check_data(x0, likelihood.discretized_gaussian)
             label = label if null_label is None else np.full_like(label, null_label)
             parts.append(jax.device_get(compiled(params, jax.random.fold_in(key, start), x0, label)))
-        found[name] = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num], *parts)
-        if not np.isfinite(found[name].value).all():
-            raise NonFiniteError(f"likelihood: {name} has values that are no numbers; try more --steps")
-    return found
+        estimates[name] = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num], *parts)
+        if not np.isfinite(estimates[name].value).all():
+            raise NonFiniteError(f"likelihood: {name} has NaN or infinite values; try more --steps")
+    return estimates
 
 
 def evaluate_likelihood(
@@ -182,8 +167,8 @@ def evaluate_likelihood(
     """The report of a run's params on a split of its data set. Writes `likelihood.json`.
 
     Raises:
-        ConfigError: an estimator does not apply, there are not two images, or they are padded, so that bits per dimension
-            would count pixels that are no data.
+        ConfigError: an estimator does not apply, there are not two images, or they are padded: padding would count as data.
+        NonFiniteError: an estimate is NaN or infinite.
     """
     c, chosen = config.data, estimators(config, names, effort)
     source = data.load_images(c, split, data_dir)
@@ -196,19 +181,17 @@ def evaluate_likelihood(
     if num < 2:
         raise ConfigError(f"--likelihood: {num} image has no error bar; give --num and --split at least two")
     unlabelled = config.objective == "vae" or not conditional
-    found = estimate(chosen, params, source, num, config.model.num_classes if unlabelled else None, batch_size, config.seed)
-    first = next(iter(found.values()))
+    each = estimate(chosen, params, source, num, config.model.num_classes if unlabelled else None, batch_size, config.seed)
     of = f"{split} images of {c.name}" + ("" if unlabelled else ", each given its label")
     if config.objective == "vae" and config.vae.pixels == "binary":
         of += ", cut to black and white"
-    summary = {name: _summary(each, c.image_shape) for name, each in found.items()}
-    gaps = {name: dataclasses.replace(each, value=each.value - first.value, terms={}) for name, each in found.items()}
-    differences = {name: _summary(gap, c.image_shape) for name, gap in gaps.items() if found[name] is not first}
-    result = Report(step, num, of, effort, summary, differences)
-    text = json.dumps(dataclasses.asdict(result), indent=2, default=float)
+
+    def mean(values: Estimate) -> Estimate:
+        return likelihood.in_bits_per_dim(likelihood.mean(jax.tree.map(jnp.asarray, values)), c.image_shape)
+
+    (_, first), *others = each.items()
+    differences = {name: mean(dataclasses.replace(own, value=own.value - first.value, terms={})) for name, own in others}
+    report = Report(step, num, of, effort, {name: mean(own) for name, own in each.items()}, differences)
+    text = json.dumps(dataclasses.asdict(report), indent=2, default=float)
     files.write_text(pathlib.Path(workdir) / "likelihood.json", text + "\n")
-    return result
-
-
-def _summary(estimate: Estimate, shape: Sequence[int]) -> Estimate:
-    return likelihood.in_bits_per_dim(likelihood.mean(jax.tree.map(jnp.asarray, estimate)), shape)
+    return report

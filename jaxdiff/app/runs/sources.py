@@ -1,17 +1,18 @@
-"""The runs that a run starts from (an autoencoder, a teacher, a cascade's base, a classifier), read and checked."""
+"""The runs that a run starts from (autoencoder, teacher, a cascade's base, classifiers): found, checked, read, trained in order."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxdiff.app import build
-from jaxdiff.app.config import Experiment
+from jaxdiff.app.config import Experiment, differences, load, to_dict, validated
 from jaxdiff.app.runs.storage import fingerprint, read_config, read_params, source_directories
 from jaxdiff.io import files
 from jaxdiff.io.errors import ConfigError
@@ -20,72 +21,115 @@ from jaxdiff.training import checkpoint, distributed
 
 log = logging.getLogger(__name__)
 
+TRAINED = {"autoencoder": "autoencoder", "base": "diffusion", "teacher": "diffusion"}  # by place: the run's objective
 RECORD = "sources.json"  # in a run's directory: the fingerprints of what it was trained on
 
 
+class Stage(NamedTuple):
+    """A recipe that another starts from, with the run where it is trained."""
+
+    recipe: pathlib.Path
+    workdir: pathlib.Path
+    config: Experiment
+
+    @property
+    def command(self) -> str:
+        """The command that trains it."""
+        return f"jaxdiff train {self.recipe} --workdir {self.workdir}"
+
+
+def resolve_sources(config: Experiment, workdir: pathlib.Path, above: tuple[str, ...] = ()) -> tuple[Experiment, list[Stage]]:
+    """The config with runs in the place of the recipes that its sources name, and these stages, in the order of training.
+
+    The run of `configs/mnist_kl.py` is `mnist_kl` beside `workdir`; `above` are the recipes that start from this one.
+
+    Raises:
+        ConfigError: such a recipe is missing or wrong, or starts from itself.
+    """
+    stages: list[Stage] = []
+    names = dataclasses.asdict(config.sources)
+    for place, name in names.items():
+        if not name.endswith(".py"):
+            continue
+        if name in above:
+            raise ConfigError(f"sources.{place}: {name} starts from itself ({' -> '.join(above)})")
+        recipe, directory = pathlib.Path(name), pathlib.Path(workdir).parent / pathlib.Path(name).stem
+        source, before = resolve_sources(load(recipe), directory, (*above, name))
+        stages += [stage for stage in (*before, Stage(recipe, directory, source)) if stage not in stages]
+        names[place] = str(directory)
+        if (directory / "config.json").is_file() and (differs := differences(to_dict(read_config(directory)), to_dict(source))):
+            log.warning("%s is used as it is, though it differs from %s: %s", directory, name, "; ".join(differs[:3]))
+    if any(stage.workdir == pathlib.Path(workdir) for stage in stages):
+        raise ConfigError(f"--workdir {workdir} is where a stage of this recipe is trained; choose another name beside it")
+    return validated(dataclasses.replace(config, sources=type(config.sources)(**names))), stages
+
+
+def unfinished(stages: Sequence[Stage]) -> list[Stage]:
+    """Those stages whose run has not reached the last step of its own config."""
+    return [stage for stage in stages if _progress(stage.workdir) is not None]
+
+
+def describe(left: Sequence[Stage], workdir: pathlib.Path) -> str:
+    """One line that says which runs are missing, and how to make them."""
+    states = ", ".join(f"{stage.workdir} ({_progress(stage.workdir)})" for stage in left)
+    commands = "; ".join(stage.command for stage in left)
+    return f"{workdir} starts from {states}; add --with-stages to train in order, or run: {commands}"
+
+
+def _progress(workdir: pathlib.Path) -> str | None:
+    """How far a run is, in words; None where it is finished."""
+    if not (workdir / "config.json").is_file():
+        return "not there yet"
+    steps, wanted = checkpoint.steps(workdir), read_config(workdir).steps
+    return None if steps and steps[-1] >= wanted else f"step {steps[-1] if steps else 0} of {wanted}"
+
+
 def sampling_sources(config: Experiment) -> tuple[str, ...]:
-    """The places of the runs that sampling needs: of a teacher only the student that adapts it."""
+    """The places of the runs that sampling needs: the teacher only where a student adapts its params."""
     return ("autoencoder", "base", "classifier", *(["teacher"] if config.distillation.lora_rank else []))
 
 
-class SamplingInputs(NamedTuple):
-    """What sampling a run reads beside its own params: the configs and the params of other runs, by place."""
-
-    sources: dict[str, Experiment]
-    frozen: dict[str, Any]
-
-
-def sampling_inputs(config: Experiment, workdir: pathlib.Path | None = None) -> SamplingInputs:
-    """The runs that sampling a config, of the run in `workdir`, needs.
-
-    Raises:
-        ConfigError: as `source_configs` and `source_params`.
-    """
+def sampling_inputs(config: Experiment, workdir: pathlib.Path | None = None) -> tuple[dict[str, Experiment], dict[str, Any]]:
+    """The configs and the params, by place, of the runs that sampling a config, of the run in `workdir`, needs."""
     places = sampling_sources(config)
-    return SamplingInputs(source_configs(config, workdir, places), source_params(config, workdir, places))
+    return source_configs(config, workdir, places), source_params(config, workdir, places)
 
 
 def source_configs(
-    config: Experiment, workdir: pathlib.Path | None = None, places: tuple[str, ...] | None = None
+    config: Experiment, workdir: pathlib.Path | None = None, places: Sequence[str] | None = None
 ) -> dict[str, Experiment]:
     """The configs of the runs that a config, of the run in `workdir`, starts from, and under `base.` those of its base.
 
-    Of those `places` alone if given.
+    Only of those `places` if given.
 
     Raises:
         ConfigError: a run is missing, of another kind than its place, or does not fit the config.
     """
-    wanted = {"autoencoder": "autoencoder", "base": "diffusion", "teacher": "diffusion"}
     configs: dict[str, Experiment] = {}
-    for place, directory in source_directories(config, workdir).items():
-        if places is not None and place not in places:
-            continue
-        source = configs[place] = read_config(directory, wanted.get(place, "classifier"))
+    for place, directory in source_directories(config, workdir, places).items():
+        source = configs[place] = read_config(directory, TRAINED.get(place, "classifier"))
         build.check_source(place, config, source, str(directory))
         if place == "teacher":
             _check_same_latents(config, workdir, directory)
             if (saved := checkpoint.steps(directory)) and saved[-1] < source.steps:
                 log.warning("the teacher %s is at step %d of %d", directory, saved[-1], source.steps)
-        elif place == "base":
-            configs |= {
-                f"base.{name}": below for name, below in source_configs(source, directory, sampling_sources(source)).items()
-            }
+        if place == "base":
+            below = source_configs(source, directory, sampling_sources(source))
+            configs |= {f"base.{name}": each for name, each in below.items()}
     return configs
 
 
-def source_params(config: Experiment, workdir: pathlib.Path | None = None, places: tuple[str, ...] | None = None) -> dict[str, Any]:
-    """The params of the runs that a config starts from, by place; of those `places` alone if given.
+def source_params(config: Experiment, workdir: pathlib.Path | None = None, places: Sequence[str] | None = None) -> dict[str, Any]:
+    """The params of the runs that a config starts from, by place; only of those `places` if given.
 
     Raises:
         ConfigError: the run in `workdir` was trained on another autoencoder than is there now.
     """
-    where = source_directories(config, workdir)
+    directories = source_directories(config, workdir, places)
     if workdir is not None:
-        _check(pathlib.Path(workdir), where, places)
+        _check_recorded(workdir, directories, places)
     params: dict[str, Any] = {}
-    for place, directory in where.items():
-        if places is not None and place not in places:
-            continue
+    for place, directory in directories.items():
         source = read_config(directory)
         step, params[place] = read_params(source, directory)
         if place == "autoencoder":
@@ -98,28 +142,19 @@ def source_params(config: Experiment, workdir: pathlib.Path | None = None, place
 
 
 def record_sources(config: Experiment, workdir: pathlib.Path) -> None:
-    """Writes down the fingerprints of the runs that a run is trained on, or compares them with those that are there.
-
-    Raises:
-        ConfigError: they differ.
-    """
-    where, path = source_directories(config, workdir), pathlib.Path(workdir) / RECORD
-    _check(pathlib.Path(workdir), where)
-    trained_on = [place for place in build.FROZEN if place in where]
+    """Writes down the fingerprints of the runs that a run is trained on; those that are there must be the same."""
+    directories, path = source_directories(config, workdir), pathlib.Path(workdir) / RECORD
+    _check_recorded(workdir, directories)
+    trained_on = [place for place in build.FROZEN if place in directories]
     if trained_on and not path.exists() and checkpoint.steps(workdir):
-        place = trained_on[0]
-        raise ConfigError(f"{workdir} was begun without sources.{place}; leave it out, or choose another --workdir")
+        raise ConfigError(f"{workdir} was begun without sources.{trained_on[0]}; leave it out, or choose another --workdir")
     if trained_on and distributed.is_first():
-        prints = {place: {"run": str(where[place]), "fingerprint": fingerprint(where[place])} for place in trained_on}
+        prints = {name: {"run": str(directories[name]), "fingerprint": fingerprint(directories[name])} for name in trained_on}
         files.write_text(path, json.dumps(prints, indent=2) + "\n")
 
 
 def check_measured(config: Experiment, params: Any, step: int, workdir: pathlib.Path) -> None:
-    """Whether an autoencoder's latents have been measured, as they are at the end of its training.
-
-    Raises:
-        ConfigError: its `params` are not of the last step, or hold the mean 0 and the standard deviation 1 that they began with.
-    """
+    """Raises a ConfigError unless an autoencoder's params are of the last step, which measures mean and scale of its latents."""
     fresh = np.all(np.asarray(params["latent"]["shift"]) == 0) and np.all(np.asarray(params["latent"]["scale"]) == 1)
     if step < config.steps or fresh:
         how = "train it on, by its recipe with more --steps" if fresh else "train it on"
@@ -130,13 +165,13 @@ def check_measured(config: Experiment, params: Any, step: int, workdir: pathlib.
 
 def _check_same_latents(config: Experiment, workdir: pathlib.Path | None, teacher: pathlib.Path) -> None:
     """Whether the teacher was trained in the latents of the student's autoencoder."""
-    known, mine = _record(teacher).get("autoencoder"), source_directories(config, workdir).get("autoencoder")
+    known, mine = _recorded(teacher).get("autoencoder"), source_directories(config, workdir).get("autoencoder")
     if known and mine and known["fingerprint"] != fingerprint(mine):
         raise ConfigError(f"sources.autoencoder {mine} is not that of the teacher {teacher}, {known['run']}; name that one")
 
 
-def _record(workdir: pathlib.Path) -> dict[str, Any]:
-    path = workdir / RECORD
+def _recorded(workdir: pathlib.Path) -> dict[str, Any]:
+    path = pathlib.Path(workdir) / RECORD
     try:
         recorded = json.loads(path.read_text()) if path.is_file() else {}
         return {place: {name: str(each[name]) for name in ("run", "fingerprint")} for place, each in recorded.items()}
@@ -145,13 +180,12 @@ def _record(workdir: pathlib.Path) -> dict[str, Any]:
         raise ConfigError(f"{path} no longer says what {workdir} was trained on: {how}") from error
 
 
-def _check(workdir: pathlib.Path, where: Mapping[str, pathlib.Path], places: tuple[str, ...] | None = None) -> None:
-    for place, before in _record(workdir).items():
-        if places is not None and place not in places:
-            continue
-        now = fingerprint(where[place]) if place in where else "none"
-        if now != before["fingerprint"]:
+def _check_recorded(workdir: pathlib.Path, directories: Mapping[str, pathlib.Path], places: Sequence[str] | None = None) -> None:
+    for place, before in _recorded(workdir).items():
+        now = fingerprint(directories[place]) if place in directories else "none"
+        if (places is None or place in places) and now != before["fingerprint"]:
             raise ConfigError(
                 f"{workdir} was trained with the {place} {before['run']} as it was then ({before['fingerprint']}), "
-                f"{where.get(place, 'nothing')} is another ({now}); name that one (--sources.{place}) or choose another --workdir"
+                f"{directories.get(place, 'nothing')} is another ({now}); name that one (--sources.{place}) or choose another "
+                "--workdir"
             )

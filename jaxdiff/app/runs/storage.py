@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,20 +15,23 @@ from jaxdiff.app import build
 from jaxdiff.app.config import (
     STUDENTS,
     Experiment,
+    differences,
     from_dict,
     num_halvings,
     round_steps,
     sampling_steps,
+    to_dict,
     uses_discrete_levels,
     with_article,
 )
+from jaxdiff.io import files
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.process import Level
-from jaxdiff.training import as_float32, checkpoint
+from jaxdiff.training import as_float32, checkpoint, distributed
 
 
 def read_config(workdir: pathlib.Path, objective: str | None = None) -> Experiment:
-    """The config that made a run, which must have trained that objective if one is given; a student counts as diffusion.
+    """The config of a run, which must have trained that objective if one is given; a student counts as diffusion.
 
     Raises:
         ConfigError: no run in `workdir`, or one of another objective.
@@ -50,27 +54,40 @@ def read_config(workdir: pathlib.Path, objective: str | None = None) -> Experime
     return config
 
 
+def check_or_write_config(workdir: pathlib.Path, config: Experiment) -> None:
+    """Writes the config into a new run's directory, or compares it with the one that is there.
+
+    Raises:
+        ConfigError: they differ, or the directory cannot be written.
+    """
+    path, values = pathlib.Path(workdir) / "config.json", to_dict(config)
+    if path.exists() and (differs := differences(to_dict(read_config(workdir)), values)):
+        raise ConfigError(f"{workdir} was made by another config: {'; '.join(differs[:3])}; choose another --workdir")
+    if distributed.is_first():
+        probe = path.parent / "checkpoints" / "probe"
+        try:
+            files.write_text(path, json.dumps(values, indent=2) + "\n")
+            files.write_text(probe, "")
+        except OSError as error:
+            raise ConfigError(f"{workdir} cannot be written ({error.strerror}); choose another --workdir") from error
+        probe.unlink()
+
+
 def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = None) -> tuple[int, Any]:
-    """Step and params of the named EMA (the first unless given) of a run; of the progressive student that config.sampling asks for.
+    """Step and params of the named EMA of a run, the first unless given; of the progressive student that config.sampling asks for.
 
     Raises:
         ConfigError: the run has no such EMA, or no such student yet.
     """
-    name = ema_name(config, workdir, ema)
-    single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    directories = source_directories(config, workdir)
-    sources = {place: read_config(directories[place], place) for place in ("autoencoder",) if place in directories}
-    like = with_sharding(build.state_shapes(config, sources).ema[name], single)
-    step, ema = checkpoint.restore_ema(workdir, name, like, _end_of_round(config, workdir))
-    return step, as_float32(ema)
+    name, places = ema_name(config, workdir, ema), source_directories(config, workdir, ("autoencoder",))
+    shapes = build.state_shapes(config, {place: read_config(directory, place) for place, directory in places.items()})
+    like = with_sharding(shapes.ema[name], jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+    step, params = checkpoint.restore_ema(workdir, name, like, _end_of_round(config, workdir))
+    return step, as_float32(params)
 
 
 def ema_name(config: Experiment, workdir: pathlib.Path, ema: str | None) -> str:
-    """The name of the EMA of a run, the first unless given.
-
-    Raises:
-        ConfigError: the run has no such EMA.
-    """
+    """The name of an EMA of a run, which must have it; of the first unless given."""
     name = next(iter(config.ema)) if ema is None else ema
     if name not in config.ema:
         raise ConfigError(f"{workdir} has no ema {name!r}; write one of {', '.join(config.ema)}")
@@ -100,43 +117,39 @@ def read_levels(config: Experiment, workdir: pathlib.Path) -> Level | None:
 
 
 def fingerprint(workdir: pathlib.Path) -> str:
-    """What tells a run's averaged params from all others: eight hexadecimal digits."""
+    """Eight hexadecimal digits that identify the params of a run's first EMA."""
     return checkpoint.fingerprint(workdir, next(iter(read_config(workdir).ema)))
 
 
 def source_names(config: Experiment) -> dict[str, str]:
-    """What a config starts from and is guided by, as it names them, by place: runs, recipes or files of weights."""
-    c = config.sources
-    names = {"autoencoder": c.autoencoder, "base": c.base, "features": c.features, "teacher": c.teacher}
-    names["classifier"] = config.sampling.classifier
+    """What a config starts from and is guided by, by place: the names of runs, recipes or files of weights."""
+    names = {**vars(config.sources), "classifier": config.sampling.classifier}
     return {place: name for place, name in names.items() if name}
 
 
-def source_directories(config: Experiment, workdir: pathlib.Path | None = None) -> dict[str, pathlib.Path]:
-    """The directories of the runs that a config names, by place; a file of weights is none.
+def source_directories(
+    config: Experiment, workdir: pathlib.Path | None = None, places: Sequence[str] | None = None
+) -> dict[str, pathlib.Path]:
+    """The directories of the runs that a config names, by place, only of those `places` if given; a file of weights is none.
 
     One that is not where it was is looked for beside the config's own run, `workdir`.
     """
-    named = {place: pathlib.Path(name) for place, name in source_names(config).items() if not name.endswith(".npz")}
+    named = {place: name for place, name in source_names(config).items() if not name.endswith(".npz")}
+    paths = {place: pathlib.Path(name) for place, name in named.items() if places is None or place in places}
     if workdir is None:
-        return named
-    beside = {place: pathlib.Path(workdir).parent / path.name for place, path in named.items()}
-    return {p: beside[p] if not path.exists() and beside[p].exists() else path for p, path in named.items()}
+        return paths
+    beside = {place: pathlib.Path(workdir).parent / path.name for place, path in paths.items()}
+    return {place: beside[place] if not path.exists() and beside[place].exists() else path for place, path in paths.items()}
 
 
 def with_sharding(shapes: Any, sharding: Any) -> Any:
     """The shapes with a sharding each, or one for all."""
-
-    def place(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-    if isinstance(sharding, jax.sharding.Sharding):
-        return jax.tree.map(lambda leaf: place(leaf, sharding), shapes)
-    return jax.tree.map(place, shapes, sharding)
+    each = jax.tree.map(lambda _: sharding, shapes) if isinstance(sharding, jax.sharding.Sharding) else sharding
+    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, each)
 
 
 def _end_of_round(config: Experiment, workdir: pathlib.Path) -> int | None:
-    """The step at which the progressive student is done that the config's sampling asks for; None: the newest of any run."""
+    """The last step of the progressive student that the config's sampling asks for; None of other runs: their newest."""
     if config.objective != "progressive":
         return None
     length, saved = round_steps(config), checkpoint.steps(workdir)

@@ -1,38 +1,41 @@
-"""A trained run as functions of arrays: what samplers, guidance, editing and pictures of your own take of it."""
+"""Trained runs as functions: their denoiser, sampler and codec, and images drawn in batches."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
 from jaxdiff.app import build
-from jaxdiff.app.config import validated
+from jaxdiff.app.config import Experiment, validated
 from jaxdiff.app.runs import storage
 from jaxdiff.app.runs.sources import sampling_inputs
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.io.errors import ConfigError
+from jaxdiff.io import progress
+from jaxdiff.io.errors import ConfigError, NonFiniteError
 from jaxdiff.process import Level
 from jaxdiff.samplers import Sampler
 
 
 class Trained(NamedTuple):
-    """A diffusion run or a student: its denoiser of x, which are images or latents, and the way from one to the other.
+    """A diffusion run or a student: its denoiser of x, which are images or latents, and the maps from one to the other.
 
-    Its functions hold their params as `jax.tree_util.Partial` does: where a compiled function is given one as an argument,
-    the params are arguments too; where it closes over one, they are constants, which those of large networks should not be.
+    Its functions hold their params as `jax.tree_util.Partial` does: passed to a compiled function as an argument, their params
+    are arguments too; closed over, they are constants, which those of large networks should not be.
     """
 
     step: int
     shape: tuple[int, ...]  # (H, W, C) of x
     sampler: Sampler
     levels: Level  # [N + 1], along which the run samples
-    denoiser: Partial  # label [B] -> Denoiser, as guided as the run samples; the label num_classes is none at all
+    denoiser: Partial  # label [B] -> Denoiser, guided as the run samples; the label num_classes is the null label
     encode: Partial  # images -> x, the mean of the latents; of a run in pixels the images as they are
     decode: Partial  # x -> images, which may reach beyond [-1, 1]
 
@@ -40,10 +43,10 @@ class Trained(NamedTuple):
 def load_run(workdir: pathlib.Path | str, ema: str | None = None, **sampling: Any) -> Trained:
     """The run in `workdir` at its newest checkpoint, by the named EMA, the first unless given.
 
-    It samples as its config says, but for those fields of `config.Sampling` that are given, such as `guidance=1.0`.
+    It samples as its config says, except for those fields of `config.Sampling` that are given, such as `guidance=1.0`.
 
     Raises:
-        ConfigError: no diffusion run, or a setting that it does not take; or one that is no function of x and labels alone.
+        ConfigError: no diffusion run, or a setting that it does not take; or its denoiser needs more than x and labels.
     """
     workdir = pathlib.Path(workdir)
     config = storage.read_config(workdir, "diffusion")
@@ -66,3 +69,61 @@ def load_run(workdir: pathlib.Path | str, ema: str | None = None, **sampling: An
         decode = Partial(networks.decode, frozen["autoencoder"])
     stage = build.cascade_stages(config, params, {}, sources, frozen, trained)[-1]
     return Trained(step, stage.shape, stage.sampler, stage.levels, Partial(denoiser, params, frozen), encode, decode)
+
+
+def image_sampler(
+    config: Experiment, batch_size: int = 500, workdir: pathlib.Path | None = None, training: bool = False
+) -> Callable[..., np.ndarray]:
+    """A function `(params, labels [N], seed, context) -> images [N, H, W, C]` that compiles once and works in batches of one size.
+
+    The context, of a config that has any, is vectors `[N, T, D]`, or `[T, D]` for all. A VAE does not read labels.
+
+    With the run's `workdir` the levels are those of its checkpoint (in `training` still the config's finest), and the
+    autoencoder must be the one that the run was trained with.
+
+    Raises:
+        ConfigError: a run that sampling needs (a classifier, an autoencoder, a cascade's base) is missing or does not fit.
+    """
+    sources, frozen = sampling_inputs(config, workdir)
+    trained = None if workdir is None or training else storage.read_levels(config, workdir)
+    compiled = jax.jit(build.image_generator(config, sources, trained))
+
+    def generate(params: Any, labels: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
+        given = {"label": np.asarray(labels, np.int32)} | _contexts(config, context, len(labels))
+        size = min(batch_size, len(labels))
+        key = jax.random.key(seed)
+        parts = []
+        for start in progress.track(range(0, len(labels), size), "sampling", "batch"):
+            part = {name: np.resize(each[start : start + size], (size, *each.shape[1:])) for name, each in given.items()}
+            parts.append(np.asarray(compiled(params, jax.random.fold_in(key, start), part, frozen)))
+        images = np.concatenate(parts)[: len(labels)]
+        if not np.isfinite(images).all():
+            raise NonFiniteError("the samples hold NaN or infinite values; try more --steps or another --sampler")
+        return images
+
+    return generate
+
+
+def _contexts(config: Experiment, context: np.ndarray | None, num: int) -> dict[str, np.ndarray]:
+    wanted = config.model.context_channels
+    if not wanted and context is None:
+        return {}
+    shape = () if context is None else context.shape
+    if not wanted or shape[-1:] != (wanted,) or len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] != num):
+        wants = f"vectors [T, {wanted}] or [{num}, T, {wanted}]" if wanted else "none: model.context_channels is 0"
+        raise ConfigError(f"context: got {list(shape) or 'none'}, this run takes {wants}")
+    assert context is not None
+    return {"context": np.broadcast_to(context, (num, *shape[-2:])).astype(np.float32)}
+
+
+def cycle_labels(classes: Sequence[int], num: int) -> np.ndarray:
+    """The classes in turn, labels `[num]`: a grid with as many columns shows one label a column."""
+    return np.resize(np.array(classes, np.int32), num)
+
+
+def sample_file_name(config: Experiment, seed: int) -> str:
+    """A file name that says how samples were made, such as `ddim_50_guidance_2_seed_0.png`."""
+    from jaxdiff import evaluate
+
+    how = evaluate.describe_sampling(vars(config.sampling)).replace(" spacing", "")
+    return f"{how.replace(', ', '_').replace(' ', '_')}_seed_{seed}.png"
