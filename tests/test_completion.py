@@ -54,5 +54,5 @@ def test_zsh_and_fish_have_the_same_words(capsys):
     assert cli.main(["completion", "fish"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "complete -c jaxdiff -n __fish_use_subcommand -f -a sample" in lines
-    assert any("from sample' -l sampler -x -a 'ddim ddpm" in line for line in lines)
+    assert any("from sample' -l sampler -x -a 'ddim dpmpp_2m" in line for line in lines)
     assert "complete -c jaxdiff -n '__fish_seen_subcommand_from completion' -x -a 'bash zsh fish'" in lines

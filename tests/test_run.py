@@ -312,10 +312,10 @@ def test_a_checkpoint_cut_short_is_passed_over_by_train(tmp_path, tfds_dir, unbr
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory, tfds_dir):
-    """The run of the README's first command, compiled as users' runs are, with a fifth of its samples; and its cache."""
+    """The README's first command, compiled as users' runs are, with half as large batches, fewer samples and steps; its cache."""
     workdir, cache = tmp_path_factory.mktemp("runs") / "first", tmp_path_factory.mktemp("cache")
     command = [sys.executable, "-m", "jaxdiff", "train", "configs/digits.py", "--workdir", str(workdir), "--data-dir", tfds_dir]
-    command += ["--evaluation.num", "200"]
+    command += ["--data.batch-size", "64", "--sampling.every", "0", "--sampling.steps", "20", "--evaluation.num", "200"]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAXDIFF_CACHE_DIR": str(cache)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
