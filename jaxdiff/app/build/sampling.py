@@ -104,7 +104,9 @@ def cascade_stages(
     """The cascade that ends with the config's model, most often of one stage, each stage sampled as its own config says."""
     sampling, before = config.sampling, []
     if "base" in sources:
-        lower = [{name[5:]: each[name] for name in each if name.startswith("base.")} for each in (sources, frozen)]
+        lower = [
+            {name.removeprefix("base."): each[name] for name in each if name.startswith("base.")} for each in (sources, frozen)
+        ]
         before = cascade_stages(sources["base"], frozen["base"], given, lower[0], lower[1])
 
     def denoiser(lower: Mapping[str, Array]) -> Denoiser:
