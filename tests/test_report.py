@@ -177,7 +177,11 @@ def saved(folder, name, **changes):
 def test_what_a_run_lacks_is_left_out(tmp_path):
     """And strings of the config are text."""
     workdir = untrained(tmp_path, "new", data=dataclasses.replace(CONFIG.data, held_out=ODD))
+    notes = tmp_path / "deep" / "a.draft"
+    notes.parent.mkdir()
+    notes.write_text("somebody's")
     assert cli.main(["report", str(workdir), "--out", str(tmp_path / "deep" / "a.html")]) == 0
+    assert notes.read_text() == "somebody's"
     page = Page(tmp_path / "deep" / "a.html")
     assert_stands_alone(page, tmp_path / "deep" / "a.html")
     assert page.sections == ["summary", "config", "environment"]

@@ -66,7 +66,7 @@ WRONG = {
     "sample: no such sampler": ("sample {}/run --sampler eulr", 2, "write one of consistency, ddim, ddpm"),
     "sample: a jpeg": ("sample {}/run --out {}/a.jpg", 1, "write a name that ends in .png or .npz"),
     "sample: out below a file": ("sample {}/run --out {}/notes.txt/a.npz", 1, "cannot be written"),
-    "sample: out is a folder": ("sample {}/run --out {}/folder.png", 1, "it is a directory); choose another place by --out"),
+    "sample: out is a folder": ("sample {}/run --out {}/folder.png", 1, "it is a directory); choose another --out"),
     "sample: a context that is none": ("sample {}/run --context {}/notes.txt", 1, "must be a .npy file of numbers"),
     "sample: a classifier that is none": ("sample {}/run --classifier {}/run", 1, "here a classifier run is wanted"),
     "sample: no such average": ("sample {}/run --ema best", 1, "write one of ema"),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import secrets
+import tempfile
 from collections.abc import Iterator
+
+from jaxdiff.io.errors import ConfigError
 
 
 @contextlib.contextmanager
@@ -23,6 +27,21 @@ def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def check_writable(path: pathlib.Path, flag: str) -> None:
+    """Checks that a file can be written at `path`, which the user gave by `flag`, before the work that it is for.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a directory")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}); choose another {flag}") from error
 
 
 def cache_dir() -> pathlib.Path:

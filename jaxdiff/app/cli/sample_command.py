@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import pathlib
 import re
-import tempfile
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -72,7 +70,7 @@ class Sample:
 def sample(args: Sample) -> int:
     """`jaxdiff sample`: the exit status."""
     from jaxdiff.app.runs import storage, trained
-    from jaxdiff.io import pictures
+    from jaxdiff.io import files, pictures
 
     config = storage.read_config(args.run)
     check_bounds(args, num=1, batch_size=1)
@@ -89,7 +87,7 @@ def sample(args: Sample) -> int:
     out = args.out or args.run / "samples" / name
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
-    _check_writable(out)
+    files.check_writable(out, "--out")
     step, params = storage.read_params(config, args.run, args.ema)
     context = None if args.context is None else _load_context(args.context)
     images = trained.image_sampler(config, args.batch_size, args.run)(params, labels, args.seed, context)
@@ -99,18 +97,6 @@ def sample(args: Sample) -> int:
         pictures.save_grid(out, images, columns=len(chosen) if len(chosen) > 1 else max(1, round(args.num**0.5)))
     print(f"{args.num} samples of step {step}: {out}")
     return 0
-
-
-def _check_writable(out: pathlib.Path) -> None:
-    """Raises a ConfigError where a file cannot be written, before any work is done."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-        if out.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a directory")
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written ({error.strerror}); choose another place by --out") from error
 
 
 def parse_labels(text: str, num_classes: int) -> list[int]:

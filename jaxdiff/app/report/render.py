@@ -27,7 +27,7 @@ from jaxdiff.app.report.run_record import RunRecord, read_runs, settings
 from jaxdiff.app.runs import finish, storage
 from jaxdiff.app.runs.sources import sampling_inputs
 from jaxdiff.io import files, pictures, progress
-from jaxdiff.io.errors import ConfigError, UserError
+from jaxdiff.io.errors import UserError
 from jaxdiff.training import metrics
 
 log = logging.getLogger(__name__)
@@ -67,11 +67,7 @@ def write_report(workdirs: Sequence[pathlib.Path], out: pathlib.Path, num: int =
         ConfigError: a directory holds no run, or one is given twice, or `out` cannot be written.
     """
     records = read_runs(workdirs)
-    try:
-        files.write_text(out.with_suffix(".draft"), "")  # before what takes long
-        out.with_suffix(".draft").unlink()
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
+    files.check_writable(out, "--out")
     measured = quality.groups(records)
     with progress.bar(TRIED * len(records), "report", "part") as bar:
         parts = [_part(record, measured, num, data_dir, bar.update) for record in records]
