@@ -12,7 +12,7 @@ from small_unet import SmallUNet
 from jaxdiff import likelihood
 from jaxdiff.app import build, cli, config
 from jaxdiff.app.build import networks
-from jaxdiff.app.runs import finish, trained
+from jaxdiff.app.runs import finish, storage, trained
 from jaxdiff.app.runs import likelihood as bits
 from jaxdiff.data import Images
 from jaxdiff.io import errors
@@ -156,6 +156,12 @@ def test_flags_of_likelihood_alone(capsys, tmp_path):
     assert "is a vae run, whose samples have no labels to evaluate; add --likelihood" in capsys.readouterr().err
 
 
+def begun(workdir, made):
+    """A run that has its config and no checkpoint."""
+    storage.check_or_write_config(workdir, made)
+    return workdir
+
+
 def test_gaussian_pixels_and_padded_images_are_refused(tmp_path, tfds_dir):
     vae = config.load("configs/digits_vae.py")
     vae = dataclasses.replace(vae, vae=dataclasses.replace(vae.vae, pixels="gaussian"))
@@ -164,6 +170,7 @@ def test_gaussian_pixels_and_padded_images_are_refused(tmp_path, tfds_dir):
     padded = config.load("configs/digits_vae.py")
     padded = dataclasses.replace(padded, data=dataclasses.replace(padded.data, image_shape=(16, 16, 1)))
     with pytest.raises(errors.ConfigError, match=r"pads images of \(8, 8, 1\) to \(16, 16, 1\).*--data.image-shape 8 8 1"):
-        bits.evaluate_likelihood(padded, tmp_path, 0, None, data_dir=tfds_dir)
+        bits.evaluate_likelihood(begun(tmp_path / "padded", padded), images=bits.Measured(data_dir=tfds_dir))
+    images = bits.Measured(split="test[:1]", data_dir=tfds_dir)
     with pytest.raises(errors.ConfigError, match="1 image has no error bar"):
-        bits.evaluate_likelihood(config.load("configs/digits_vae.py"), tmp_path, 0, None, split="test[:1]", data_dir=tfds_dir)
+        bits.evaluate_likelihood(begun(tmp_path / "vae", config.load("configs/digits_vae.py")), images=images)

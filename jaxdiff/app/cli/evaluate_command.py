@@ -138,9 +138,7 @@ def _likelihood(args: Evaluate) -> int:
         raise ConfigError(f"--estimators {args.estimators!r}: no name in it; write elbo, importance or discrete, continuous, flow")
     if config.objective == "vae":
         refuse(args, ("steps", "probes", "labels"), "does not apply to the likelihood of a vae run")
-    likelihood.estimators(config, names, effort)  # before the checkpoint is read
-    step, params = storage.read_params(config, workdir)
-    how: Any = {"split": args.split, "num": args.num, "batch_size": args.batch_size, "data_dir": args.data_dir}
-    print(likelihood.evaluate_likelihood(config, workdir, step, params, names, effort, conditional=args.labels != "none", **how))
+    images = likelihood.Measured(args.split, args.num, args.labels != "none", args.batch_size, args.data_dir)
+    print(likelihood.evaluate_likelihood(workdir, names, effort, images))
     print(workdir / "likelihood.json")
     return 0

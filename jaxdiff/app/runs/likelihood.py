@@ -18,6 +18,7 @@ from jax import Array
 from jaxdiff import data, likelihood, process
 from jaxdiff.app import build
 from jaxdiff.app.config import STUDENTS, Experiment
+from jaxdiff.app.runs import storage
 from jaxdiff.data import Images, normalize
 from jaxdiff.io import files, progress
 from jaxdiff.io.errors import ConfigError, NonFiniteError
@@ -36,6 +37,17 @@ class Effort:
     flow_steps: int = 256  # of the probability-flow ODE
     probes: int = 1  # of its divergence at each step; 0 is the exact divergence
     codes: int = 64  # of a VAE's bounds
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The images whose likelihood is estimated: the first of a split, each given its label or none."""
+
+    split: str = "test"
+    num: int = 1000
+    conditional: bool = True
+    batch_size: int = 100  # images at once
+    data_dir: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,38 +163,29 @@ def estimate(
 
 
 def evaluate_likelihood(
-    config: Experiment,
-    workdir: pathlib.Path,
-    step: int,
-    params: Any,
-    names: Sequence[str] = (),
-    effort: Effort = Effort(),
-    *,
-    split: str = "test",
-    num: int = 1000,
-    conditional: bool = True,
-    batch_size: int = 100,
-    data_dir: str | None = None,
+    workdir: pathlib.Path, names: Sequence[str] = (), effort: Effort = Effort(), images: Measured = Measured()
 ) -> Report:
-    """The report of a run's params on a split of its data set. Writes `likelihood.json`.
+    """The report of a run on images of its data set, by the named estimators. Writes `likelihood.json`.
 
     Raises:
         ConfigError: an estimator does not apply, there are not two images, or they are padded: padding would count as data.
         NonFiniteError: an estimate is NaN or infinite.
     """
+    config = storage.read_config(workdir)
     c, chosen = config.data, estimators(config, names, effort)
-    source = data.load_images(c, split, data_dir)
+    source = data.load_images(c, images.split, images.data_dir)
     if c.fit == "pad" and source.native_shape != c.image_shape:
         raise ConfigError(
             f"--likelihood: {workdir} pads images of {source.native_shape} to {c.image_shape}, and padding counts as easy data; "
             f"train with --data.image-shape {' '.join(map(str, source.native_shape))}"
         )
-    num = min(num, source.num_examples)
+    num = min(images.num, source.num_examples)
     if num < 2:
         raise ConfigError(f"--likelihood: {num} image has no error bar; give --num and --split at least two")
-    unlabelled = config.objective == "vae" or not conditional
-    each = estimate(chosen, params, source, num, config.model.num_classes if unlabelled else None, batch_size, config.seed)
-    of = f"{split} images of {c.name}" + ("" if unlabelled else ", each given its label")
+    step, params = storage.read_params(config, workdir)
+    unlabelled = config.objective == "vae" or not images.conditional
+    each = estimate(chosen, params, source, num, config.model.num_classes if unlabelled else None, images.batch_size, config.seed)
+    of = f"{images.split} images of {c.name}" + ("" if unlabelled else ", each given its label")
     if config.objective == "vae" and config.vae.pixels == "binary":
         of += ", cut to black and white"
 
