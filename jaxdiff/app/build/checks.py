@@ -1,7 +1,5 @@
 """Whether the runs that a config names as its sources fit it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from operator import attrgetter

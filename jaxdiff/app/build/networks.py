@@ -1,7 +1,5 @@
 """The networks of a config: denoisers, and what autoencoders make of images."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple

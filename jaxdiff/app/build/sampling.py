@@ -1,7 +1,5 @@
 """Levels and image generators of a config, and labels of a classifier."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

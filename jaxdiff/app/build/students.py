@@ -1,7 +1,5 @@
 """Students: their levels, their teachers, and their objectives."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any

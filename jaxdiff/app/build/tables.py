@@ -1,7 +1,5 @@
 """What the strings of a config stand for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import get_args
 

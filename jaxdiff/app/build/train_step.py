@@ -1,7 +1,5 @@
 """Objective, optimizer, state and layout of a config."""
 
-from __future__ import annotations
-
 import types
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Each command is a function of a dataclass, whose fields tyro makes flags. Errors that the user can fix are printed as one line.
 """
 
-from __future__ import annotations
-
 import difflib
 import logging
 import re

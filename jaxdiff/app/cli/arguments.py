@@ -1,7 +1,5 @@
 """Parses a command line into a command's typed arguments, reports what is wrong with it in one line, and applies global flags."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """`jaxdiff completion`: its flags, and what it does."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal

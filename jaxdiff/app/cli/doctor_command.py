@@ -1,7 +1,5 @@
 """`jaxdiff doctor`: what is installed, which devices there are, where data and caches are, and what is wrong with any of it."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os

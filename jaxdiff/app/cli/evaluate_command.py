@@ -1,7 +1,5 @@
 """`jaxdiff evaluate`: its flags, and what it does."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The flags of commands, read from their dataclasses by the rules by which tyro parses them; and what `--help` prints."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import pathlib

@@ -1,7 +1,5 @@
 """`jaxdiff plan`: its flags, and what it does."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import pathlib

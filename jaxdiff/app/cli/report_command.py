@@ -1,7 +1,5 @@
 """`jaxdiff report`: its flags, and what it does."""
 
-from __future__ import annotations
-
 import pathlib
 from dataclasses import dataclass
 

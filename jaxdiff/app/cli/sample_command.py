@@ -1,7 +1,5 @@
 """`jaxdiff sample`: its flags, and what it does."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 import re

@@ -1,7 +1,5 @@
 """`jaxdiff verify`: its flags, and what it does with a sampler such as `heun`, or `path/to/file.py:my_sampler`."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 import pathlib

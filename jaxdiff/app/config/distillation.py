@@ -1,7 +1,5 @@
 """The fields of a distilled student, or one that is its own teacher, and of a ladder of students; and what follows from them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """The fields of a run's config, with their defaults; their docstrings are the command line's help."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,7 +1,5 @@
 """What the fields of a config must be, where their types do not say enough: names, rules, and whether these hold."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import fields

@@ -1,7 +1,5 @@
 """Configs from files and JSON, with every type and value checked."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import json

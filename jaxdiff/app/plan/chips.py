@@ -1,7 +1,5 @@
 """Published figures of TPU chips, and the topologies that their compiler knows."""
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """What devices send each other: the collectives of scheduled HLO by kind and mesh axis, their bytes and time on the wire."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Code generation takes very long and changes no figure: a child is stopped as soon as XLA has written the scheduled HLO.
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 import re

@@ -8,8 +8,6 @@ tile at least; HBM bytes are those of the padded layouts, without what is kept i
 nothing in it.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Scheduled HLO as the TPU compiler writes it: computations, shapes, and how often each instruction runs."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator

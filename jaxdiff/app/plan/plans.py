@@ -1,7 +1,5 @@
 """A plan: the figures of one compiled program, and the bounds that follow from them."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """The real step, or sampler, of a config, lowered for TPUs that are only described; run as a child process by `plans`."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import itertools

@@ -1,7 +1,5 @@
 """Many plans: the largest batch that fits, and meshes, remat policies and batches side by side."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import typing

@@ -1,7 +1,5 @@
 """Curves as SVG that stands in a page and takes the page's colours, and pictures as data URIs."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math

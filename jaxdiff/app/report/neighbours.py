@@ -1,7 +1,5 @@
 """The nearest training images of samples, and of held-out images: does a model memorise?"""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

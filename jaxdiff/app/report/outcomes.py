@@ -1,7 +1,5 @@
 """What a run ends with besides samples, and its key figures."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """How good samples are for how many network calls: what evaluations and ladders have measured."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The page: each part of it is tried for each run, and put into `page.html`; what cannot be made is named there."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import datetime

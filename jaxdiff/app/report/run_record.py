@@ -1,7 +1,5 @@
 """What the directories of runs hold, and their configs as tables; an unfinished run, or a damaged file, gives less."""
 
-from __future__ import annotations
-
 import ast
 import json
 import pathlib

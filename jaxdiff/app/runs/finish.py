@@ -1,7 +1,5 @@
 """What a run ends with: samples, reconstructions, and measures of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

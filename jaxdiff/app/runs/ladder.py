@@ -1,7 +1,5 @@
 """The ladder: students beside their teachers at the same numbers of network calls, in one table and one figure."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

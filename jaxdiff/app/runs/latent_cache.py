@@ -1,7 +1,5 @@
 """A cache of latents: the moments of each image's posterior, encoded once, so that every epoch of training samples afresh."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence

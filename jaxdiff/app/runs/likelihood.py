@@ -1,7 +1,5 @@
 """Bits per dimension of a trained run on a test split, by every estimator that applies to it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

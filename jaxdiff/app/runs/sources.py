@@ -1,7 +1,5 @@
 """The runs that a run starts from (autoencoder, teacher, a cascade's base, classifiers): found, checked, read, trained in order."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

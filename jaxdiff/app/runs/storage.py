@@ -1,7 +1,5 @@
 """A run's directory: its config, the params and levels of its checkpoints, and where the runs are that it starts from."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Training of a run: a directory with config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ and what `finish` writes."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools

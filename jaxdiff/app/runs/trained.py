@@ -1,7 +1,5 @@
 """Trained runs as functions: their denoiser, sampler and codec, and images drawn in batches."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
