@@ -53,11 +53,7 @@ class Topology(NamedTuple):
 
 
 def topology(name: str, slices: int = 1) -> Topology:
-    """The topology of a name such as `v5e:4x4`.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
+    """The topology of a name such as `v5e:4x4`, which must be one that the compiler knows."""
     kind, _, shape = name.partition(":")
     sides = tuple(int(length) for length in shape.split("x")) if re.fullmatch(r"\d+(x\d+){1,2}", shape) else ()
     deep = kind in MOST and len(sides) == 3 and 1 <= math.prod(sides) <= MOST[kind]
@@ -69,11 +65,7 @@ def topology(name: str, slices: int = 1) -> Topology:
 
 
 def device_descriptions(where: Topology) -> list[Any]:
-    """The devices of a topology, none of which need be there. Call it in a child process: libtpu may abort.
-
-    Raises:
-        ConfigError: the compiler does not know the topology.
-    """
+    """The devices of a topology, none of which need be there. Call it in a child process: libtpu may abort."""
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"num_slices": where.slices} if where.slices > 1 else {}

@@ -1,4 +1,4 @@
-"""The real step, or sampler, of a config, lowered for TPUs that are only described; run as a child process by `plans`."""
+"""The real step, or sampler, of a config, lowered for TPUs that are only described; run as a child process by `planned`."""
 
 import hashlib
 import importlib.metadata
@@ -20,8 +20,8 @@ import numpy as np
 
 from jaxdiff.app import build
 from jaxdiff.app.config import Experiment, load, with_article
+from jaxdiff.app.plan import Job
 from jaxdiff.app.plan.chips import device_descriptions
-from jaxdiff.app.plan.plans import Job
 from jaxdiff.app.runs import storage
 from jaxdiff.app.runs.sources import sampling_sources
 from jaxdiff.io.errors import ConfigError, UserError
