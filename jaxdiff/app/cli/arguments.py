@@ -24,11 +24,7 @@ HELP = ("-h", "--help")
 
 
 def parsed(name: str, kind: Any, argv: list[str]) -> tuple[Any, GlobalFlags] | int:
-    """A command's own arguments, of that kind, and the global flags; the exit status if help was printed or a flag is wrong.
-
-    Raises:
-        ConfigError: the recipe is missing or wrong.
-    """
+    """A command's own arguments, of that kind, and the global flags; the exit status if help was printed or a flag is wrong."""
     default = _default(name, kind, argv)
     if positions := [number for number, word in enumerate(argv) if word in HELP]:
         after = [word for word in argv[positions[0] + 1 :][:1] if not word.startswith("-") and not word.endswith(".py")]
@@ -83,11 +79,7 @@ def _choices(match: re.Match[str]) -> str:
 
 
 def apply_global_flags(shared: GlobalFlags, own: Any) -> None:
-    """Applies the flags before a command with its own arguments runs.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
+    """Applies the flags before a command with its own arguments runs."""
     if shared.quiet:
         logging.getLogger("jaxdiff").setLevel(logging.WARNING)
     if not shared.device:

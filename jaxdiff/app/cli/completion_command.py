@@ -40,7 +40,6 @@ class Completion:
 
 
 def completion(args: Completion) -> int:
-    """`jaxdiff completion`: the exit status."""
     from jaxdiff.app.cli import COMMANDS
 
     shared = [*flags.of(GlobalFlags), Flag("--help", "", (), "", "show all flags")]

@@ -22,7 +22,6 @@ class Data:
 
 
 def data(args: Data) -> int:
-    """`jaxdiff data`: the exit status."""
     from jaxdiff.data import raw
 
     builder = raw.prepare(args.name, args.data_dir, args.raw_dir)

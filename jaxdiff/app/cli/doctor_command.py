@@ -42,7 +42,6 @@ class Doctor:
 
 
 def doctor(args: Doctor) -> int:
-    """`jaxdiff doctor`: the exit status, 1 if there are problems."""
     versions = {name: version for name in (*SHOWN, *BESIDE) if (version := _version(name))}
     with progress.waiting("looking for devices"):
         devices, reason = _devices()

@@ -56,7 +56,6 @@ class Evaluate:
 
 
 def evaluate(args: Evaluate) -> int:
-    """`jaxdiff evaluate`: the exit status."""
     from jaxdiff import evaluate
 
     if not args.runs:

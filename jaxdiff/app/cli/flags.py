@@ -116,9 +116,6 @@ def command_help(name: str, kind: Any, values: Any = None, group: str = "") -> s
     """The help of a command: the flags of the dataclass `kind`, then those of all commands.
 
     If its flags include a recipe's fields, their groups are listed by name. With a `group`, or `all`: those fields instead.
-
-    Raises:
-        UsageError: there is no such group.
     """
     width = min(shutil.get_terminal_size((80, 24)).columns, 100)
     config = {flag: flag.name.lstrip("-").partition(".")[0] for flag in of(Experiment, values.experiment)} if values else {}

@@ -9,7 +9,7 @@ import tyro
 
 from jaxdiff.app.cli.arguments import check_bounds
 from jaxdiff.app.cli.flags import DataDir
-from jaxdiff.app.cli.train_command import Processes, print_once, report_stop, unfinished
+from jaxdiff.app.cli.train_command import Processes, print_once, report_stop
 from jaxdiff.app.config import load_ladder
 from jaxdiff.io import files
 from jaxdiff.io.errors import ConfigError
@@ -36,8 +36,8 @@ class Ladder:
 
 
 def ladder(args: Ladder) -> int:
-    """`jaxdiff ladder`: the exit status."""
     from jaxdiff.app.runs import ladder as ladders
+    from jaxdiff.app.runs import sources
     from jaxdiff.app.runs import train as run
 
     check_bounds(args)
@@ -48,7 +48,7 @@ def ladder(args: Ladder) -> int:
     if not list(ladders.ladder_rungs(config, trained)):
         raise ConfigError(f"{args.config}: no student or baseline takes {config.calls} calls; choose others")
     distributed.initialize(args.processes.coordinator, args.processes.num_processes, args.processes.process_id)
-    for stage in unfinished(trained):
+    for stage in sources.unfinished(trained):
         print_once(f"rung {stage.workdir}: {stage.command}")
         if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout):
             return report_stop(stopped, stage.workdir)

@@ -30,7 +30,6 @@ class Latents:
 
 
 def latents(args: Latents) -> int:
-    """`jaxdiff latents`: the exit status."""
     from jaxdiff.app.runs import latent_cache as caches
 
     out, splits = args.out or args.run / "latents", names_in(args.split) or [args.split]

@@ -27,7 +27,6 @@ class Report:
 
 
 def report(args: Report) -> int:
-    """`jaxdiff report`: the exit status."""
     from jaxdiff.app.report import render
 
     if not args.runs:

@@ -66,7 +66,6 @@ class Sample:
 
 
 def sample(args: Sample) -> int:
-    """`jaxdiff sample`: the exit status."""
     from jaxdiff.app.runs import storage, trained
     from jaxdiff.io import files, pictures
 
@@ -98,11 +97,7 @@ def sample(args: Sample) -> int:
 
 
 def parse_labels(text: str, num_classes: int) -> list[int]:
-    """The labels in `0..9`, `3`, `0,3,7` or `none` (the null label); all for an empty text.
-
-    Raises:
-        ConfigError: another format, or a label that the run was not trained on.
-    """
+    """The labels in `0..9`, `3`, `0,3,7` or `none` (the null label), which the run must know; all for an empty text."""
     if text in ("", "none"):
         return [num_classes] if text or num_classes == 0 else list(range(num_classes))
     labels: list[int] = []

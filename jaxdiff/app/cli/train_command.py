@@ -1,10 +1,8 @@
 """`jaxdiff train`: its flags, and what it does."""
 
-from __future__ import annotations
-
 import pathlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -12,9 +10,6 @@ from jaxdiff.app.cli.flags import DataDir
 from jaxdiff.app.config import Experiment, validated
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.training import distributed, profiling
-
-if TYPE_CHECKING:
-    from jaxdiff.app.runs.sources import Stage
 
 
 @dataclass(frozen=True)
@@ -52,13 +47,12 @@ class Train:
 
 
 def train(args: Train) -> int:
-    """`jaxdiff train`: the exit status."""
     from jaxdiff.app.runs import finish, sources
     from jaxdiff.app.runs import train as run
 
     config, before = sources.resolve_sources(validated(args.experiment, where="jaxdiff train"), args.workdir)
     distributed.initialize(args.processes.coordinator, args.processes.num_processes, args.processes.process_id)
-    left, traced = unfinished(before), profiling.parse_steps(args.profile)
+    left, traced = sources.unfinished(before), profiling.parse_steps(args.profile)
     if left and not args.with_stages:
         raise ConfigError(sources.describe(left, args.workdir))
     for stage in [*left, sources.Stage(args.config, args.workdir, config)]:
@@ -69,14 +63,6 @@ def train(args: Train) -> int:
         if distributed.is_first():
             print(finish.finish_run(stage.config, stage.workdir, args.data_dir))
     return 0
-
-
-def unfinished(before: list[Stage]) -> list[Stage]:
-    """The stages whose runs are not finished, as the first process sees it."""
-    from jaxdiff.app.runs import sources
-
-    names = distributed.broadcast_from_first([str(stage.workdir) for stage in sources.unfinished(before)])
-    return [stage for stage in before if str(stage.workdir) in names]
 
 
 def report_stop(name: str, workdir: pathlib.Path) -> int:

@@ -39,7 +39,6 @@ class Verify:
 
 
 def verify(args: Verify) -> int:
-    """`jaxdiff verify`: the exit status, 1 if the sampler fails."""
     check_bounds(args, num=2)
     if args.order is not None and not 0 < args.order < 100:
         raise ConfigError(f"--order must be above 0 and below 100, got {args.order}")

@@ -63,8 +63,9 @@ def resolve_sources(config: Experiment, workdir: pathlib.Path, above: tuple[str,
 
 
 def unfinished(stages: Sequence[Stage]) -> list[Stage]:
-    """Those stages whose run has not reached the last step of its own config."""
-    return [stage for stage in stages if _progress(stage.workdir) is not None]
+    """Those stages whose run has not reached the last step of its own config, as the first process sees it."""
+    names = distributed.broadcast_from_first([str(stage.workdir) for stage in stages if _progress(stage.workdir)])
+    return [stage for stage in stages if str(stage.workdir) in names]
 
 
 def describe(left: Sequence[Stage], workdir: pathlib.Path) -> str:
