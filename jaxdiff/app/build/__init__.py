@@ -2,15 +2,8 @@
 
 from jaxdiff.app.build.checks import check_source
 from jaxdiff.app.build.networks import Codec, codec, conditional_denoiser, measure_latents, nearest_codes, unet, vae
-from jaxdiff.app.build.sampling import (
-    cascade_stages,
-    denoising_trajectory,
-    evenly_spaced_steps,
-    image_generator,
-    noisy_labels,
-    sampling_levels,
-)
-from jaxdiff.app.build.students import sampling_schedule, student_levels
+from jaxdiff.app.build.sampling import cascade_stages, denoising_trajectory, evenly_spaced_steps, image_generator, noisy_labels
+from jaxdiff.app.build.students import sampling_levels, sampling_schedule, student_levels
 from jaxdiff.app.build.tables import PARAMETERIZATIONS, SAMPLERS, SCHEDULES, SPACINGS, WEIGHTS
 from jaxdiff.app.build.train_step import (
     FROZEN,

@@ -7,8 +7,7 @@ from operator import attrgetter
 import numpy as np
 
 from jaxdiff.app.build.networks import codec
-from jaxdiff.app.build.sampling import sampling_levels
-from jaxdiff.app.build.students import sampling_schedule
+from jaxdiff.app.build.students import sampling_levels, sampling_schedule
 from jaxdiff.app.build.tables import SCHEDULES
 from jaxdiff.app.config import FAMILIES, Experiment
 from jaxdiff.io.errors import ConfigError
@@ -27,11 +26,7 @@ SAME = {  # fields of a source that must be the config's own, by place
 
 
 def check_source(place: str, config: Experiment, source: Experiment, where: str) -> None:
-    """Checks that the config `source`, of the run `where`, can be at that place of the config's sources.
-
-    Raises:
-        ConfigError: it has other images or classes than the config needs, or was trained for something else.
-    """
+    """Checks that the config `source`, of the run `where`, can be at that place of the config's sources."""
     its = f"the {place} {where}"
     if place == "base":
         height, width, channels = config.data.image_shape

@@ -1,4 +1,4 @@
-"""Levels and image generators of a config, and labels of a classifier."""
+"""Image generators of a config, and labels of a classifier."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,25 +10,13 @@ from jax import Array
 
 from jaxdiff import cascade, objectives, process, samplers
 from jaxdiff.app.build.networks import codec, guided_denoiser, noisy_classifier, vae
-from jaxdiff.app.build.students import adapted, sampling_schedule, student_levels
-from jaxdiff.app.build.tables import SAMPLERS, SCHEDULES, SPACINGS
+from jaxdiff.app.build.students import adapted, sampling_levels
+from jaxdiff.app.build.tables import SAMPLERS, SCHEDULES
 from jaxdiff.app.build.train_step import NONE, Sources, space
-from jaxdiff.app.config import Experiment, uses_discrete_levels
+from jaxdiff.app.config import Experiment
 from jaxdiff.denoiser import Denoiser, clip
 from jaxdiff.guidance import classifier_guide
 from jaxdiff.models import classifier
-
-
-def sampling_levels(config: Experiment, params: Any = None, trained: process.Level | None = None) -> process.Level:
-    """The levels `[N + 1]` along which the config's sampler walks, of a learned schedule at these params.
-
-    Of a student of a list every so many of its levels, `trained` if given.
-    """
-    if uses_discrete_levels(config):
-        trained = student_levels(config) if trained is None else trained
-        return trained[:: (trained.sigma.size - 1) // config.sampling.steps]
-    spaced, t_min = SPACINGS[config.sampling.spacing]
-    return process.grid(spaced(sampling_schedule(config, params)), config.sampling.steps, t_min)
 
 
 def image_generator(config: Experiment, sources: Sources = NONE, trained: process.Level | None = None) -> Callable[..., Array]:
@@ -102,10 +90,10 @@ def cascade_stages(
     """The cascade that ends with the config's model, most often of one stage, each stage sampled as its own config says."""
     sampling, before = config.sampling, []
     if "base" in sources:
-        lower = [
+        below, params_below = (
             {name.removeprefix("base."): each[name] for name in each if name.startswith("base.")} for each in (sources, frozen)
-        ]
-        before = cascade_stages(sources["base"], frozen["base"], given, lower[0], lower[1])
+        )
+        before = cascade_stages(sources["base"], frozen["base"], given, below, params_below)
 
     def denoiser(lower: Mapping[str, Array]) -> Denoiser:
         denoise = guided_denoiser(config, adapted(config, frozen, params), {**given, **lower}, sampling.guidance)

@@ -1,4 +1,4 @@
-"""Students: their levels, their teachers, and their objectives."""
+"""The levels of a config, and students: their teachers and their objectives."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -12,7 +12,7 @@ from jax import Array
 from jaxdiff import losses, objectives, process
 from jaxdiff.app.build.networks import conditional_denoiser, guided_denoiser
 from jaxdiff.app.build.tables import SCHEDULES, SIZES, SOLVERS, SPACINGS
-from jaxdiff.app.config import FAMILIES, Experiment, num_rounds, round_steps
+from jaxdiff.app.config import FAMILIES, Experiment, distillation, uses_discrete_levels
 from jaxdiff.denoiser import Denoiser, clip
 from jaxdiff.models import lora, schedule
 from jaxdiff.objectives import Condition, Objective
@@ -39,8 +39,21 @@ def student_levels(config: Experiment, step: int | None = None) -> process.Level
         with jax.ensure_compile_time_eval():  # a number, also where samples are traced
             return finest[:: d.steps // int(np.asarray(_curriculum(config)(jnp.asarray(before))))]
     if config.objective == "progressive" and step is not None:
-        return finest[:: 2 ** (min(before // round_steps(config), num_rounds(config) - 1) + (not d.every_level))]
+        halvings = min(before // distillation.round_steps(config), distillation.num_rounds(config) - 1)
+        return finest[:: 2 ** (halvings + (not d.every_level))]
     return finest
+
+
+def sampling_levels(config: Experiment, params: Any = None, trained: process.Level | None = None) -> process.Level:
+    """The levels `[N + 1]` along which the config's sampler walks, of a learned schedule at these params.
+
+    Of a student of a list every so many of its levels, `trained` if given.
+    """
+    if uses_discrete_levels(config):
+        trained = student_levels(config) if trained is None else trained
+        return trained[:: (trained.sigma.size - 1) // config.sampling.steps]
+    spaced, t_min = SPACINGS[config.sampling.spacing]
+    return process.grid(spaced(sampling_schedule(config, params)), config.sampling.steps, t_min)
 
 
 def adapted(config: Experiment, frozen: Mapping[str, Any], params: Any) -> Any:
@@ -62,7 +75,7 @@ def objective(config: Experiment, sources: Mapping[str, Experiment], condition: 
             student_levels(config),
             weight,
             condition=condition,
-            halvings=lambda step: jnp.minimum(step // round_steps(config), num_rounds(config) - 1),
+            halvings=lambda step: jnp.minimum(step // distillation.round_steps(config), distillation.num_rounds(config) - 1),
             every_level=d.every_level,
         )
     else:

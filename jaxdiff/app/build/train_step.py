@@ -16,7 +16,7 @@ from jaxdiff import likelihood, losses, objectives, training
 from jaxdiff.app.build import students
 from jaxdiff.app.build.networks import codec, noisy_classifier, unet, vae
 from jaxdiff.app.build.tables import PARAMETERIZATIONS, SCHEDULES, WEIGHTS
-from jaxdiff.app.config import STUDENTS, Experiment, guidance_is_input, round_steps
+from jaxdiff.app.config import STUDENTS, Experiment, distillation, guidance_is_input
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.models import autoencoder, classifier, lora, perceptual, schedule
 from jaxdiff.models.discriminator import PatchDiscriminator
@@ -111,7 +111,7 @@ def _discriminator(config: Experiment) -> PatchDiscriminator:
 
 def optimizer(config: Experiment) -> optax.GradientTransformation:
     """AdamW after clipping, with warm-up, in each round; without decay of norms and biases, which have one dimension."""
-    c, updates = config.optimizer, round_steps(config)
+    c, updates = config.optimizer, distillation.round_steps(config)
     rate = optax.constant_schedule(c.learning_rate)
     if c.schedule == "cosine":
         rate = optax.cosine_decay_schedule(c.learning_rate, max(updates - c.warmup_steps, 1))

@@ -3,19 +3,7 @@
 Strings that choose code live here and on the command line alone; `build` turns them into functions.
 """
 
-from jaxdiff.app.config.distillation import (
-    Distillation,
-    Ladder,
-    guidance_is_input,
-    network_calls,
-    num_halvings,
-    num_rounds,
-    round_steps,
-    sampler_calls,
-    sampling_steps,
-    steps_within,
-    uses_discrete_levels,
-)
+from jaxdiff.app.config.distillation import Distillation, Ladder, guidance_is_input, network_calls, uses_discrete_levels
 from jaxdiff.app.config.field_types import DENOISERS, FAMILIES, STUDENTS, SamplerName, Spacing
 from jaxdiff.app.config.fields import (
     Autoencoder,

@@ -4,15 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 
-from jaxdiff.app.config.distillation import (
-    Distillation,
-    Ladder,
-    guidance_is_input,
-    num_rounds,
-    round_steps,
-    sampling_steps,
-    uses_discrete_levels,
-)
+from jaxdiff.app.config import distillation
+from jaxdiff.app.config.distillation import Distillation, Ladder, guidance_is_input, uses_discrete_levels
 from jaxdiff.app.config.field_types import DENOISERS, FAMILIES, STUDENTS
 from jaxdiff.app.config.fields import Experiment
 
@@ -71,7 +64,7 @@ def _steps_per_call_rules(c: Experiment) -> Rules:
     """Nothing may happen between steps that one call does."""
     yield "steps_per_call", "1 under pmap", c.steps_per_call == 1 or c.mesh.mapping == "jit"
     between = {"steps": c.steps, "log_every": c.log_every, "checkpoint_every": c.checkpoint_every}
-    for name, every in {**between, "sampling.every": c.sampling.every, "steps of a round": round_steps(c)}.items():
+    for name, every in {**between, "sampling.every": c.sampling.every, "steps of a round": distillation.round_steps(c)}.items():
         yield "steps_per_call", f"a divisor of {name}, {every}", every % c.steps_per_call == 0
 
 
@@ -129,7 +122,7 @@ def _distillation_rules(c: Experiment) -> Rules:
     if consistent:
         yield from _consistency_rules(c)
     if uses_discrete_levels(c):
-        steps = sampling_steps(c)
+        steps = distillation.sampling_steps(c)
         listed = f"one of {', '.join(map(str, steps))}: the student was trained on levels of these numbers of steps"
         yield "sampling.steps", listed, c.sampling.steps in steps
         yield "sampling.spacing", f"{d.spacing}, of the levels that the student was trained on", c.sampling.spacing == d.spacing
@@ -154,7 +147,7 @@ def _student_rules(c: Experiment) -> Rules:
 
 
 def _progressive_rules(c: Experiment) -> Rules:
-    d, rounds = c.distillation, num_rounds(c)
+    d, rounds = c.distillation, distillation.num_rounds(c)
     yield "distillation.steps", "a power of two, at least 2", d.steps > 1 and _power_of_two(d.steps)
     fewer = d.final_steps < d.steps and _power_of_two(d.final_steps)
     yield "distillation.final_steps", f"a power of two below distillation.steps, {d.steps}", fewer

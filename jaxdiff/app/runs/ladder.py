@@ -6,17 +6,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxdiff.app.config import (
-    STUDENTS,
-    Experiment,
-    Ladder,
-    load,
-    sampler_calls,
-    sampling_steps,
-    steps_within,
-    uses_discrete_levels,
-    validated,
-)
+from jaxdiff.app.config import STUDENTS, Experiment, Ladder, distillation, load, uses_discrete_levels, validated
 from jaxdiff.app.runs import finish, storage
 from jaxdiff.app.runs.sources import Stage, resolve_sources
 from jaxdiff.evaluate import Evaluator
@@ -74,7 +64,7 @@ def ladder_rungs(ladder: Ladder, runs: Sequence[Stage]) -> Iterator[Rung]:
             low, high = stage.config.distillation.guidance
             for guidance in [each for each in ladder.guidance if low <= each <= high] or [low]:
                 for calls in ladder.calls:
-                    if not uses_discrete_levels(stage.config) or calls in sampling_steps(stage.config):
+                    if not uses_discrete_levels(stage.config) or calls in distillation.sampling_steps(stage.config):
                         yield _rung(stage, "", calls, steps=calls, guidance=guidance)
 
 
@@ -82,8 +72,10 @@ def _baselines(ladder: Ladder, stage: Stage) -> Iterator[Rung]:
     for guidance in ladder.guidance:
         cost = 1 if guidance == 1 else 2
         for sampler in ladder.baselines:
-            for steps in dict.fromkeys(steps_within(sampler, calls // cost) for calls in ladder.calls if calls % cost == 0):
-                calls = sampler_calls(sampler, steps) * cost
+            for steps in dict.fromkeys(
+                distillation.steps_within(sampler, calls // cost) for calls in ladder.calls if calls % cost == 0
+            ):
+                calls = distillation.sampler_calls(sampler, steps) * cost
                 yield _rung(stage, f" {sampler}", calls, sampler=sampler, steps=steps, guidance=guidance)
         steps = ladder.reference_steps
         if steps * cost not in ladder.calls or "ddim" not in ladder.baselines:

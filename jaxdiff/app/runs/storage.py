@@ -14,10 +14,8 @@ from jaxdiff.app.config import (
     STUDENTS,
     Experiment,
     differences,
+    distillation,
     from_dict,
-    num_halvings,
-    round_steps,
-    sampling_steps,
     to_dict,
     uses_discrete_levels,
     with_article,
@@ -150,11 +148,11 @@ def _end_of_round(config: Experiment, workdir: pathlib.Path) -> int | None:
     """The last step of the progressive student that the config's sampling asks for; None of other runs: their newest."""
     if config.objective != "progressive":
         return None
-    length, saved = round_steps(config), checkpoint.steps(workdir)
-    if num_halvings(config) * length not in saved:
-        known = [num for number, num in enumerate(sampling_steps(config), 1) if number * length in saved]
+    length, saved = distillation.round_steps(config), checkpoint.steps(workdir)
+    if distillation.num_halvings(config) * length not in saved:
+        known = [num for number, num in enumerate(distillation.sampling_steps(config), 1) if number * length in saved]
         raise ConfigError(
             f"{workdir} has no student of {config.sampling.steps} steps yet, but of {', '.join(map(str, known)) or 'none'}; "
             "train it on, or choose --steps"
         )
-    return num_halvings(config) * length
+    return distillation.num_halvings(config) * length

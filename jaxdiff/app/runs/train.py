@@ -17,7 +17,7 @@ from jax import Array
 
 from jaxdiff import data
 from jaxdiff.app import build
-from jaxdiff.app.config import Experiment, round_steps, to_dict, uses_discrete_levels
+from jaxdiff.app.config import Experiment, distillation, to_dict, uses_discrete_levels
 from jaxdiff.app.runs import finish, latent_cache, storage
 from jaxdiff.app.runs.sources import record_sources, source_configs, source_params
 from jaxdiff.app.runs.trained import cycle_labels, image_sampler
@@ -76,7 +76,7 @@ def train_run(
     rows = _grouped(data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=start, rows=mine), aligned)
     step = layout.compile(build.train_step(config, layout, sources), aligned)
     log.info("%s", describe(layout, state.params, c.batch_size))
-    length = round_steps(config)
+    length = distillation.round_steps(config)
     with distributed.stop_signals() as stopped, distributed.step_watchdog(step_timeout, workdir) as alive, _last_good(workdir):
         context = LoopContext(config, workdir, layout, step, map(layout.shard, rows), stopped, alive, profile, began)
         for end in range((start // length + 1) * length, config.steps + 1, length):  # of the rounds that are not over
@@ -100,7 +100,7 @@ def initial_or_restored_state(
         if "teacher" in frozen:
             state = jax.jit(partial(build.init_from_teacher, config), out_shardings=sharding)(state, frozen["teacher"])
         return dataclasses.replace(state, frozen=frozen)
-    step, length = int(state.step), round_steps(config)
+    step, length = int(state.step), distillation.round_steps(config)
     log.info("going on from step %d of %s", step, workdir)
     before = step // length * length
     if config.objective == "progressive" and 0 < before < step:
@@ -113,7 +113,7 @@ def initial_or_restored_state(
 def start_next_round(config: Experiment, layout: Layout, state: TrainState) -> TrainState:
     """The state; where a round but the first begins, with the student before it for a teacher and for initial params."""
     step = int(state.step)
-    if config.objective != "progressive" or step == 0 or step % round_steps(config):
+    if config.objective != "progressive" or step == 0 or step % distillation.round_steps(config):
         return state
     state = jax.device_put(state, layout.sharding)  # which pmap leaves on every device
     return jax.jit(partial(build.next_round_state, config), out_shardings=layout.sharding)(state)
@@ -158,7 +158,7 @@ def _steps(context: LoopContext, state: TrainState, end: int, source: Any) -> Tr
     pending: dict[int, Mapping[str, Array]] = {}
     rate = profiling.steps_per_second()
     bar = progress.bar(config.steps, "training", "step", patience=0, initial=first, leave=True)
-    keep_every = round_steps(config) if config.objective == "progressive" else None
+    keep_every = distillation.round_steps(config) if config.objective == "progressive" else None
     with (
         metrics.writer(workdir, first) as (write, show),
         checkpoint.manager(workdir, config.keep, keep_every) as to,
@@ -202,7 +202,7 @@ def _steps(context: LoopContext, state: TrainState, end: int, source: Any) -> Tr
 
 def _draw_round(config: Experiment, workdir: pathlib.Path, state: TrainState) -> None:
     """Draws samples of the progressive student that is done with this state."""
-    steps = config.distillation.steps // 2 ** (int(state.step) // round_steps(config))
+    steps = config.distillation.steps // 2 ** (int(state.step) // distillation.round_steps(config))
     config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, steps=steps, sampler="ddim"))
     generate = image_sampler(config, workdir=workdir) if distributed.is_first() else None
     _draw_grid(config, state, generate, pathlib.Path(workdir) / "samples" / f"steps_{steps}.png")
