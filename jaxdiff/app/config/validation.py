@@ -81,11 +81,7 @@ def _checked(kind: Any, rules: Callable[[Any], Rules], values: Mapping[str, Any]
 
 
 def validated(config: Experiment, where: str = "config") -> Experiment:
-    """The config itself, once all its types and values are checked.
-
-    Raises:
-        ConfigError: names the first field that is wrong.
-    """
+    """The config itself, once all its types and values are checked; a ConfigError names the first field that is wrong."""
     for field_ in dataclasses.fields(config):
         kind = type(field_.default)
         if dataclasses.is_dataclass(kind) and type(getattr(config, field_.name)) is not kind:
@@ -99,11 +95,7 @@ def to_dict(config: Experiment | Ladder) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any], where: str = "config") -> Experiment:
-    """The config of JSON values.
-
-    Raises:
-        ConfigError: names the first field that is unknown, of the wrong type or out of range.
-    """
+    """The config of JSON values; a ConfigError names the first field that is unknown, of the wrong type or out of range."""
     known = flatten(to_dict(Experiment()))
     for name, value in flatten(values).items():
         if name not in known and name.split(".")[0] != "ema":

@@ -34,11 +34,7 @@ class Outcome(NamedTuple):
 
 
 def outcomes(record: RunRecord, data_dir: str | None = None) -> list[Outcome]:
-    """What the end of a run has written; made now where the run is finished and has none.
-
-    Raises:
-        UserError: it cannot be made.
-    """
+    """What the end of a run has written; made now where the run is finished and has none."""
     config, workdir = record.config, record.workdir
     if config.objective in WRITTEN and record.step >= config.steps and not (workdir / WRITTEN[config.objective]).exists():
         finish_run(config, workdir, data_dir)

@@ -37,11 +37,7 @@ class Setting(NamedTuple):
 
 
 def read_runs(workdirs: Sequence[pathlib.Path]) -> list[RunRecord]:
-    """The records of runs, named by their directories; by their whole paths where two directories have one name.
-
-    Raises:
-        ConfigError: a directory holds no run, or one is given twice.
-    """
+    """The records of runs, each given once, named by their directories; by whole paths where two directories have one name."""
     paths = [workdir.resolve() for workdir in workdirs]
     records = []
     for number, (workdir, path) in enumerate(zip(workdirs, paths, strict=True)):

@@ -51,13 +51,7 @@ def finish_run(config: Experiment, workdir: pathlib.Path, data_dir: str | None =
 
 
 def draw_samples(
-    config: Experiment,
-    workdir: pathlib.Path,
-    num: int,
-    data_dir: str | None = None,
-    *,
-    classes: Sequence[int] | None = None,
-    ema: str | None = None,
+    config: Experiment, workdir: pathlib.Path, num: int, data_dir: str | None, classes: Sequence[int] = (), ema: str | None = None
 ) -> Drawn:
     """Samples of a run as its config says, of the classes that `conditions` takes in turn."""
     step, params = storage.read_params(config, workdir, ema)
@@ -84,9 +78,7 @@ def evaluate_samples(
     return record
 
 
-def conditions(
-    config: Experiment, num: int, data_dir: str | None = None, classes: Sequence[int] | None = None
-) -> dict[str, np.ndarray]:
+def conditions(config: Experiment, num: int, data_dir: str | None, classes: Sequence[int] = ()) -> dict[str, np.ndarray]:
     """Labels of the classes in turn, by default of all; of a run with context vectors labels and context of held-out images."""
     c = config.model
     if c.context_channels:

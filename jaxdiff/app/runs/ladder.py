@@ -27,11 +27,7 @@ class Rung(NamedTuple):
 
 
 def ladder_runs(ladder: Ladder, workdir: pathlib.Path) -> list[Stage]:
-    """The runs of a ladder in the order of training: its students, each after what it starts from.
-
-    Raises:
-        ConfigError: a recipe is missing or wrong, distils nothing, or is of other images than the others.
-    """
+    """The runs of a ladder in the order of training: its students, of the same images, each after what it starts from."""
     runs: list[Stage] = []
     for name in ladder.students:
         path = pathlib.Path(name)
@@ -113,7 +109,7 @@ def measure_rungs(
 
 def _measure(ladder: Ladder, rung: Rung, evaluator: Evaluator, grid: pathlib.Path) -> dict[str, Any]:
     """The measures of samples of a rung, of which the first are drawn."""
-    drawn = finish.draw_samples(dataclasses.replace(rung.config, seed=ladder.seed), rung.workdir, ladder.num)
+    drawn = finish.draw_samples(dataclasses.replace(rung.config, seed=ladder.seed), rung.workdir, ladder.num, None)
     pictures.save_grid(grid, drawn.samples[: ladder.shown], columns=min(rung.config.model.num_classes, 10))
     result = evaluator.measure(drawn.samples, drawn.labels)
     row = {"agreement": result.metrics["label_agreement"].value, "frechet": result.metrics["fid"].value}

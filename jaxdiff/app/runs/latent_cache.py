@@ -83,12 +83,7 @@ def write_latents(
 
 
 def load_latents(c: Data, run: pathlib.Path) -> Moments:
-    """The latents that a config's data names, which must be those of its images, encoded by the autoencoder `run`.
-
-    Raises:
-        ConfigError: they are no latents, or of another autoencoder, of other images, or without the mirrored ones.
-        DataError: as `read_latents`.
-    """
+    """The latents that a config's data names, which must be those of its images, encoded by the autoencoder `run`."""
     directory, now = pathlib.Path(c.latents), storage.fingerprint(run)
     _, origin = files.open_latents(directory)
     anew = f"write them anew: jaxdiff latents {run} --out DIR, and set data.latents to it"

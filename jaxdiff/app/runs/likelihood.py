@@ -117,11 +117,7 @@ def vae_estimators(config: Experiment, effort: Effort) -> dict[str, Estimator]:
 
 
 def estimators(config: Experiment, names: Sequence[str], effort: Effort) -> dict[str, Estimator]:
-    """The named estimators of a run's config, by default all but `flow_uniform`.
-
-    Raises:
-        ConfigError: one of them, or any likelihood, does not apply to such a run.
-    """
+    """The named estimators of a run's config, which must apply to such a run, by default all but `flow_uniform`."""
     objective, sources = config.objective, config.sources
     latent = objective == "autoencoder" or sources.autoencoder or sources.base
     density = objective == "vae" and config.vae.pixels == "gaussian"

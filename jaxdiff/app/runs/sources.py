@@ -40,9 +40,6 @@ def resolve_sources(config: Experiment, workdir: pathlib.Path, above: tuple[str,
     """The config with runs in the place of the recipes that its sources name, and these stages, in the order of training.
 
     The run of `configs/mnist_kl.py` is `mnist_kl` beside `workdir`; `above` are the recipes that start from this one.
-
-    Raises:
-        ConfigError: such a recipe is missing or wrong, or starts from itself.
     """
     stages: list[Stage] = []
     names = dataclasses.asdict(config.sources)
@@ -99,10 +96,7 @@ def source_configs(
 ) -> dict[str, Experiment]:
     """The configs of the runs that a config, of the run in `workdir`, starts from, and under `base.` those of its base.
 
-    Only of those `places` if given.
-
-    Raises:
-        ConfigError: a run is missing, of another kind than its place, or does not fit the config.
+    Only of those `places` if given. Each must be of the kind of its place, and fit the config.
     """
     configs: dict[str, Experiment] = {}
     for place, directory in source_directories(config, workdir, places).items():
@@ -119,11 +113,7 @@ def source_configs(
 
 
 def source_params(config: Experiment, workdir: pathlib.Path | None = None, places: Sequence[str] | None = None) -> dict[str, Any]:
-    """The params of the runs that a config starts from, by place; only of those `places` if given.
-
-    Raises:
-        ConfigError: the run in `workdir` was trained on another autoencoder than is there now.
-    """
+    """The params of the runs that a config starts from, by place, as the run in `workdir` knows them; only of those `places`."""
     directories = source_directories(config, workdir, places)
     if workdir is not None:
         _check_recorded(workdir, directories, places)

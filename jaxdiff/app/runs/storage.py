@@ -27,11 +27,7 @@ from jaxdiff.training import as_float32, checkpoint, distributed
 
 
 def read_config(workdir: pathlib.Path, objective: str | None = None) -> Experiment:
-    """The config of a run, which must have trained that objective if one is given; a student counts as diffusion.
-
-    Raises:
-        ConfigError: no run in `workdir`, or one of another objective.
-    """
+    """The config of a run, which must have trained that objective if one is given; a student counts as diffusion."""
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         raise ConfigError(f"no run in {workdir}; train one: jaxdiff train CONFIG --workdir {workdir}")
@@ -51,11 +47,7 @@ def read_config(workdir: pathlib.Path, objective: str | None = None) -> Experime
 
 
 def check_or_write_config(workdir: pathlib.Path, config: Experiment) -> None:
-    """Writes the config into a new run's directory, or compares it with the one that is there.
-
-    Raises:
-        ConfigError: they differ, or the directory cannot be written.
-    """
+    """Writes the config into a run's directory, where the one that is there must be the same."""
     path, values = pathlib.Path(workdir) / "config.json", to_dict(config)
     if path.exists() and (differs := differences(to_dict(read_config(workdir)), values)):
         raise ConfigError(f"{workdir} was made by another config: {'; '.join(differs[:3])}; choose another --workdir")
@@ -70,11 +62,7 @@ def check_or_write_config(workdir: pathlib.Path, config: Experiment) -> None:
 
 
 def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = None) -> tuple[int, Any]:
-    """Step and params of the named EMA of a run, the first unless given; of the progressive student that config.sampling asks for.
-
-    Raises:
-        ConfigError: the run has no such EMA, or no such student yet.
-    """
+    """Step and params of an EMA of a run, the first unless given; of the progressive student that config.sampling asks for."""
     name, places = ema_name(config, workdir, ema), source_directories(config, workdir, ("autoencoder",))
     shapes = build.state_shapes(config, {place: read_config(directory, place) for place, directory in places.items()})
     like = with_sharding(shapes.ema[name], jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
@@ -91,11 +79,7 @@ def ema_name(config: Experiment, workdir: pathlib.Path, ema: str | None) -> str:
 
 
 def read_levels(config: Experiment, workdir: pathlib.Path) -> Level | None:
-    """The levels `[N + 1]` that the student whose params `read_params` reads was trained on; None where it has no list.
-
-    Raises:
-        ConfigError: the config's levels are none of them.
-    """
+    """The levels `[N + 1]` on which the student of `read_params` was trained, and must be sampled; None where it has no list."""
     if not uses_discrete_levels(config):
         return None
     step, saved = checkpoint.read_levels(workdir, _end_of_round(config, workdir))
