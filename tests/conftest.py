@@ -4,17 +4,19 @@ import importlib.metadata
 import os
 import pathlib
 
-# Quick to compile: a third less without fusion emitters. Later versions of jaxlib do not know that flag, and stop.
+# Quick to compile: half the time without fusion emitters. Later versions of jaxlib do not know that flag, and stop.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1")
 if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import pytest
+from small_unet import SmallUNet
 
+from jaxdiff.app.build import networks
 from jaxdiff.models import autoencoder
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -25,6 +27,14 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 @pytest.fixture
 def float64():
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_unet():
+    """`SmallUNet` in place of the UNet in the tests' own process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "UNet", SmallUNet)
         yield
 
 

@@ -8,27 +8,32 @@ import jax.numpy as jnp
 
 from jaxdiff.app import cli
 from jaxdiff.app.build import networks
+from jaxdiff.models.layers import GuidanceEmbedding
 
 
 class SmallUNet(nn.Module):
-    """It hears all that it is given, of context vectors their mean."""
+    """It hears all that a UNet is given, of context vectors their mean; a guidance scale at first not at all, as in a UNet."""
 
     channels: int = 128
     num_classes: int = 0
     context_channels: int = 0
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x, condition, label=None, train=False, *, context=None, spatial=None, augmentation=None, guidance=None):
-        seen = x if spatial is None else jnp.concatenate([x, spatial], axis=-1)
-        hidden = nn.Conv(self.channels, (3, 3), name="first")(seen)
-        for name, number in (("condition", condition / 10), ("augmentation", augmentation), ("guidance", guidance)):
-            if number is not None:
-                hidden += nn.Dense(self.channels, name=name)(number[:, None])[:, None, None]
+        width = 4 * self.channels
+        embedding = nn.Dense(width, name="condition")(condition[:, None] / 10)
         if self.num_classes:
-            hidden += nn.Embed(self.num_classes + 1, self.channels, name="label")(label)[:, None, None]
+            embedding += nn.Embed(self.num_classes + 1, width, name="label")(label)
         if self.context_channels:
-            hidden += nn.Dense(self.channels, name="context")(context.mean(1))[:, None, None]
-        return nn.Conv(x.shape[-1], (3, 3), name="last")(nn.silu(hidden))
+            embedding += nn.Dense(width, name="context")(context.mean(1))
+        if augmentation is not None:
+            embedding += nn.Dense(width, name="augmentation")(augmentation[:, None])
+        if guidance is not None:
+            embedding += GuidanceEmbedding(self.channels, name="guidance")(guidance)
+        seen = x if spatial is None else jnp.concatenate([x, spatial], axis=-1)
+        hidden = nn.Conv(width, (3, 3), name="first")(seen) + nn.Dense(width, name="shift")(nn.silu(embedding))[:, None, None]
+        return nn.Conv(x.shape[-1], (3, 3), name="last")(nn.Dropout(self.dropout, deterministic=not train)(nn.silu(hidden)))
 
 
 if __name__ == "__main__":

@@ -7,27 +7,17 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from small_unet import SmallUNet
 
 from jaxdiff import likelihood
 from jaxdiff.app import build, cli, config
-from jaxdiff.app.build import networks
 from jaxdiff.app.runs import finish, storage, trained
 from jaxdiff.app.runs import likelihood as bits
 from jaxdiff.data import Images
 from jaxdiff.io import errors
 
-pytestmark = pytest.mark.usefixtures("small_autoencoder")
+pytestmark = pytest.mark.usefixtures("small_unet", "small_autoencoder", "one_device")
 
 TINY = ("--data.batch-size", "16", "--model.channels", "8", "--model.attention", "--optimizer.warmup-steps", "2", "--steps", "4")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small_unet():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "UNet", SmallUNet)
-        patch.setattr(build, "layout", partial(build.layout, devices=jax.devices()[:1]))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from small_unet import SmallUNet
 
 from jaxdiff.app import cli
-from jaxdiff.app.build import networks
 from jaxdiff.training import checkpoint
 
 TINY = (
-    *("--data.batch-size", "8", "--model.channels", "2000", "--model.attention", "--steps", "40"),
+    *("--data.batch-size", "8", "--model.channels", "100", "--model.attention", "--steps", "40"),
     *("--sampling.every", "0", "--sampling.num", "10", "--sampling.steps", "2", "--evaluation.num", "0", "--checkpoint-every", "2"),
     *("--keep", "99"),
 )
@@ -42,8 +40,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
-def test_a_full_disk_is_said_in_one_line_and_older_checkpoints_stay(small_disk, tfds_dir, capsys, monkeypatch, one_device):
-    monkeypatch.setattr(networks, "UNet", SmallUNet)
+def test_a_full_disk_is_said_in_one_line_and_older_checkpoints_stay(small_disk, tfds_dir, capsys, one_device, small_unet):
     workdir = small_disk / "run"
     assert cli.main(["train", "configs/digits.py", "--workdir", str(workdir), "--data-dir", tfds_dir, *TINY]) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]

@@ -8,11 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_unet import SmallUNet
 
 from jaxdiff import data, evaluate
 from jaxdiff.app import cli, config
-from jaxdiff.app.build import networks
 from jaxdiff.app.runs import finish, storage
 from jaxdiff.app.runs import train as run
 from jaxdiff.evaluate import feature_cache, reference_classifier, reference_statistics
@@ -23,10 +21,9 @@ DIGITS = config.Data(name="digits", image_shape=(8, 8, 1))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
+def cache(tmp_path_factory, small_unet):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXDIFF_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(networks, "UNet", SmallUNet)
         yield files.cache_dir()
 
 

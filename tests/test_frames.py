@@ -9,12 +9,10 @@ import traceback
 import jax
 import numpy as np
 import pytest
-from small_unet import SmallUNet
 
 import jaxdiff
 from jaxdiff import losses
 from jaxdiff.app import build, cli
-from jaxdiff.app.build import networks
 from jaxdiff.app.config import load, to_dict
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.samplers.loop import stateless
@@ -26,11 +24,7 @@ RECIPE = PACKAGE.parent / "configs" / "digits.py"
 FLAGS = ("--data.batch-size", "8", "--model.channels", "16", "--model.multipliers", "1", "--model.attention")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small_unet():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "UNet", SmallUNet)
-        yield
+pytestmark = pytest.mark.usefixtures("small_unet")
 
 
 def frames(stack):

@@ -7,10 +7,8 @@ import signal
 
 import pytest
 from PIL import Image
-from small_unet import SmallUNet
 
 from jaxdiff.app import cli, config
-from jaxdiff.app.build import networks
 from jaxdiff.app.runs import ladder, sources, train
 from jaxdiff.training import checkpoint
 
@@ -46,11 +44,7 @@ ladder = Ladder(
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small_unet(one_device):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "UNet", SmallUNet)
-        yield
+pytestmark = pytest.mark.usefixtures("small_unet", "one_device")
 
 
 def written(folder):

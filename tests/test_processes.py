@@ -13,16 +13,14 @@ import time
 import jax
 import numpy as np
 import pytest
-from small_unet import SmallUNet
 
 from jaxdiff.app import build, cli
-from jaxdiff.app.build import networks
 from jaxdiff.app.runs import storage
 from jaxdiff.training import checkpoint, distributed
 
 TESTS = pathlib.Path(__file__).parent
 TINY = (
-    *("--data.batch-size", "16", "--model.channels", "512", "--steps", "30"),  # as wide as arrays must be to be shared out
+    *("--data.batch-size", "16", "--model.channels", "128", "--steps", "30"),  # as wide as arrays must be to be shared out
     *("--optimizer.warmup-steps", "5", "--optimizer.schedule", "constant", "--log-every", "1", "--checkpoint-every", "10"),
     *("--sampling.every", "25", "--sampling.num", "20", "--sampling.steps", "2", "--evaluation.num", "0", "--keep", "9"),
 )
@@ -82,9 +80,7 @@ def losses(workdir, after=0):
     return {line["step"]: line["loss"] for line in metrics(workdir) if line["step"] > after}
 
 
-@pytest.fixture(autouse=True)
-def small_unet(monkeypatch):
-    monkeypatch.setattr(networks, "UNet", SmallUNet)
+pytestmark = pytest.mark.usefixtures("small_unet")
 
 
 def final_state(workdir):

@@ -13,12 +13,10 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from small_unet import SmallUNet
 
 import jaxdiff as jd
 from jaxdiff import cascade, data, evaluate
 from jaxdiff.app import build, cli, config
-from jaxdiff.app.build import networks
 from jaxdiff.app.config import Autoencoder, Data, Diffusion, Experiment, Model, Optimizer, Sampling, Sources
 from jaxdiff.app.report import curves, neighbours, quality, render, run_record
 from jaxdiff.app.runs import storage
@@ -92,11 +90,7 @@ def assert_stands_alone(page, path):
     assert all(min(decoded(image).shape[:2]) >= 8 and image["alt"] for image in page.images)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small_unet():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "UNet", SmallUNet)
-        yield
+pytestmark = pytest.mark.usefixtures("small_unet")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ import small_unet
 from PIL import Image
 
 from jaxdiff.app import cli, config
-from jaxdiff.app.build import networks
 from jaxdiff.app.runs import storage, train
 from jaxdiff.app.runs.trained import sample_file_name
 from jaxdiff.training import checkpoint
@@ -32,11 +31,7 @@ LAST = 400
 STEPS = ("--steps", str(LAST))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small_network():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "UNet", small_unet.SmallUNet)
-        yield
+pytestmark = pytest.mark.usefixtures("small_unet")
 
 
 def words(workdir, tfds_dir, *flags):

@@ -7,10 +7,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from small_unet import SmallUNet
 
 from jaxdiff.app import build, cli, config
-from jaxdiff.app.build import networks
 from jaxdiff.app.runs import storage
 from jaxdiff.app.runs import train as run
 from jaxdiff.app.runs.sources import check_measured, record_sources, resolve_sources, source_configs, source_params
@@ -42,11 +40,7 @@ config = Experiment(
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small_unet(one_device):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "UNet", SmallUNet)
-        yield
+pytestmark = pytest.mark.usefixtures("small_unet", "one_device")
 
 
 @pytest.fixture(scope="module")

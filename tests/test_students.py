@@ -8,7 +8,6 @@ import shutil
 import signal
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,6 @@ import pytest
 
 from jaxdiff import process
 from jaxdiff.app import build, cli
-from jaxdiff.app.build import networks
 from jaxdiff.app.config import (
     Autoencoder,
     Data,
@@ -35,7 +33,6 @@ from jaxdiff.app.runs import train as run
 from jaxdiff.app.runs.sources import record_sources, source_configs, source_params
 from jaxdiff.app.runs.trained import image_sampler
 from jaxdiff.io.errors import ConfigError
-from jaxdiff.models.layers import GuidanceEmbedding
 from jaxdiff.training import TrainState, checkpoint
 
 TEACHER = Experiment(
@@ -101,31 +98,13 @@ def untrained(workdir, config, seed=0):
     return workdir
 
 
-class SmallUNet(nn.Module):
-    """Two convolutions that are given what a UNet is: quick to compile."""
-
-    channels: int = 128
-    num_classes: int = 0
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(self, x, condition, label=None, train=False, *, guidance=None):
-        width = 4 * self.channels
-        embedding = nn.Dense(width)(condition[:, None] / 10) + nn.Embed(self.num_classes + 1, width)(label)
-        if guidance is not None:
-            embedding += GuidanceEmbedding(self.channels, name="guidance")(guidance)
-        hidden = nn.Conv(width, (3, 3))(x) + nn.Dense(width)(nn.silu(embedding))[:, None, None]
-        return nn.Conv(x.shape[-1], (3, 3))(nn.Dropout(self.dropout, deterministic=not train)(nn.silu(hidden)))
-
-
 LAYOUT = build.layout
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick(small_autoencoder):
-    """Runs of a small network, on one device."""
+def quick(small_unet, small_autoencoder):
+    """Runs of small networks, on one device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "UNet", SmallUNet)
         patch.setattr(build, "layout", partial(LAYOUT, devices=jax.devices()[:1]))
         yield
 

@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_unet import SmallUNet
 
 import jaxdiff as jd
 from jaxdiff.app import build, config
-from jaxdiff.app.build import networks
 from jaxdiff.app.config import Autoencoder, Data, Distillation, Experiment, Model, Sampling, Sources
 from jaxdiff.app.runs import storage, trained
 from jaxdiff.app.runs.sources import source_configs
@@ -59,11 +57,7 @@ def untrained(workdir, made, seed):
     (workdir / "config.json").write_text(json.dumps(config.to_dict(made)))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small_unet(one_device):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "UNet", SmallUNet)
-        yield
+pytestmark = pytest.mark.usefixtures("small_unet", "one_device")
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,13 @@ the runs that it was taken from.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import logging
 import pathlib
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -203,6 +206,7 @@ def _read(workdir: pathlib.Path, step: int, like: Mapping[str, Any], together: b
     Each process reads what its own devices hold, and waits for no other; with `together` all must read, and all can or none.
     """
     directory, items, reason = _directory(workdir) / str(step), {}, ""
+    _silence_abandoned_reads()
     try:
         with progress.waiting(f"reading checkpoint {step}"):
             items = _restored(directory, like)
@@ -222,6 +226,19 @@ def _restored(directory: pathlib.Path, like: Mapping[str, Any]) -> Any:
     with ocp.Checkpointer(composite, multiprocessing_options=alone) as reader:
         wanted: dict[str, Any] = {name: ocp.args.StandardRestore(item) for name, item in like.items()}
         return reader.restore(directory, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **wanted))
+
+
+@functools.cache
+def _silence_abandoned_reads() -> None:
+    """Of the reads that a failed one leaves waiting, each raises when it is freed; Python would print a hundred lines of each."""
+    plain = sys.unraisablehook
+
+    def hook(raised: Any) -> None:
+        of_orbax = inspect.iscoroutine(raised.object) and "orbax" in raised.object.cr_code.co_filename
+        if not of_orbax and "Event loop is closed" not in str(raised.exc_value):
+            plain(raised)
+
+    sys.unraisablehook = hook
 
 
 def _agree(reason: str, directory: pathlib.Path, together: bool) -> None:
