@@ -35,8 +35,10 @@ get_ipython().system = strict
 """What makes a failing `!command` fail its cell, which it does not by itself."""
 
 
-def executed(path: pathlib.Path, workdir: pathlib.Path, reduced: bool = False, **env: str) -> nbformat.NotebookNode:
+def executed(path: pathlib.Path, workdir: pathlib.Path, reduced: bool = False, before: str = "", **env: str) -> nbformat.NotebookNode:
     """The notebook with the outputs that it has in `workdir`, run by this Python with the variables `env` beside its own.
+
+    `before` is Python that runs between its parameters and all that follows.
 
     Raises:
         CellExecutionError: a cell failed, or a command in it.
@@ -46,7 +48,7 @@ def executed(path: pathlib.Path, workdir: pathlib.Path, reduced: bool = False, *
     ours = [nbformat.v4.new_code_cell(STRICT)]
     place = next(number for number, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
     values = notebook.metadata.jaxdiff.reduced if reduced else {}
-    ours.append(nbformat.v4.new_code_cell("\n".join(f"{name} = {value!r}" for name, value in values.items())))
+    ours.append(nbformat.v4.new_code_cell("\n".join([before, *(f"{name} = {value!r}" for name, value in values.items())])))
     running = nbformat.from_dict({**notebook, "cells": [*cells[: place + 1], *ours, *cells[place + 1 :]]})
     (workdir / "configs").symlink_to(ROOT / "configs")
     client = nbclient.NotebookClient(running, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(workdir)}})

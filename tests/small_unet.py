@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxdiff.app import cli
 from jaxdiff.app.build import networks
+from jaxdiff.models import autoencoder
 from jaxdiff.models.layers import GuidanceEmbedding
 
 
@@ -36,6 +37,12 @@ class SmallUNet(nn.Module):
         return nn.Conv(x.shape[-1], (3, 3), name="last")(nn.Dropout(self.dropout, deterministic=not train)(nn.silu(hidden)))
 
 
-if __name__ == "__main__":
+def replace_networks():
+    """A `SmallUNet` in place of UNets, and in autoencoders a convolution in place of each residual block."""
     networks.UNet = SmallUNet
+    autoencoder.Half.block = lambda self, x, channels, name, attend=None: self.conv(x, channels, name)
+
+
+if __name__ == "__main__":
+    replace_networks()
     cli.entry()

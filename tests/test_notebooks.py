@@ -5,11 +5,13 @@ import base64
 import io
 import pathlib
 import re
+import sys
 
 import execute
 import nbformat
 import numpy as np
 import pytest
+import small_unet
 from PIL import Image
 
 COLAB = pathlib.Path(__file__).parents[1] / "colab"
@@ -21,6 +23,26 @@ BADGE = (
 PICTURE, WHOLE = 60_000, 500_000  # bytes
 LONGEST = 12  # lines of a function or class: what is longer belongs in the library
 LAST_INSTALLING = 2  # the cells up to this one find or install jaxdiff
+
+SMALL = """\
+import os, shlex, sys
+sys.path.append({tests!r})
+from small_unet import replace_networks
+from jaxdiff.app import cli
+replace_networks()
+os.environ["PATH"] = {bin!r} + os.pathsep + os.environ["PATH"]
+
+def system(command, run=get_ipython().system):
+    command = get_ipython().var_expand(command, depth=1)
+    if command.startswith("jaxdiff ") and not set("|&>") & set(command):
+        status = cli.main(shlex.split(command)[1:])
+        assert status == 0, command
+    else:
+        run(command)
+
+get_ipython().system = system
+"""
+"""Of a notebook that is tested: small networks, in its own process and in `jaxdiff`, and simple commands without a process each."""
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
@@ -67,8 +89,14 @@ def test_runs_from_top_to_bottom(path, tmp_path, tfds_dir):
         "TFDS_DATA_DIR": tfds_dir,
         "JAXDIFF_CACHE_DIR": str(tmp_path / "cache"),
         "IPYTHONDIR": str(tmp_path),
+        "JAX_NUM_CPU_DEVICES": "8" if path.name.startswith("05") else "1",
     }
-    ran = execute.executed(path, tmp_path, reduced=True, **offline, **here)
+    command = tmp_path / "bin" / "jaxdiff"
+    command.parent.mkdir()
+    command.write_text(f"#!/bin/sh\nexec {sys.executable} {small_unet.__file__} \"$@\"\n")
+    command.chmod(0o755)
+    small = SMALL.format(tests=str(pathlib.Path(__file__).parent), bin=str(command.parent))
+    ran = execute.executed(path, tmp_path, reduced=True, before=small, **offline, **here)
     drawn = pictures(ran)
     assert len(drawn) == len(pictures(read(path)))
     assert not any(map(blank, drawn))
