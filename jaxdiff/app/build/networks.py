@@ -1,6 +1,7 @@
 """The networks of a config: denoisers, and what autoencoders make of images."""
 
 import dataclasses
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +19,10 @@ from jaxdiff.models import autoencoder
 from jaxdiff.models.classifier import NoisyClassifier
 from jaxdiff.models.unet import UNet, network
 from jaxdiff.objectives import codebook
+
+Sources = Mapping[str, Experiment]  # configs of the runs that a run starts from, by their place: autoencoder, base, base.base
+NONE: Sources = types.MappingProxyType({})
+FROZEN = ("autoencoder", "features", "teacher")  # places whose params training reads
 
 
 class Vae(NamedTuple):
@@ -95,6 +100,12 @@ def module_of(config: Experiment, kind: Any, **others: Any) -> Any:
     """The module of that kind with those of its attributes that the config's model names, and others."""
     model = {**dataclasses.asdict(config.model), "dtype": jnp.dtype(config.model.dtype)}
     return kind(**{name: value for name, value in model.items() if name in kind.__dataclass_fields__}, **others)
+
+
+def space(config: Experiment, sources: Sources = NONE) -> tuple[int, int, int]:
+    """Height, width and channels of what the network sees: images, or latents of the autoencoder."""
+    shape = config.data.image_shape
+    return codec(sources["autoencoder"]).latent_shape(shape) if "autoencoder" in sources else shape
 
 
 def conditional_denoiser(config: Experiment, params: Any, given: Any, dropout_key: Array | None = None) -> Denoiser:

@@ -9,17 +9,17 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import cascade, objectives, process, samplers
-from jaxdiff.app.build.networks import codec, guided_denoiser, noisy_classifier, vae
+from jaxdiff.app.build.networks import NONE, Sources, codec, guided_denoiser, noisy_classifier, space, vae
 from jaxdiff.app.build.students import adapted, sampling_levels
 from jaxdiff.app.build.tables import SAMPLERS, SCHEDULES
-from jaxdiff.app.build.train_step import NONE, Sources, space
 from jaxdiff.app.config import Experiment
 from jaxdiff.denoiser import Denoiser, clip
 from jaxdiff.guidance import classifier_guide
 from jaxdiff.models import classifier
+from jaxdiff.process import Level
 
 
-def image_generator(config: Experiment, sources: Sources = NONE, trained: process.Level | None = None) -> Callable[..., Array]:
+def image_generator(config: Experiment, sources: Sources = NONE, trained: Level | None = None) -> Callable[..., Array]:
     """The pure function `(params, key, given, frozen) -> images [B, H, W, C]` of the config's sampler, or of a VAE's prior.
 
     Images lie in [-1, 1]; decoded ones may reach beyond.
@@ -52,7 +52,7 @@ def _prior_images(config: Experiment, params: Any, key: Array, num: int) -> Arra
 
 
 def denoising_trajectory(
-    config: Experiment, sources: Sources = NONE, trained: process.Level | None = None, most: int = 9
+    config: Experiment, sources: Sources = NONE, trained: Level | None = None, most: int = 9
 ) -> Callable[..., tuple[Array, Array]]:
     """The pure function `(params, key, given, frozen) -> (x, x0)` of the states of `image_generator`, each `[K, B, H, W, C]`.
 
@@ -80,12 +80,7 @@ def evenly_spaced_steps(steps: int, most: int) -> list[int]:
 
 
 def cascade_stages(
-    config: Experiment,
-    params: Any,
-    given: Mapping[str, Array],
-    sources: Sources = NONE,
-    frozen: Mapping[str, Any] = NONE,
-    trained: process.Level | None = None,
+    config: Experiment, params: Any, given: Mapping[str, Array], sources: Sources, frozen: Any, trained: Level | None = None
 ) -> list[cascade.Stage]:
     """The cascade that ends with the config's model, most often of one stage, each stage sampled as its own config says."""
     sampling, before = config.sampling, []
@@ -110,11 +105,11 @@ def cascade_stages(
     return [*before, cascade.Stage(denoiser, sampler, levels, space(config, sources), config.cascade.factor, augmentation)]
 
 
-def noisy_labels(config: Experiment) -> Callable[[Any, Array, Array, process.Level], Array]:
+def noisy_labels(config: Experiment) -> Callable[[Any, Array, Array, Level], Array]:
     """The pure function `(params, key, x0 [B, ...], level []) -> labels [B]`: what a classifier calls x0 noised to that level."""
     apply = classifier.network(noisy_classifier(config))
 
-    def label(params: Any, key: Array, x0: Array, level: process.Level) -> Array:
+    def label(params: Any, key: Array, x0: Array, level: Level) -> Array:
         x = process.diffuse(x0, jax.random.normal(key, x0.shape), level)
         return jnp.argmax(objectives.class_log_probs(apply, params)(x, level), axis=-1)
 

@@ -1,7 +1,6 @@
 """Objective, optimizer, state and layout of a config."""
 
-import types
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from jax import Array
 
 from jaxdiff import likelihood, losses, objectives, training
 from jaxdiff.app.build import students
-from jaxdiff.app.build.networks import codec, noisy_classifier, unet, vae
+from jaxdiff.app.build.networks import NONE, Sources, codec, noisy_classifier, space, unet, vae
 from jaxdiff.app.build.tables import PARAMETERIZATIONS, SCHEDULES, WEIGHTS
 from jaxdiff.app.config import STUDENTS, Experiment, distillation, guidance_is_input
 from jaxdiff.io.errors import ConfigError
@@ -25,16 +24,7 @@ from jaxdiff.objectives import codebook
 from jaxdiff.training import Objective, Step, TrainState, initial_state
 from jaxdiff.training.mesh import Layout, jit_layout, make_mesh, pmap_layout
 
-Sources = Mapping[str, Experiment]  # configs of the runs that a run starts from, by their place: autoencoder, base, base.base
-NONE: Sources = types.MappingProxyType({})
 DECAY = 0.99  # of the running means of a codebook
-FROZEN = ("autoencoder", "features", "teacher")  # places whose params training reads
-
-
-def space(config: Experiment, sources: Sources = NONE) -> tuple[int, int, int]:
-    """Height, width and channels of what the network sees: images, or latents of the autoencoder."""
-    shape = config.data.image_shape
-    return codec(sources["autoencoder"]).latent_shape(shape) if "autoencoder" in sources else shape
 
 
 def objective(config: Experiment, sources: Sources = NONE) -> Objective:
@@ -129,8 +119,11 @@ def optimizer(config: Experiment) -> optax.GradientTransformation:
     return optax.partition(players, lambda params: {name: name if name in players else "generator" for name in params})
 
 
-def init(config: Experiment, key: Array, sources: Sources = NONE) -> TrainState:
-    """The state at step 0, a pure function of the key; what is frozen is still to be put in."""
+def init(config: Experiment, key: Array, sources: Sources = NONE, teacher: Any = None) -> TrainState:
+    """The state at step 0, a pure function of the key; with the teacher's params, if given, where the student has the same.
+
+    What is frozen is still to be put in.
+    """
     image = jnp.zeros((1, *space(config, sources)))
     inputs = (image, jnp.zeros((1,)))
     if config.objective == "autoencoder":
@@ -155,6 +148,9 @@ def init(config: Experiment, key: Array, sources: Sources = NONE) -> TrainState:
         params = lora.init(key, jax.eval_shape(network_params, key), rank) if rank else network_params(key)
     if config.diffusion.schedule == "learned":
         params = {"network": params, "schedule": schedule.MonotoneLogsnr().init(key, jnp.zeros((1,)))["params"]}
+    if teacher is not None and not config.distillation.lora_rank:
+        known: dict[Any, Any] = flatten_dict(teacher)
+        params = unflatten_dict({name: jnp.copy(known.get(name, each)) for name, each in flatten_dict(params).items()})
     return initial_state(params, optimizer(config), config.ema, ema_dtype=config.ema_dtype)
 
 
@@ -168,15 +164,6 @@ def _autoencoder_params(config: Experiment, key: Array, image: Array) -> dict[st
     if c.adversarial:
         params["discriminator"] = _discriminator(config).init(adversary_key, image)["params"]
     return params
-
-
-def init_from_teacher(config: Experiment, state: TrainState, teacher: Any) -> TrainState:
-    """The state at step 0, with the teacher's params where the student has the same."""
-    if config.distillation.lora_rank:
-        return state
-    known: dict[Any, Any] = flatten_dict(teacher)
-    params = unflatten_dict({name: jnp.copy(known.get(name, each)) for name, each in flatten_dict(state.params).items()})
-    return initial_state(params, optimizer(config), config.ema, ema_dtype=config.ema_dtype)
 
 
 def next_round_state(config: Experiment, state: TrainState) -> TrainState:

@@ -96,9 +96,8 @@ def initial_or_restored_state(
     state = checkpoint.restore(workdir, storage.with_sharding(build.state_shapes(config, sources), sharding))
     frozen = distributed.shard_from_host(frozen, layout.sharding.frozen)
     if state is None:
-        state = jax.jit(partial(build.init, config, sources=sources), out_shardings=sharding)(jax.random.key(config.seed))
-        if "teacher" in frozen:
-            state = jax.jit(partial(build.init_from_teacher, config), out_shardings=sharding)(state, frozen["teacher"])
+        init = jax.jit(partial(build.init, config, sources=sources), out_shardings=sharding)
+        state = init(jax.random.key(config.seed), teacher=frozen.get("teacher"))
         return dataclasses.replace(state, frozen=frozen)
     step, length = int(state.step), distillation.round_steps(config)
     log.info("going on from step %d of %s", step, workdir)
