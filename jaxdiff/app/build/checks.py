@@ -1,6 +1,6 @@
 """Whether the runs that a config names as its sources fit it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from operator import attrgetter
 
@@ -90,8 +90,4 @@ def _of_teacher(config: Experiment, source: Experiment, its: str) -> Faults:
     yield config.objective == "progressive" and mine != (low, high), unlike
 
 
-FAULTS: dict[str, Callable[[Experiment, Experiment, str], Faults]] = {
-    "autoencoder": _of_autoencoder,
-    "classifier": _of_classifier,
-    "teacher": _of_teacher,
-}
+FAULTS = {"autoencoder": _of_autoencoder, "classifier": _of_classifier, "teacher": _of_teacher}

@@ -49,11 +49,7 @@ def _solver(sampler: samplers.Sampler) -> targets.Solver:
     return lambda denoise, x, t, s: sampler.step(denoise, x, (), t, s, jax.random.key(0))[0]
 
 
-SOLVERS: dict[str, targets.Solver] = {
-    "ddim": targets.euler,
-    "heun": _solver(samplers.heun()),
-    "heun_edm": _solver(samplers.heun(samplers.edm_trapezoid)),
-}
+SOLVERS = {"ddim": targets.euler, "heun": _solver(samplers.heun()), "heun_edm": _solver(samplers.heun(samplers.edm_trapezoid))}
 SPACINGS: dict[str, tuple[Callable[[process.Schedule], process.Schedule], float | None]] = {  # pace, and where it ends
     "time": (lambda schedule: schedule, None),
     "logsnr": (process.uniform_logsnr, 0.0),

@@ -154,9 +154,8 @@ def _read(inner: list[Instruction], name: str, shapes: dict[str, str]) -> float:
 
 def _written(inner: list[Instruction], instruction: Instruction, shapes: dict[str, str]) -> float:
     """Bytes of the results, of updated ones that part, without those that a collective running beside a fusion carries."""
-    updates = {
-        tuple(dims(each.shape)): size(shapes[each.operands[1]], True) for each in inner if each.opcode == "dynamic-update-slice"
-    }
+    updated = [each for each in inner if each.opcode == "dynamic-update-slice"]
+    updates = {tuple(dims(each.shape)): size(shapes[each.operands[1]], True) for each in updated}
     results = arrays(instruction.shape)
     if any(each.opcode in COLLECTIVES for each in inner):
         moved = {each.name for each in inner if each.opcode in (*COLLECTIVES, "parameter")}

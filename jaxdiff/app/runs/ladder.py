@@ -84,9 +84,7 @@ def _rung(stage: Stage, how: str, calls: int, **sampling: Any) -> Rung:
     return Rung(name, calls, stage.workdir, validated(config, where=name))
 
 
-def measure_rungs(
-    ladder: Ladder, workdir: pathlib.Path, rungs: Sequence[Rung], data_dir: str | None = None
-) -> list[dict[str, Any]]:
+def measure_rungs(ladder: Ladder, workdir: pathlib.Path, rungs: Sequence[Rung], data_dir: str | None) -> list[dict[str, Any]]:
     """A row for each rung: name, calls, label agreement and Frechet distance of its samples, of which a grid is drawn.
 
     Rows are kept in `ladder.json`; one that is there with the same run and settings is not measured again.

@@ -91,9 +91,7 @@ def sampling_inputs(config: Experiment, workdir: pathlib.Path | None = None) -> 
     return source_configs(config, workdir, places), source_params(config, workdir, places)
 
 
-def source_configs(
-    config: Experiment, workdir: pathlib.Path | None = None, places: Sequence[str] | None = None
-) -> dict[str, Experiment]:
+def source_configs(config: Experiment, workdir: pathlib.Path | None = None, places: Sequence[str] = ()) -> dict[str, Experiment]:
     """The configs of the runs that a config, of the run in `workdir`, starts from, and under `base.` those of its base.
 
     Only of those `places` if given. Each must be of the kind of its place, and fit the config.
@@ -112,7 +110,7 @@ def source_configs(
     return configs
 
 
-def source_params(config: Experiment, workdir: pathlib.Path | None = None, places: Sequence[str] | None = None) -> dict[str, Any]:
+def source_params(config: Experiment, workdir: pathlib.Path | None = None, places: Sequence[str] = ()) -> dict[str, Any]:
     """The params of the runs that a config starts from, by place, as the run in `workdir` knows them; only of those `places`."""
     directories = source_directories(config, workdir, places)
     if workdir is not None:
@@ -125,7 +123,7 @@ def source_params(config: Experiment, workdir: pathlib.Path | None = None, place
             check_measured(source, params[place], step, directory)
         if place == "base":
             params |= {f"base.{name}": value for name, value in source_params(source, directory, sampling_sources(source)).items()}
-    if config.sources.features.endswith(".npz") and (places is None or "features" in places):
+    if config.sources.features.endswith(".npz") and (not places or "features" in places):
         params["features"] = perceptual.load(config.sources.features)
     return params
 
@@ -147,9 +145,8 @@ def check_measured(config: Experiment, params: Any, step: int, workdir: pathlib.
     fresh = np.all(np.asarray(params["latent"]["shift"]) == 0) and np.all(np.asarray(params["latent"]["scale"]) == 1)
     if step < config.steps or fresh:
         how = "train it on, by its recipe with more --steps" if fresh else "train it on"
-        raise ConfigError(
-            f"the autoencoder {workdir} is at step {step} of {config.steps}; its latents are measured at the end: {how}"
-        )
+        state = f"the autoencoder {workdir} is at step {step} of {config.steps}"
+        raise ConfigError(f"{state}; its latents are measured at the end: {how}")
 
 
 def _check_same_latents(config: Experiment, workdir: pathlib.Path | None, teacher: pathlib.Path) -> None:
@@ -169,10 +166,10 @@ def _recorded(workdir: pathlib.Path) -> dict[str, Any]:
         raise ConfigError(f"{path} no longer says what {workdir} was trained on: {how}") from error
 
 
-def _check_recorded(workdir: pathlib.Path, directories: Mapping[str, pathlib.Path], places: Sequence[str] | None = None) -> None:
+def _check_recorded(workdir: pathlib.Path, directories: Mapping[str, pathlib.Path], places: Sequence[str] = ()) -> None:
     for place, before in _recorded(workdir).items():
         now = fingerprint(directories[place]) if place in directories else "none"
-        if (places is None or place in places) and now != before["fingerprint"]:
+        if (not places or place in places) and now != before["fingerprint"]:
             raise ConfigError(
                 f"{workdir} was trained with the {place} {before['run']} as it was then ({before['fingerprint']}), "
                 f"{directories.get(place, 'nothing')} is another ({now}); name that one (--sources.{place}) or choose another "

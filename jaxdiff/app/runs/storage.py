@@ -10,23 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.app import build
-from jaxdiff.app.config import (
-    STUDENTS,
-    Experiment,
-    differences,
-    distillation,
-    from_dict,
-    to_dict,
-    uses_discrete_levels,
-    with_article,
-)
+from jaxdiff.app.config import STUDENTS, Experiment, differences, distillation, from_dict, to_dict, with_article
 from jaxdiff.io import files
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.process import Level
 from jaxdiff.training import as_float32, checkpoint, distributed
 
 
-def read_config(workdir: pathlib.Path, objective: str | None = None) -> Experiment:
+def read_config(workdir: pathlib.Path, objective: str = "") -> Experiment:
     """The config of a run, which must have trained that objective if one is given; a student counts as diffusion."""
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
@@ -38,11 +29,9 @@ def read_config(workdir: pathlib.Path, objective: str | None = None) -> Experime
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a config")
     config = from_dict(values, where=str(path))
-    if objective not in (None, "diffusion" if config.objective in STUDENTS else config.objective):
+    if objective not in ("", "diffusion" if config.objective in STUDENTS else config.objective):
         hint = " (--classifier takes the classifier)" if "classifier" in (objective, config.objective) else ""
-        raise ConfigError(
-            f"{workdir} is {with_article(config.objective)} run, here {with_article(str(objective))} run is wanted{hint}"
-        )
+        raise ConfigError(f"{workdir} is {with_article(config.objective)} run, here {with_article(objective)} run is wanted{hint}")
     return config
 
 
@@ -80,7 +69,7 @@ def ema_name(config: Experiment, workdir: pathlib.Path, ema: str | None) -> str:
 
 def read_levels(config: Experiment, workdir: pathlib.Path) -> Level | None:
     """The levels `[N + 1]` on which the student of `read_params` was trained, and must be sampled; None where it has no list."""
-    if not uses_discrete_levels(config):
+    if not distillation.uses_discrete_levels(config):
         return None
     step, saved = checkpoint.read_levels(workdir, _end_of_round(config, workdir))
     trained = Level(*(jnp.asarray(saved[name], jnp.float32) for name in ("alpha", "sigma")))
@@ -107,15 +96,13 @@ def source_names(config: Experiment) -> dict[str, str]:
     return {place: name for place, name in names.items() if name}
 
 
-def source_directories(
-    config: Experiment, workdir: pathlib.Path | None = None, places: Sequence[str] | None = None
-) -> dict[str, pathlib.Path]:
+def source_directories(config: Experiment, workdir: pathlib.Path | None, places: Sequence[str] = ()) -> dict[str, pathlib.Path]:
     """The directories of the runs that a config names, by place, only of those `places` if given; a file of weights is none.
 
     One that is not where it was is looked for beside the config's own run, `workdir`.
     """
     named = {place: name for place, name in source_names(config).items() if not name.endswith(".npz")}
-    paths = {place: pathlib.Path(name) for place, name in named.items() if places is None or place in places}
+    paths = {place: pathlib.Path(name) for place, name in named.items() if not places or place in places}
     if workdir is None:
         return paths
     beside = {place: pathlib.Path(workdir).parent / path.name for place, path in paths.items()}
