@@ -78,11 +78,7 @@ def nearest(queries: np.ndarray, source: Images, indices: np.ndarray, k: int) ->
         where = np.concatenate([where, np.broadcast_to(part, squared.shape)], axis=1)
         kept = np.argpartition(best, min(k, best.shape[1]) - 1, axis=1)[:, :k]
         best, where = np.take_along_axis(best, kept, axis=1), np.take_along_axis(where, kept, axis=1)
-    exact = np.stack([_distances(query, source.rows(row)["image"]) for query, row in zip(queries, where, strict=True)])
+    near = (source.rows(row)["image"].astype(np.float64) for row in where)  # the expanded square loses the digits of small ones
+    exact = np.stack([np.sqrt(np.mean((each - query) ** 2, axis=(1, 2, 3))) for query, each in zip(queries, near, strict=True)])
     order = np.argsort(exact, axis=1, kind="stable")
     return np.take_along_axis(exact, order, axis=1), np.take_along_axis(where, order, axis=1)
-
-
-def _distances(query: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Computed again, since the expanded square above loses the digits of small ones."""
-    return np.sqrt(np.mean((images.astype(np.float64) - query[None]) ** 2, axis=(1, 2, 3)))

@@ -19,8 +19,8 @@ import numpy as np
 import jaxdiff
 from jaxdiff import data, evaluate
 from jaxdiff.app import build
-from jaxdiff.app.config import STUDENTS
-from jaxdiff.app.report import curves, neighbours, outcomes, quality
+from jaxdiff.app.config import DENOISERS
+from jaxdiff.app.report import curves, neighbours, quality
 from jaxdiff.app.report.run_record import RunRecord, read_runs, settings
 from jaxdiff.app.runs import finish, storage
 from jaxdiff.app.runs.sources import sampling_inputs
@@ -34,7 +34,6 @@ GRIDS = 6  # of samples over training, at most
 STRIPS = 4  # samples that are shown on their way
 COLUMNS = 9  # pictures of each, at most
 TRIED = 4  # parts of a run: outcomes, samples, denoising strips, nearest images
-DENOISE = ("diffusion", *STUDENTS)
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -72,7 +71,7 @@ def write_report(workdirs: Sequence[pathlib.Path], out: pathlib.Path, num: int =
     loader = jinja2.PackageLoader("jaxdiff.app.report", ".")
     strict: Any = {"autoescape": True, "undefined": jinja2.StrictUndefined}
     template = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **strict)
-    template.filters |= {"image": lambda image: curves.pixels(pictures.to_uint8(image)), "figure": quality.figure}
+    template.filters |= {"image": lambda image: curves.pixels(pictures.to_uint8(image)), "figure": quality.format_measure}
     page = template.get_template("page.html").render(
         parts=parts,
         title=", ".join(record.name for record in records),
@@ -105,8 +104,8 @@ def _part(
         train, test = (data.load_images(c.data, split, data_dir) for split in (c.data.split, c.data.held_out))
         return neighbours.compare(np.asarray(images), train, test, c.data.flip)
 
-    c, denoises = record.config, record.config.objective in DENOISE
-    ends = tried("results", True, lambda: outcomes.outcomes(record, data_dir)) or []
+    c, denoises = record.config, record.config.objective in DENOISERS
+    ends = tried("results", True, lambda: quality.outcomes(record, data_dir)) or []
     draws = num > 0 and record.step > 0 and (denoises or c.objective == "vae")
     step, images = tried("samples", draws, lambda: finish.draw_samples(c, record.workdir, num, data_dir)[:2]) or (0, None)
     ways = tried("denoising", step > 0 and denoises, lambda: denoising_strips(record, data_dir))
@@ -117,7 +116,7 @@ def _part(
         how = evaluate.describe_sampling(vars(c.sampling)) if denoises else "decoded from the prior"
         samples = f"drawn for this page from step {step:,}: {how}", curves.pixels(grid)
         _to_tensorboard(record, grid, ways, near)
-    grids, figures = list(_grids(record.workdir / "samples")), outcomes.figures(record, measured)
+    grids, figures = list(_grids(record.workdir / "samples")), quality.key_figures(record, measured)
     shown = {"record": record, "figures": figures, "outcomes": ends, "grids": grids, "samples": samples}
     return shown | {"strips": ways, "neighbours": near, "missing": missing}
 
