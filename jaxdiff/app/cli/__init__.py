@@ -3,7 +3,6 @@
 Each command is a function of a dataclass, whose fields tyro makes flags. Errors that the user can fix are printed as one line.
 """
 
-import difflib
 import logging
 import re
 import sys
@@ -28,6 +27,7 @@ from jaxdiff.app.cli.report_command import report
 from jaxdiff.app.cli.sample_command import sample
 from jaxdiff.app.cli.train_command import train
 from jaxdiff.app.cli.verify_command import verify
+from jaxdiff.app.config.validation import did_you_mean
 from jaxdiff.io import files
 from jaxdiff.io.errors import UsageError, UserError, disk_full, first_line
 from jaxdiff.training import distributed
@@ -57,9 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         jax.config.update("jax_compilation_cache_dir", str(files.cache_dir() / "compiled"))
     try:
         if name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join(COMMANDS)}; flags come after it"
-            raise UsageError(f"no command {name!r}; {hint}")
+            hint = did_you_mean(name, COMMANDS, f"write one of {', '.join(COMMANDS)}; flags come after it")
+            raise UsageError(f"no command {name!r}{hint}")
         kind, command = COMMANDS[name]
         parsed = arguments.parsed(name, kind, argv)
         if isinstance(parsed, int):

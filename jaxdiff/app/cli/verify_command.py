@@ -1,11 +1,10 @@
 """`jaxdiff verify`: its flags, and what it does with a sampler such as `heun`, or `path/to/file.py:my_sampler`."""
 
-import difflib
 import inspect
 import pathlib
 import runpy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -15,6 +14,7 @@ import tyro
 from jaxdiff import oracles, samplers
 from jaxdiff.app.cli.arguments import check_bounds
 from jaxdiff.app.config import SamplerName
+from jaxdiff.app.config.validation import did_you_mean
 from jaxdiff.io import progress
 from jaxdiff.io.errors import ConfigError, user_code_error
 from jaxdiff.samplers import Sampler
@@ -65,7 +65,12 @@ def _load_sampler(text: str) -> Sampler | Callable[..., Any]:
         choices = runpy.run_path(path) if path else built_in()
     except Exception as error:  # the user's own code
         raise user_code_error(path, path, error) from error
-    sampler = _named(choices, name, f"a name in {path}, such as" if path else "path/to/file.py:my_sampler, or one of")
+    if name not in choices:
+        public = [n for n, value in choices.items() if isinstance(value, Sampler) or (inspect.isfunction(value) and n[0] != "_")]
+        where = f"a name in {path}, such as" if path else "path/to/file.py:my_sampler, or one of"
+        hint = did_you_mean(name, public, f"write {where} {', '.join(public)}")
+        raise ConfigError(f"no sampler {name!r}{hint}")
+    sampler = choices[name]
     if inspect.isfunction(sampler) and _takes(sampler, 0) and not _takes(sampler, 4):
         try:
             sampler = sampler()
@@ -80,14 +85,6 @@ def built_in() -> dict[str, Callable[..., Any]]:
     """The samplers of configs that the library has by the same name and that need no arguments."""
     named = {name: getattr(samplers, name, None) for name in get_args(SamplerName)}
     return {name: factory for name, factory in named.items() if inspect.isfunction(factory) and _takes(factory, 0)}
-
-
-def _named(choices: Mapping[str, Any], name: str, where: str) -> Any:
-    if name in choices:
-        return choices[name]
-    public = [n for n, value in choices.items() if isinstance(value, Sampler) or (inspect.isfunction(value) and n[0] != "_")]
-    near = difflib.get_close_matches(name, public, n=1)
-    raise ConfigError(f"no sampler {name!r}" + (f"; did you mean {near[0]}?" if near else f"; write {where} {', '.join(public)}"))
 
 
 def _takes(function: Callable[..., Any], number: int) -> bool:

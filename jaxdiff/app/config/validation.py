@@ -49,9 +49,8 @@ def _defined(path: pathlib.Path, name: str, example: str) -> Any:
     """What a Python file defines by that name: a config, or a ladder."""
     if not pathlib.Path(path).is_file():
         there = [str(each) for each in pathlib.Path(path).parent.glob("*.py") if each.is_file()]
-        near = difflib.get_close_matches(str(path), there, n=1)
-        hint = f"did you mean {near[0]}?" if near else "write the path of a recipe, such as configs/digits.py"
-        raise ConfigError(f"no config file {path}; {hint}")
+        hint = did_you_mean(str(path), there, "write the path of a recipe, such as configs/digits.py")
+        raise ConfigError(f"no config file {path}{hint}")
     try:
         contents = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:  # the user's own code
@@ -99,7 +98,7 @@ def from_dict(values: Mapping[str, Any], where: str = "config") -> Experiment:
     known = flatten(to_dict(Experiment()))
     for name, value in flatten(values).items():
         if name not in known and name.split(".")[0] != "ema":
-            raise ConfigError(f"{where}: unknown key {name}{_nearest(name, known)}")
+            raise ConfigError(f"{where}: unknown key {name}{did_you_mean(name, known, cutoff=0.5)}")
         if isinstance(value, float) and not abs(value) <= LARGEST:
             raise ConfigError(f"{where}: {name} must be a finite number, got {value}")
     return _checked(Experiment, rules, values, where)
@@ -126,9 +125,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
+    """The end of a sentence that asks for the nearest of the known names, or else says what to write, if anything."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    hint = f"did you mean {near[0]}?" if near else otherwise
+    return hint and f"; {hint}"
 
 
 def _explain_unknown_field(message: str) -> str:
@@ -136,4 +137,5 @@ def _explain_unknown_field(message: str) -> str:
     words = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     if not words or not dataclasses.is_dataclass(owner := getattr(fields, words[1], None)):
         return message
-    return f"unknown key {words[2]} in {words[1]}{_nearest(words[2], [field.name for field in dataclasses.fields(owner)])}"
+    hint = did_you_mean(words[2], [field.name for field in dataclasses.fields(owner)], cutoff=0.5)
+    return f"unknown key {words[2]} in {words[1]}{hint}"
