@@ -118,10 +118,7 @@ def conditional_denoiser(config: Experiment, params: Any, given: Any, dropout_ke
 
 
 def guided_denoiser(config: Experiment, params: Any, given: Mapping[str, Any], scale: float | Array) -> Denoiser:
-    """The config's denoiser, guided by one scale, or by one an example `[B]`.
-
-    The scale of a student is an input of its network, or was learned; others are guided from null labels.
-    """
+    """The config's denoiser, guided from null labels by one scale, or by one an example `[B]`; a student has learned guidance."""
     label = given["label"]
     if config.objective in STUDENTS:
         scales = {"guidance": jnp.broadcast_to(jnp.asarray(scale, jnp.float32), label.shape)} if guidance_is_input(config) else {}
@@ -147,10 +144,7 @@ def nearest_codes(params: Any, z: Array) -> Array:
 
 
 def measure_latents(networks: Codec, params: Any, batches: Any) -> dict[str, np.ndarray]:
-    """Mean (`shift`) and standard deviation (`scale`) of each channel of the latents of some batches of images.
-
-    The scale of a channel that is constant is 1.
-    """
+    """Mean (`shift`) and standard deviation (`scale`; 1 of a constant) of each channel of the latents of batches of images."""
     encode = jax.jit(autoencoder.encode(networks.encoder))
     moments = [jax.device_get(encode(params, x0)) for x0 in batches]
     mean, std = (np.concatenate(part).astype(np.float64) for part in zip(*moments, strict=True))

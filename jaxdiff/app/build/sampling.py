@@ -33,7 +33,9 @@ def image_generator(config: Experiment, sources: Sources = NONE, trained: Level 
     def generate(params: Any, key: Array, given: Array | Mapping[str, Array], frozen: Mapping[str, Any] = NONE) -> Array:
         given = given if isinstance(given, Mapping) else {"label": given}
         if config.objective == "vae":
-            return _prior_images(config, params, key, len(given["label"]))
+            parts, images = vae(config), jax.ShapeDtypeStruct((len(given["label"]), *config.data.image_shape), jnp.float32)
+            codes = jax.eval_shape(parts.encode, params, images).mean
+            return parts.mean(params, jax.random.normal(key, codes.shape))
         stages = cascade_stages(config, params, given, sources, frozen, trained)
         if len(stages) > 1:
             x = cascade.sample(stages, key, len(given["label"]))
@@ -43,12 +45,6 @@ def image_generator(config: Experiment, sources: Sources = NONE, trained: Level 
         return codec(sources["autoencoder"]).decode(frozen["autoencoder"], x) if "autoencoder" in sources else x
 
     return generate
-
-
-def _prior_images(config: Experiment, params: Any, key: Array, num: int) -> Array:
-    parts, images = vae(config), jax.ShapeDtypeStruct((num, *config.data.image_shape), jnp.float32)
-    codes = jax.eval_shape(parts.encode, params, images).mean
-    return parts.mean(params, jax.random.normal(key, codes.shape))
 
 
 def denoising_trajectory(

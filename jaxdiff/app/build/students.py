@@ -45,10 +45,7 @@ def student_levels(config: Experiment, step: int | None = None) -> process.Level
 
 
 def sampling_levels(config: Experiment, params: Any = None, trained: process.Level | None = None) -> process.Level:
-    """The levels `[N + 1]` along which the config's sampler walks, of a learned schedule at these params.
-
-    Of a student of a list every so many of its levels, `trained` if given.
-    """
+    """The levels `[N + 1]` of the config's sampler: of a learned schedule at these params, of a student some of those `trained`."""
     if uses_discrete_levels(config):
         trained = student_levels(config) if trained is None else trained
         return trained[:: (trained.sigma.size - 1) // config.sampling.steps]

@@ -120,10 +120,7 @@ def optimizer(config: Experiment) -> optax.GradientTransformation:
 
 
 def init(config: Experiment, key: Array, sources: Sources = NONE, teacher: Any = None) -> TrainState:
-    """The state at step 0, a pure function of the key; with the teacher's params, if given, where the student has the same.
-
-    What is frozen is still to be put in.
-    """
+    """The state at step 0, with nothing frozen in it: a pure function of the key, and of the teacher's params if given."""
     image = jnp.zeros((1, *space(config, sources)))
     inputs = (image, jnp.zeros((1,)))
     if config.objective == "autoencoder":

@@ -32,16 +32,11 @@ def parsed(name: str, kind: Any, argv: list[str]) -> tuple[Any, GlobalFlags] | i
         return 0
     both = [(field, Annotated[type_, tyro.conf.arg(name="")]) for field, type_ in (("own", kind), ("shared", GlobalFlags))]
     typed: Any = dataclasses.make_dataclass("Typed", both)
-    complaint = io.StringIO()
+    complaint, options = io.StringIO(), (tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone)
+    known = None if default is None else typed(default, GlobalFlags())
     try:
         with contextlib.redirect_stderr(complaint):
-            arguments = tyro.cli(
-                typed,
-                default=None if default is None else typed(default, GlobalFlags()),
-                args=argv,
-                prog=f"jaxdiff {name}",
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone),
-            )
+            arguments = tyro.cli(typed, default=known, args=argv, prog=f"jaxdiff {name}", config=options)
     except SystemExit as exit:
         if exit.code == 2:
             print(f"jaxdiff {name}: {_one_line(complaint.getvalue())}; see jaxdiff {name} --help", file=sys.stderr)

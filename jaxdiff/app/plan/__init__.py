@@ -192,10 +192,7 @@ def conclusion(plans: Sequence[Plan]) -> str:
 
 
 def variants(job: Job, remats: Sequence[str] = (), batches: Sequence[int] = ()) -> list[Job]:
-    """The job on data-parallel, fully sharded and mixed meshes, with each remat policy and batch.
-
-    All policies if none are named, and the job's own batch and its double.
-    """
+    """The job on data-parallel, fully sharded and mixed meshes, with each of the remat policies, by default all, and batches."""
     policies = typing.get_args(typing.get_type_hints(Model)["remat"])
     if unknown := set(remats) - set(policies):
         raise ConfigError(f"--remats {sorted(unknown)[0]}: write some of {', '.join(policies)}")

@@ -102,10 +102,6 @@ def run_evaluator(
     """The evaluator of `num` samples against the config's data set: its classifier, or InceptionV3 with a file's weights.
 
     The classifier is trained on first use. The named measures are taken, by default all that apply.
-
-    Raises:
-        ConfigError: a name is unknown or does not apply, or the file holds no weights.
-        DataError: the data set cannot be read.
     """
     source = evaluate.data_set(config.data, data_dir)
     network = evaluate.classifier(source, config.evaluation.epochs) if weights is None else evaluate.inception(weights)
@@ -199,10 +195,7 @@ def _finish_autoencoder(config: Experiment, workdir: pathlib.Path, step: int, pa
 
 
 def measure_latents(config: Experiment, source: Images, state: TrainState) -> TrainState:
-    """The state with mean and standard deviation of its latents' channels over some training images, in params and EMAs.
-
-    Every process measures the same images; the result of the first counts.
-    """
+    """The state with shift and scale of its latents, as the first process measures them on some training images."""
     networks, params = build.codec(config), distributed.replicate_locally(next(iter(state.ema.values())))
     measured = build.measure_latents(networks, params, _chunks(source, min(config.autoencoder.measured, source.num_examples)))
     agreed = distributed.broadcast_from_first({name: np.asarray(value).tolist() for name, value in measured.items()})

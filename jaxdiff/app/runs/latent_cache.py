@@ -100,12 +100,7 @@ def load_latents(c: Data, run: pathlib.Path) -> Moments:
 
 
 def read_latents(directory: pathlib.Path, split: str, flip: bool = False) -> Moments:
-    """The moments of a split, in memory where they are small; with `flip` those of mirrored images after them.
-
-    Raises:
-        ConfigError: the directory holds no latents.
-        DataError: no such split, no mirrored images, or a damaged file.
-    """
+    """The moments of a split, in memory where they are small; with `flip` those of mirrored images after them."""
     stored = files.load_moments(directory, split, flip)
     length = stored.num_examples * (1 + flip)
     if length == 0:
