@@ -32,11 +32,7 @@ RESUMABLE = (
 
 
 def load(path: pathlib.Path) -> Experiment:
-    """The `config` of a Python file.
-
-    Raises:
-        ConfigError: no such file, no `config` in it, or a key, type or value in it that is wrong.
-    """
+    """The `config` of a Python file; a ConfigError says what is missing, or which key, type or value in it is wrong."""
     return validated(_defined(path, "config", "Experiment(...)"), where=str(path))
 
 

@@ -59,9 +59,6 @@ def write_report(workdirs: Sequence[pathlib.Path], out: pathlib.Path, num: int =
 
     `num` samples of each newest checkpoint are drawn as its config says, for the pictures of samples, of how some came out of
     noise, and of their nearest training images; 0 is none of these. What a run lacks is left out, with a line that says why.
-
-    Raises:
-        ConfigError: a directory holds no run, or one is given twice, or `out` cannot be written.
     """
     records = read_runs(workdirs)
     files.check_writable(out, "--out")

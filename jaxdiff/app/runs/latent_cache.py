@@ -1,5 +1,6 @@
 """A cache of latents: the moments of each image's posterior, encoded once, so that every epoch of training samples afresh."""
 
+import itertools
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -71,11 +72,8 @@ def write_latents(
     compiled = jax.jit(build.codec(config).encode, in_shardings=(replicated(mesh), rows), out_shardings=rows)
     encode = partial(compiled, jax.device_put(params, replicated(mesh)))
     sources = {split: data.load_images(c, split, data_dir) for split in splits}
-    parts = {
-        name + MIRRORED * mirrored: _encoded(encode, source, mirrored, size, name)
-        for name, source in sources.items()
-        for mirrored in range(1 + flip)
-    }
+    both = itertools.product(sources, range(1 + flip))
+    parts = {name + MIRRORED * mirrored: _encoded(encode, sources[name], mirrored, size, name) for name, mirrored in both}
     origin = Origin(storage.fingerprint(run), str(run), c.name, c.image_shape, c.fit, c.reduce, flip)
     files.write_latents(out, parts, next(iter(sources.values())).num_classes, origin)
     num_examples = {name: sources[name.removesuffix(MIRRORED)].num_examples for name in parts}

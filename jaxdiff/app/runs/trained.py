@@ -78,9 +78,6 @@ def image_sampler(
 
     With the run's `workdir` the levels are those of its checkpoint (in `training` still the config's finest), and the
     autoencoder must be the one that the run was trained with.
-
-    Raises:
-        ConfigError: a run that sampling needs (a classifier, an autoencoder, a cascade's base) is missing or does not fit.
     """
     sources, frozen = sampling_inputs(config, workdir)
     trained = None if workdir is None or training else storage.read_levels(config, workdir)
