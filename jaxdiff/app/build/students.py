@@ -66,15 +66,9 @@ def objective(config: Experiment, sources: Mapping[str, Experiment], condition: 
     if config.objective == "guided":
         student = objectives.guided(own, teacher, SCHEDULES[config.diffusion.schedule](), weight, condition=condition)
     elif config.objective == "progressive":
-        student = objectives.progressive(
-            own,
-            teacher,
-            student_levels(config),
-            weight,
-            condition=condition,
-            halvings=lambda step: jnp.minimum(step // distillation.round_steps(config), distillation.num_rounds(config) - 1),
-            every_level=d.every_level,
-        )
+        length, last = distillation.round_steps(config), distillation.num_rounds(config) - 1
+        options: dict[str, Any] = {"halvings": lambda step: jnp.minimum(step // length, last), "every_level": d.every_level}
+        student = objectives.progressive(own, teacher, student_levels(config), weight, condition=condition, **options)
     else:
         student = _consistency(config, teacher, condition, weight)
     return objectives.adapted(student, partial(adapted, config)) if d.lora_rank else student
@@ -91,16 +85,10 @@ def _consistency(config: Experiment, teacher: objectives.Teacher | None, conditi
     else:
         measure = objectives.lognormal_measure() if d.draw == "lognormal" else None
         pairs = objectives.steps_of(student_levels(config), _curriculum(config), skip=d.skip, measure=measure)
-    return objectives.consistency(
-        own,
-        teacher,
-        pairs,
-        objectives.inverse_gap if d.weight == "inverse_gap" else objectives.of_noisier(weight),
-        condition=condition,
-        target_ema=d.target_ema or None,
-        solver=SOLVERS[d.solver],
-        distance=losses.squared_error if d.distance == "squared" else losses.pseudo_huber(d.huber),
-    )
+    distance = losses.squared_error if d.distance == "squared" else losses.pseudo_huber(d.huber)
+    options = {"condition": condition, "target_ema": d.target_ema or None, "solver": SOLVERS[d.solver], "distance": distance}
+    of_pair = objectives.inverse_gap if d.weight == "inverse_gap" else objectives.of_noisier(weight)
+    return objectives.consistency(own, teacher, pairs, of_pair, **options)
 
 
 def _curriculum(config: Experiment) -> objectives.Curriculum:

@@ -44,13 +44,11 @@ class Neighbours(NamedTuple):
         """One sentence that reads the numbers."""
         (count, share), num = self.copies, len(self.distance)
         mine, others = np.median(self.distance[:, 0]), np.median(self.held_out)
-        medians = (
-            f"The nearest of {self.num_train:,} training images is {mine:.3f} from a sample and {others:.3f} from a held-out image "
-            f"(medians, ratio {mine / others if others else math.inf:.2f})"
-        )
+        medians = f"{mine:.3f} from a sample and {others:.3f} from a held-out image"
+        ratio = f"medians, ratio {mine / others if others else math.inf:.2f}"
         near = f"{count} of {num} samples are within a third of the latter, as are {share:.1%} of held-out images"
         verdict = "samples are copied from training images" if self.memorises else "nothing here is copied from training images"
-        return f"{medians}; {near}: {verdict}."
+        return f"The nearest of {self.num_train:,} training images is {medians} ({ratio}); {near}: {verdict}."
 
 
 def compare(samples: np.ndarray, train: Images, test: Images, flip: bool, k: int = 5, most: int = 8) -> Neighbours:

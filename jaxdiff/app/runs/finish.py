@@ -137,9 +137,8 @@ def _finish_vae(config: Experiment, workdir: pathlib.Path, step: int, params: An
     }
     for name, images in grids.items():
         pictures.save_grid(workdir / f"{name}.png", images, COLUMNS)
-    return "\n".join(
-        [f"samples, reconstructions and interpolations of step {step}:", *(str(workdir / f"{name}.png") for name in grids)]
-    )
+    paths = "\n".join(str(workdir / f"{name}.png") for name in grids)
+    return f"samples, reconstructions and interpolations of step {step}:\n{paths}"
 
 
 def reconstructions(config: Experiment, params: Any, x0: np.ndarray) -> np.ndarray:

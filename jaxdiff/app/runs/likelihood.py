@@ -169,10 +169,9 @@ def evaluate_likelihood(
     c, chosen = config.data, estimators(config, names, effort)
     source = data.load_images(c, images.split, images.data_dir)
     if c.fit == "pad" and source.native_shape != c.image_shape:
-        raise ConfigError(
-            f"--likelihood: {workdir} pads images of {source.native_shape} to {c.image_shape}, and padding counts as easy data; "
-            f"train with --data.image-shape {' '.join(map(str, source.native_shape))}"
-        )
+        padded = f"{workdir} pads images of {source.native_shape} to {c.image_shape}, and padding counts as easy data"
+        how = f"train with --data.image-shape {' '.join(map(str, source.native_shape))}"
+        raise ConfigError(f"--likelihood: {padded}; {how}")
     num = min(images.num, source.num_examples)
     if num < 2:
         raise ConfigError(f"--likelihood: {num} image has no error bar; give --num and --split at least two")

@@ -170,8 +170,6 @@ def _check_recorded(workdir: pathlib.Path, directories: Mapping[str, pathlib.Pat
     for place, before in _recorded(workdir).items():
         now = fingerprint(directories[place]) if place in directories else "none"
         if (not places or place in places) and now != before["fingerprint"]:
-            raise ConfigError(
-                f"{workdir} was trained with the {place} {before['run']} as it was then ({before['fingerprint']}), "
-                f"{directories.get(place, 'nothing')} is another ({now}); name that one (--sources.{place}) or choose another "
-                "--workdir"
-            )
+            then = f"{workdir} was trained with the {place} {before['run']} as it was then ({before['fingerprint']})"
+            how = f"name that one (--sources.{place}) or choose another --workdir"
+            raise ConfigError(f"{then}, {directories.get(place, 'nothing')} is another ({now}); {how}")

@@ -78,10 +78,9 @@ def read_levels(config: Experiment, workdir: pathlib.Path) -> Level | None:
     same = mine.sigma.shape == trained.sigma.shape and np.allclose(mine.sigma, trained.sigma, atol=1e-5)
     if not same or num % config.sampling.steps:
         logsnr = np.asarray(trained[:-1].logsnr)
-        raise ConfigError(
-            f"{workdir} was at step {step} trained on {num} steps of levels from logsnr {logsnr[0]:.2f} to {logsnr[-1]:.2f}; "
-            f"sample it on these, by the config that it was trained with and --steps that divide {num}"
-        )
+        known = f"{num} steps of levels from logsnr {logsnr[0]:.2f} to {logsnr[-1]:.2f}"
+        how = f"sample it on these, by the config that it was trained with and --steps that divide {num}"
+        raise ConfigError(f"{workdir} was at step {step} trained on {known}; {how}")
     return trained
 
 
@@ -122,8 +121,6 @@ def _end_of_round(config: Experiment, workdir: pathlib.Path) -> int | None:
     length, saved = distillation.round_steps(config), checkpoint.steps(workdir)
     if distillation.num_halvings(config) * length not in saved:
         known = [num for number, num in enumerate(distillation.sampling_steps(config), 1) if number * length in saved]
-        raise ConfigError(
-            f"{workdir} has no student of {config.sampling.steps} steps yet, but of {', '.join(map(str, known)) or 'none'}; "
-            "train it on, or choose --steps"
-        )
+        students = f"no student of {config.sampling.steps} steps yet, but of {', '.join(map(str, known)) or 'none'}"
+        raise ConfigError(f"{workdir} has {students}; train it on, or choose --steps")
     return distillation.num_halvings(config) * length
