@@ -1,5 +1,6 @@
 """Strict modes, eight simulated devices, a compilation cache: before anything touches a device."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -19,6 +20,7 @@ from small_unet import SmallUNet
 from jaxdiff.app.build import networks
 from jaxdiff.models import autoencoder
 
+gc.set_threshold(50_000)  # little of what tracing makes is garbage; looking for it takes a twentieth of the time
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -93,7 +93,7 @@ def test_runs_from_top_to_bottom(path, tmp_path, tfds_dir):
     }
     command = tmp_path / "bin" / "jaxdiff"
     command.parent.mkdir()
-    command.write_text(f"#!/bin/sh\nexec {sys.executable} {small_unet.__file__} \"$@\"\n")
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} {small_unet.__file__} "$@"\n')
     command.chmod(0o755)
     small = SMALL.format(tests=str(pathlib.Path(__file__).parent), bin=str(command.parent))
     ran = execute.executed(path, tmp_path, reduced=True, before=small, **offline, **here)
