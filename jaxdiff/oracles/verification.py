@@ -66,7 +66,7 @@ def verify(
         ValueError: x0 is not an array of x's shape, or an order is claimed for a sampler that uses its key.
 
     >>> import jaxdiff as jd
-    >>> jd.oracles.verify(jd.heun(), num=2000).passed
+    >>> jd.oracles.verify(jd.ddim(), num=500).passed
     True
     """
     function = _function(sampler)
