@@ -4,9 +4,10 @@ import doctest
 import pathlib
 import re
 import runpy
-import subprocess
 import sys
 
+import jax
+import matplotlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -47,22 +48,28 @@ def test_the_script_draws_all_pictures_that_are_shown():
     assert sorted(runpy.run_path(str(DOCS / "draw.py"))["PICTURES"]) == DRAWN
 
 
-def run(*command):
-    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT)
+@pytest.fixture
+def run(monkeypatch):
+    """A function that runs a script in this process, with the modes that JAX has outside these tests; its exit status."""
+
+    def run(script, *words):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"), matplotlib.rc_context():
+            return runpy.run_path(str(DOCS / script))["main"]()
+
+    return run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [["progressive", "cascade"]], ids="-".join)
-def test_pictures_are_drawn(names, tmp_path):
-    result = run(DOCS / "draw.py", *names, "--out", tmp_path)
-    assert result.returncode == 0, result.stderr
+def test_pictures_are_drawn(names, tmp_path, run):
+    run("draw.py", *names, "--out", tmp_path)
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(names)
 
 
 @pytest.mark.slow
-def test_site_builds(tmp_path):
-    result = run(DOCS / "build.py", "--out", tmp_path / "site")
-    assert result.returncode == 0, result.stderr
+def test_site_builds(tmp_path, run, capsys):
+    assert run("build.py", "--out", tmp_path / "site") == 0, capsys.readouterr().err
     assert {"index.html", "road.html", "jaxdiff.html"} <= {path.name for path in (tmp_path / "site").iterdir()}
     hosts = re.findall(r'<(?:img|script|link)\b[^>]*(?:src|href)="(https?:[^"]*)"', (tmp_path / "site" / "road.html").read_text())
     assert hosts == []
