@@ -28,11 +28,12 @@ TINY = (
     *("--optimizer.warmup-steps", "5", "--log-every", "1", "--sampling.every", "0", "--sampling.num", "10"),
     *("--sampling.steps", "2", "--evaluation.num", "0"),
 )
+COMMAND = (sys.executable, "-m", "jaxdiff")
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
 
 
 def start(workdir, flags):
-    command = [sys.executable, "-m", "jaxdiff", "train", str(RECIPE), "--workdir", str(workdir), *TINY, *flags]
+    command = [*COMMAND, "train", str(RECIPE), "--workdir", str(workdir), *TINY, *flags]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(tempfile.gettempdir()) / "jaxdiff_chaos_cache")}
     environment = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **cache, **os.environ}
     with (workdir.parent / f"{workdir.name}.log").open("a") as log:

@@ -2,8 +2,10 @@
 
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -15,16 +17,20 @@ TINY = (
     *("--sampling.every", "0", "--sampling.num", "10", "--sampling.steps", "2", "--evaluation.num", "0", "--checkpoint-every", "2"),
     *("--keep", "99"),
 )
-SCRIPT = pathlib.Path(__file__).parents[1] / "benchmarks" / "chaos.py"
+TESTS = pathlib.Path(__file__).parent
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_is_not(tfds_dir):
-    command = [sys.executable, str(SCRIPT), "--kills", "2", "--every", "5", "--data-dir", tfds_dir]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "bit-equal: params yes, ema yes, opt_state yes, step yes" in result.stdout
-    kills, in_saves, lost = map(int, re.search(r"(\d+) kills, (\d+) of them in saves, at most (\d+) steps", result.stdout).groups())
+def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_is_not(tfds_dir, small_unet, monkeypatch, capsys):
+    chaos = types.SimpleNamespace(**runpy.run_path(str(TESTS.parent / "benchmarks" / "chaos.py")))
+    monkeypatch.setitem(chaos.start.__globals__, "COMMAND", (sys.executable, str(TESTS / "small_unet.py")))
+    monkeypatch.setattr(sys, "argv", ["chaos.py", "--kills", "2", "--every", "5", "--data-dir", tfds_dir])
+    with pytest.raises(SystemExit) as ended:
+        chaos.main()
+    said = capsys.readouterr().out
+    assert ended.value.code == 0, said
+    assert "bit-equal: params yes, ema yes, opt_state yes, step yes" in said
+    kills, in_saves, lost = map(int, re.search(r"(\d+) kills, (\d+) of them in saves, at most (\d+) steps", said).groups())
     assert kills == 2
     assert in_saves >= 1
     assert lost <= 2 * 5  # a save in the background and the steps since
