@@ -40,7 +40,7 @@ config = Experiment(
 """
 
 
-pytestmark = pytest.mark.usefixtures("small_unet", "one_device")
+pytestmark = pytest.mark.usefixtures("small_unet", "small_autoencoder", "one_device")
 
 
 @pytest.fixture(scope="module")
