@@ -19,11 +19,28 @@ each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 
 
-def example(schedule, times, shape=(5, 4)):
-    """x0, noise and level at the times, [T, ...]."""
-    keys = jax.random.split(jax.random.key(0), 2)
-    x0, noise = (jax.random.normal(key, (len(times), *shape)) for key in keys)
-    return x0, noise, SCHEDULES[schedule](jnp.array(times)).expand(len(shape) + 1)
+def example(schedule, times):
+    """x0, noise and level at the times, [T, 5, 4]."""
+    return example_of(schedule, times, jax.dtypes.canonicalize_dtype(float))
+
+
+@functools.cache
+def example_of(schedule, times, dtype):
+    x0, noise = np.random.default_rng(0).normal(size=(2, len(times), 5, 4)).astype(dtype)
+    return jnp.asarray(x0), jnp.asarray(noise), jax.jit(lambda: SCHEDULES[schedule](jnp.array(times)).expand(3))()
+
+
+@functools.cache
+def grid(schedule, num_steps):
+    """A list of levels in float32, arrays of numpy."""
+    return jax.tree.map(np.asarray, jax.jit(lambda: jd.grid(schedule, num_steps))())
+
+
+COSINE, TO_MINUS_10 = SCHEDULES["cosine"], jd.cosine(-10.0)
+
+
+def normal(*shape):
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
 @each_parameterization
@@ -50,7 +67,7 @@ def test_own_weight_makes_the_plain_error_of_the_output(prediction, schedule, fl
     """The weighted x0 loss of any network equals the squared error of its output to the right one, by the papers' formulas."""
     parameterization, weight, right = PARAMETERIZATIONS[prediction]
     x0, noise, level = example(schedule, ENDS[1:-1])
-    output = jax.random.normal(jax.random.key(5), x0.shape)
+    output = jnp.asarray(np.random.default_rng(5).normal(size=x0.shape))
     denoise = jd.denoiser(lambda x, logsnr: output, parameterization)
     weighted = weight(level).ravel() * losses.squared_error(denoise(jd.diffuse(x0, noise, level), level), x0)
     plain = losses.squared_error(output, right(x0, noise, level.alpha, level.sigma))
@@ -135,8 +152,7 @@ def test_loss_is_zero_at_the_optimum_and_the_gradient_stops_at_the_target(predic
     np.testing.assert_allclose(losses.squared_error(denoise(x, level), x0), 0, atol=1e-4)
 
 
-def run(sampler, x, levels, key=None):
-    key = jax.random.key(0) if key is None else key
+def run(sampler, x, levels, key):
     return jd.sample(SAMPLERS[sampler], oracles.denoiser(clouds()), x, levels, key)
 
 
@@ -149,10 +165,9 @@ def compiled(sampler) -> Any:
 @each_sampler
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "karras", "rectified_flow"])
 def test_sampler_ends_at_clean_finite_data(sampler, schedule):
-    levels = jd.grid(SCHEDULES[schedule], 64)
-    x = levels.sigma[0] * jax.random.normal(jax.random.key(1), (256, 2))
+    levels = grid(SCHEDULES[schedule], 64)
     with jax.debug_nans(True):
-        x0 = compiled(sampler)(x, levels)
+        x0 = compiled(sampler)(levels.sigma[0] * normal(256, 2), levels, jax.random.key(0))
     means, stds = (np.asarray(values) for values in (clouds().means, clouds().stds))
     nearest = np.linalg.norm(np.asarray(x0)[:, None] - means, axis=-1) / stds[:, 0]
     assert np.quantile(nearest.min(-1), 0.99) < 5
@@ -183,17 +198,18 @@ def network(number, rounded):
 @each_sampler
 def test_every_parameterization_of_a_network_is_sampled(sampler):
     """To within the network's precision: the worst case divides bfloat16's error by a small alpha."""
-    levels = jd.grid(jd.cosine(-10.0), 48)
-    x = jax.random.normal(jax.random.key(1), (512, 2))
 
-    def end(denoise):
+    def end(denoise, x, levels):
         return jd.sample(SAMPLERS[sampler], jd.clip(denoise, -2, 2), x, levels, jax.random.key(0))
 
+    @jax.jit
+    def exact_and_each(x, levels, *networks):
+        each = jax.vmap(lambda number, rounded: end(network(number, rounded), x, levels))(*networks)
+        return end(oracles.denoiser(clouds()), x, levels), each
+
     with jax.debug_nans(True):
-        exact = end(oracles.denoiser(clouds()))
-        ends = jax.jit(jax.vmap(lambda number, rounded: end(network(number, rounded))))(
-            *map(jnp.array, zip(*NETWORKS, strict=True))
-        )
+        networks = map(np.array, zip(*NETWORKS, strict=True))
+        exact, ends = exact_and_each(normal(128, 2), grid(TO_MINUS_10, 48), *networks)
     assert ends.dtype == jnp.float32
     errors = np.median(np.linalg.norm(np.asarray(ends) - np.asarray(exact), axis=-1), axis=-1)
     assert np.all(errors < np.where(np.array(NETWORKS)[:, 1], 0.3, 1e-3))
@@ -220,13 +236,12 @@ def test_guidance_keeps_float32_is_finite_and_compiles_once(name, dtype):
         calls.append(None)
         return jd.sample(jd.ddim(), guided(name, scale, dtype), x, levels, jax.random.key(0))
 
-    x = jax.random.normal(jax.random.key(1), (256, 2))
     with jax.debug_nans(True):
-        ends = [sample(x, jd.grid(jd.cosine(), 20), jnp.float32(scale)) for scale in (1.0, 1.5, 3.0)]
+        ends = [sample(normal(256, 2), grid(COSINE, 20), np.float32(scale)) for scale in (1.0, 1.5, 3.0)]
     assert len(calls) == 1
     assert all(end.dtype == jnp.float32 for end in ends)
-    near = jnp.linalg.norm(ends[0] - clouds().means[:1], axis=-1) < 1.0
-    assert float(jnp.mean(near)) > 0.95  # at scale 1 each of them is the label's own denoiser
+    near = np.linalg.norm(ends[0] - np.asarray(clouds().means[:1]), axis=-1) < 1.0
+    assert np.mean(near) > 0.95  # at scale 1 each of them is the label's own denoiser
 
 
 @pytest.mark.parametrize("name", GUIDANCES)
@@ -260,36 +275,36 @@ def test_the_step_to_clean_adds_no_noise(sampler):
 @each_sampler
 def test_gradients_in_x_and_levels_are_finite(sampler):
     """With a level that comes twice, too: nothing is fresh between the two. The denoiser is that of standard normal data."""
-    levels = jd.grid(jd.cosine(-10.0), 6)
-    levels = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:3], leaf[2:]]), levels) if sampler != "euler_maruyama" else levels
+    levels = grid(TO_MINUS_10, 6)
+    levels = jax.tree.map(lambda leaf: np.concatenate([leaf[:3], leaf[2:]]), levels) if sampler != "euler_maruyama" else levels
 
     def square(x, levels):
         x0 = jd.sample(SAMPLERS[sampler], lambda x, t: t.alpha / (t.alpha**2 + t.sigma**2) * x, x, levels, jax.random.key(0))
         return jnp.sum(x0**2)
 
-    gradients = jax.jit(jax.grad(square, argnums=(0, 1)))(jnp.ones((3, 2)), levels)
+    gradients = jax.jit(jax.grad(square, argnums=(0, 1)))(np.ones((3, 2), np.float32), levels)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
 
 
 @each_sampler
 def test_sampler_keeps_float64(sampler, float64):
-    levels = jd.grid(jd.cosine(), 4)
-    x0 = jax.eval_shape(functools.partial(run, sampler), jnp.ones((3, 2)), levels)
+    levels = jax.eval_shape(lambda: jd.grid(COSINE, 4))
+    x0 = jax.eval_shape(functools.partial(run, sampler), np.ones((3, 2)), levels, jax.random.key(0))
     assert x0.dtype == levels.sigma.dtype == jnp.float64
 
 
 @each_sampler
 def test_sampler_keeps_float32_and_compiles_once(sampler):
-    x0 = compiled(sampler)(jnp.ones((3, 2)), jd.grid(jd.cosine(), 5), jax.random.key(0))
+    x0 = compiled(sampler)(np.ones((3, 2), np.float32), grid(COSINE, 5), jax.random.key(0))
     programs = compiled(sampler)._cache_size()
-    compiled(sampler)(jnp.zeros((3, 2)), jd.grid(jd.linear(), 5), jax.random.key(1))
+    compiled(sampler)(np.zeros((3, 2), np.float32), grid(SCHEDULES["linear"], 5), jax.random.key(1))
     assert x0.dtype == jnp.float32
     assert compiled(sampler)._cache_size() == programs
 
 
 @each_sampler
 def test_sampler_uses_its_key_or_not(sampler):
-    levels, x = jd.grid(jd.cosine(), 5), jnp.ones((3, 2))
+    levels, x = grid(COSINE, 5), np.ones((3, 2), np.float32)
     a, b, c = (np.asarray(compiled(sampler)(x, levels, jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(a, b)
     assert np.all(a == c) == (sampler in DETERMINISTIC)
@@ -297,7 +312,7 @@ def test_sampler_uses_its_key_or_not(sampler):
 
 @each_sampler
 def test_sampler_under_vmap_equals_a_batch(sampler):
-    levels, x = jd.grid(jd.cosine(), 5), jax.random.normal(jax.random.key(1), (4, 3, 2))
+    levels, x = grid(COSINE, 5), normal(4, 3, 2)
     keys = jax.random.split(jax.random.key(2), 4)
     mapped = jax.jit(jax.vmap(lambda x, key: run(sampler, x, levels, key)))(x, keys)
     alone = [compiled(sampler)(*args) for args in zip(x, [levels] * 4, keys, strict=True)]
@@ -306,8 +321,8 @@ def test_sampler_under_vmap_equals_a_batch(sampler):
 
 @each_sampler
 def test_trajectory_begins_at_x_and_ends_at_the_sample(sampler):
-    levels, x = jd.grid(jd.cosine(), 5), jnp.ones((3, 2))
-    states = jd.trajectory(SAMPLERS[sampler], oracles.denoiser(clouds()), x, levels, jax.random.key(0))
+    levels, x = grid(COSINE, 5), np.ones((3, 2), np.float32)
+    states = jax.jit(functools.partial(jd.trajectory, SAMPLERS[sampler], oracles.denoiser(clouds())))(x, levels, jax.random.key(0))
     assert states.shape == (6, 3, 2)
     np.testing.assert_array_equal(states[0], x)
     np.testing.assert_array_equal(states[-1], compiled(sampler)(x, levels, jax.random.key(0)))
@@ -318,7 +333,7 @@ class Variants(chex.TestCase):
 
     @chex.variants(without_jit=True, with_device=True, with_pmap=True)
     def test_samplers_in_every_variant(self):
-        levels, x = jd.grid(jd.cosine(), 5), jnp.ones((3, 2))
+        args = jnp.ones((3, 2)), jax.tree.map(jnp.asarray, grid(COSINE, 5)), jax.random.key(0)
         for name in ("churn", "dpmpp_2m_sde", "unipc"):
             sample = self.variant(functools.partial(run, name))
-            np.testing.assert_allclose(sample(x, levels), compiled(name)(x, levels), rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(sample(*args), compiled(name)(*args), rtol=1e-5, atol=1e-5)
