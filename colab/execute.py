@@ -35,7 +35,9 @@ get_ipython().system = strict
 """What makes a failing `!command` fail its cell, which it does not by itself."""
 
 
-def executed(path: pathlib.Path, workdir: pathlib.Path, reduced: bool = False, before: str = "", **env: str) -> nbformat.NotebookNode:
+def executed(
+    path: pathlib.Path, workdir: pathlib.Path, reduced: bool = False, before: str = "", **env: str
+) -> nbformat.NotebookNode:
     """The notebook with the outputs that it has in `workdir`, run by this Python with the variables `env` beside its own.
 
     `before` is Python that runs between its parameters and all that follows.
