@@ -609,7 +609,6 @@ def test_a_student_trains_alike_however_it_is_spread(folder, trained, tmp_path, 
     """Over the devices of a mesh, its params and its teacher too, and by pmap, as on one device."""
     plain = trained("progressive")
     monkeypatch.setattr(build, "layout", partial(LAYOUT, devices=jax.devices()[:2]))
-    monkeypatch.setattr(run, "_draw_grid", lambda *_: None)  # compiles a sampler of each round
     for change in ({"mesh.fsdp": 2}, {"mesh.mapping": "pmap"}):
         config = made(folder, "progressive", **change)
         if "mesh.fsdp" in change:
