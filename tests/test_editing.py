@@ -12,7 +12,7 @@ import jaxdiff as jd
 from jaxdiff import editing, oracles
 from jaxdiff.process import from_logsnr
 
-NUM = 1_000
+NUM = 4_000
 MATRIX, OBSERVED = [[1.0, 0.0]], [0.4]
 
 
@@ -131,7 +131,7 @@ def test_inversion_and_back_returns_the_image(sampler, float64):
 
 def test_sdedit_keeps_more_of_the_image_the_less_it_is_noised():
     data = clouds()
-    x0 = np.tile(data.means[:1], (2_000, 1))
+    x0 = np.tile(data.means[:1], (NUM, 1))
     edited = jax.jit(lambda levels: editing.sdedit(jd.ddpm(), oracles.denoiser(data), x0, levels, jax.random.key(0)))
     levels = jax.tree.map(np.asarray, jd.grid(jd.cosine(), 64))
     stayed = [np.mean(np.linalg.norm(edited(levels[start:]) - x0, axis=-1) < 0.8) for start in (0, 40, 60)]
