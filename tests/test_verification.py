@@ -16,7 +16,7 @@ CONSISTENCY = {"consistency", "consistency_excess"}
 ORDERS = {"dpmpp_2m": 2.0, "dpmpp_3m": 3.0, "unipc": 3.0}
 FEW_STEPS = "error over DDIM's, 5, 10, 20 steps"
 SOLVERS = {"heun", "dpmpp_2m", "dpmpp_3m", "unipc"}
-NUM = 500
+NUM = 2000
 KEY = jax.random.key(0)
 
 
