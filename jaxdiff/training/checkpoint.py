@@ -230,7 +230,7 @@ def _restored(directory: pathlib.Path, like: Mapping[str, Any]) -> Any:
 
 @functools.cache
 def _silence_abandoned_reads() -> None:
-    """Of the reads that a failed one leaves waiting, each raises when it is freed; Python would print a hundred lines of each."""
+    """Keeps Python from printing, in a hundred lines each, what orbax's pending reads raise when a failed read abandons them."""
     plain = sys.unraisablehook
 
     def hook(raised: Any) -> None:
