@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import pytest
-from small_unet import SmallUNet
+from small_unet import SmallUNet, small_block
 
 from jaxdiff.app.build import networks
 from jaxdiff.models import autoencoder
@@ -44,7 +44,7 @@ def small_unet():
 def small_autoencoder():
     """A convolution in place of each residual block of autoencoders, for tests of what is around them: quick to compile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(autoencoder.Half, "block", lambda self, x, channels, name, attend=None: self.conv(x, channels, name))
+        patch.setattr(autoencoder.Half, "block", small_block)
         yield
 
 

@@ -37,10 +37,14 @@ class SmallUNet(nn.Module):
         return nn.Conv(x.shape[-1], (3, 3), name="last")(nn.Dropout(self.dropout, deterministic=not train)(nn.silu(hidden)))
 
 
+def small_block(half, x, channels, name, attend=None):
+    """A convolution, in place of a residual block of an autoencoder."""
+    return half.conv(x, channels, name)
+
+
 def replace_networks():
-    """A `SmallUNet` in place of UNets, and in autoencoders a convolution in place of each residual block."""
-    networks.UNet = SmallUNet
-    autoencoder.Half.block = lambda self, x, channels, name, attend=None: self.conv(x, channels, name)
+    """Small networks in place of a UNet's and an autoencoder's, for good."""
+    networks.UNet, autoencoder.Half.block = SmallUNet, small_block
 
 
 if __name__ == "__main__":
