@@ -156,6 +156,16 @@ def test_one_line_says_what_to_do(folder, tfds_dir, capsys, name):
     assert status == expected
 
 
+def test_the_line_is_the_same_at_every_width_of_the_terminal(folder, capsys, monkeypatch):
+    lines = set()
+    for width in range(40, 100, 3):  # the lines of the parser's message break elsewhere, even within its punctuation
+        monkeypatch.setenv("COLUMNS", str(width))
+        cli.main(["sample", f"{folder}/run", "--sampler", "eulr"])
+        lines.add(capsys.readouterr().err)
+    (line,) = lines
+    assert "write one of consistency, ddim, ddpm, ddpm_large, dpmpp_2m," in line
+
+
 def test_every_command_has_wrong_inputs():
     assert {words.split(" ")[0] for words, *_ in WRONG.values()} >= set(cli.COMMANDS)
 

@@ -60,12 +60,12 @@ def _default(name: str, kind: Any, argv: list[str]) -> Any:
 def _one_line(box: str) -> str:
     """The message inside the box that tyro draws, without title, border and pointers to the help."""
     lines = [line.strip("│╭╰╮╯─|+ ") for line in box.splitlines()][1:]
-    text = " ".join(line for line in lines if re.search(r"\w", line))
+    text = re.sub(r" (?=[,.)])", "", " ".join(line for line in lines if line.strip("-")))
     text = re.split(r"(Argument helptext|For full helptext)", text)[0].strip()
     text = re.sub(r"'own\.(\w+)'", lambda match: match[1].upper(), text)
     text = re.sub(r"no type matching .* Got errors: - <class '\w+'>: |\s*\(required\)", "", text)
     text = re.sub(r"\. Expected one of \((.*?),?\)\.", _choices, text)
-    return re.sub(r"Perhaps you meant:\s*(--\S+).*", r"did you mean \1?", text)
+    return re.sub(r"\s*Perhaps you meant:\s*(--\S+).*", r"; did you mean \1?", text)
 
 
 def _choices(match: re.Match[str]) -> str:
