@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff import samplers
+from jaxdiff.compilation import compiled_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.objectives import augmented
 from jaxdiff.process import Level
@@ -39,6 +40,7 @@ class Stage(NamedTuple):
     augmentation: Level | None = None
 
 
+@compiled_once
 def sample(stages: Sequence[Stage], key: Array, num: int) -> Array:
     """The last stage's images `[num, H, W, C]`, each stage sampled given the one before with fresh noise.
 
@@ -59,6 +61,7 @@ def sample(stages: Sequence[Stage], key: Array, num: int) -> Array:
     return pyramid(stages, key, num)[-1]
 
 
+@compiled_once
 def pyramid(stages: Sequence[Stage], key: Array, num: int) -> tuple[Array, ...]:
     """The images `[num, H, W, C]` of every stage of `sample`, smallest first. They do not depend on later stages.
 
@@ -73,6 +76,7 @@ def pyramid(stages: Sequence[Stage], key: Array, num: int) -> tuple[Array, ...]:
     return tuple(images)
 
 
+@compiled_once
 def enlarged(stage: Stage, low: Array, key: Array) -> Array:
     """The images `[B, H, W, C]` of one super-resolution stage, given those of the stage before, or real ones.
 
@@ -83,6 +87,7 @@ def enlarged(stage: Stage, low: Array, key: Array) -> Array:
     return _sampled(stage, given, sampler_key, low.shape[0])
 
 
+@compiled_once
 def trajectory(stages: Sequence[Stage], key: Array, num: int, after: Sequence[int]) -> tuple[Array, Array]:
     """The last stage's states during `sample`, and its denoiser's x0 at each, `[K, num, H, W, C]`.
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.compilation import compiled_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.process import Level, diffuse, forward_std
 from jaxdiff.samplers import Sampler, sample
@@ -20,6 +21,7 @@ from jaxdiff.samplers.loop import map_step
 Operator = Callable[[Array], Array]  # what is observed of clean images: [B, ...] -> [B, ...]
 
 
+@compiled_once
 def sdedit(sampler: Sampler, denoise: Denoiser, x0: Array, levels: Level, key: Array) -> Array:
     """The image noised to `levels[0]` and sampled back along `levels`, such as `grid(schedule, 50)[20:]`.
 
@@ -30,6 +32,7 @@ def sdedit(sampler: Sampler, denoise: Denoiser, x0: Array, levels: Level, key: A
     return sample(sampler, denoise, x, levels, sampler_key)
 
 
+@compiled_once
 def invert(sampler: Sampler, denoise: Denoiser, x0: Array, levels: Level, key: Array, iterations: int = 4) -> Array:
     """The x at `levels[0]` from which the same sampler and levels return to x0: its steps, inverted from clean to noise.
 
@@ -168,4 +171,4 @@ def _conjugate_gradients(matrix: Operator, b: Array, iterations: int) -> Array:
             residual_after + ratio(dot(residual_after, residual_after), size) * direction,
         )
 
-    return jax.lax.fori_loop(0, iterations, improved, (jnp.zeros_like(b), b, b))[0]
+    return compiled_once(jax.lax.fori_loop)(0, iterations, improved, (jnp.zeros_like(b), b, b))[0]

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.compilation import compiled_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.process import Level
 from jaxdiff.process.levels import safe_sqrt
@@ -84,7 +85,7 @@ def interval(guided: Denoiser, denoise: Denoiser, sigma_min: float | Array, sigm
         ratio = level.sigma / level.alpha
         inside = jnp.asarray((sigma_min < ratio) & (ratio <= sigma_max))
         if inside.ndim == 0:
-            return jax.lax.cond(inside, guided, denoise, x, level)
+            return compiled_once(jax.lax.cond)(inside, guided, denoise, x, level)
         return jnp.where(inside, guided(x, level), denoise(x, level))
 
     return limited

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.compilation import compiled_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.likelihood.checks import check_data
 from jaxdiff.likelihood.densities import LogProb, of_example
@@ -67,7 +68,7 @@ def step_terms(denoise: Denoiser, x0: Array, levels: Level, key: Array, *, std: 
         wide = (1 / ratio - 1 + jnp.log(ratio)) * x0[0].size
         return None, (wide + (_snr(s) - _snr(t)) * errors / ratio) / 2
 
-    return jax.lax.scan(terms, None, (t, s, keys))[1]
+    return compiled_once(jax.lax.scan)(terms, None, (t, s, keys))[1]
 
 
 def continuous_bound(
@@ -95,7 +96,7 @@ def continuous_bound(
         level, rate = level_and_rate(schedule, t)
         return rate * _snr(level) * squared_error(denoise, x0, level.expand(x0.ndim), noise_key) / 2
 
-    pairs = jax.lax.scan(pair, None, jnp.arange(num_times))[1]
+    pairs = compiled_once(jax.lax.scan)(pair, None, jnp.arange(num_times))[1]
     ends = schedule(jnp.array([1.0, 0.0], x0.dtype))
     last = reconstructed(denoise, x0, ends[1], jax.random.split(last_key, 2), reconstruction)
     variance = jnp.sum((pairs[:, 0] - pairs[:, 1]) ** 2, axis=0) / num_times**2 + (last[0] - last[1]) ** 2

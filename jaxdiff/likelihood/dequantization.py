@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.compilation import compiled_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.likelihood.checks import check_data
 from jaxdiff.likelihood.densities import BIN, LogProb, discretized_gaussian, gaussian
@@ -87,7 +88,7 @@ def dequantized_bound(
             raise ValueError(f"dequantized_bound: the log-density must be in nats, got {density.unit}")
         return None, (density.terms, log_weight)
 
-    terms, log_weight = jax.lax.scan(sample, None, jax.random.split(key, num_samples))[1]
+    terms, log_weight = compiled_once(jax.lax.scan)(sample, None, jax.random.split(key, num_samples))[1]
     terms = {**terms, "dequantization": log_weight}
     total = jnp.sum(jnp.stack(list(terms.values())), axis=0)
     return Estimate(jnp.mean(total, axis=0), standard_error(total), jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), terms))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.compilation import compiled_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.likelihood.checks import check_continuous
 from jaxdiff.likelihood.densities import gaussian
@@ -39,7 +40,7 @@ def exact(chunk: int = 64) -> Divergence:
             basis = jnp.zeros((x[0].size,), x.dtype).at[number].set(1).reshape(1, *x.shape[1:])
             return derivative(jnp.broadcast_to(basis, x.shape)).reshape(x.shape[0], -1)[:, number]
 
-        elements = jax.lax.map(element, dimensions, batch_size=min(chunk, x[0].size))
+        elements = compiled_once(jax.lax.map)(element, dimensions, batch_size=min(chunk, x[0].size))
         return value, jnp.broadcast_to(jnp.sum(elements, axis=0), (2, x.shape[0]))
 
     return divergence
@@ -112,7 +113,7 @@ def flow_log_density(
     trace = measured(x, path[0], 0)
     numbers = jnp.arange(1, len(path.alpha))
     start = (x, sampler.init(x), trace, jnp.zeros_like(trace))
-    (x, *_, total), _ = jax.lax.scan(step, start, ((path[:-1], path[1:]), numbers))
+    (x, *_, total), _ = compiled_once(jax.lax.scan)(step, start, ((path[:-1], path[1:]), numbers))
     return _density(x, path[0], path[-1], total, prior)
 
 
@@ -146,18 +147,23 @@ def adaptive_flow_log_density(
         return (aim - state[0]) / 2, -level.alpha * trace
 
     num_estimates = jax.eval_shape(lambda x: divergence(lambda x: denoise(x, first), x, key)[1], x0).shape[0]
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        solution = diffrax.diffeqsolve(
+
+    @compiled_once
+    def solution(start):
+        return diffrax.diffeqsolve(
             diffrax.ODETerm(field),
             diffrax.Tsit5(),
             t0=first.logsnr,
             t1=last.logsnr,
             dt0=None,
-            y0=(x0, jnp.zeros((num_estimates, x0.shape[0]), x0.dtype)),
+            y0=start,
             stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
             max_steps=100_000,
-        )
-    scaled, total = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
+        ).ys
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        ends = solution((x0, jnp.zeros((num_estimates, x0.shape[0]), x0.dtype)))
+    scaled, total = jax.tree.map(lambda leaf: leaf[-1], ends)
     return _density(last.alpha * scaled, first, last, total, prior)
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.compilation import compiled_once
 from jaxdiff.likelihood import densities
 from jaxdiff.likelihood.checks import check_continuous, check_data, check_range
 from jaxdiff.likelihood.estimate import Estimate, standard_error
@@ -105,7 +106,7 @@ def elbo(encode: Encode, decode: Decode, x0: Array, key: Array, num_samples: int
         num_samples: codes per example, evaluated sequentially; at least 2, for a standard error.
     """
     posterior = encode(x0)
-    log_probs = jax.lax.map(lambda k: decode(reparameterized(posterior, k), x0), _draws(key, num_samples))
+    log_probs = compiled_once(jax.lax.map)(lambda k: decode(reparameterized(posterior, k), x0), _draws(key, num_samples))
     reconstruction, prior = jnp.mean(log_probs, axis=0), -kl(posterior)
     return Estimate(reconstruction + prior, standard_error(log_probs), {"reconstruction": reconstruction, "prior": prior})
 
@@ -126,7 +127,7 @@ def importance_bound(encode: Encode, decode: Decode, x0: Array, key: Array, num_
         ratio = jnp.log(std) + ((z - mean) / std) ** 2 / 2 - z**2 / 2
         return decode(z, x0) + jnp.sum(ratio, axis=tuple(range(1, z.ndim)))
 
-    log_weights = jax.lax.map(log_weight, _draws(key, num_samples))
+    log_weights = compiled_once(jax.lax.map)(log_weight, _draws(key, num_samples))
     value = jax.nn.logsumexp(log_weights, axis=0) - math.log(num_samples)
     return Estimate(value, standard_error(jnp.exp(log_weights - value[None])), {"importance": value})
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxdiff.compilation import compiled_once
 from jaxdiff.process.levels import CLEAN, Level, Schedule
 from jaxdiff.process.schedules import checked_betas
 
@@ -45,7 +46,7 @@ def time_of(schedule: Schedule, measure: Callable[[Level], Array], wanted: Array
         return jnp.where(short, middle, low), jnp.where(short, high, middle)
 
     bounds = (jnp.zeros_like(wanted), jnp.ones_like(wanted))
-    t = jax.lax.stop_gradient(jax.lax.fori_loop(0, 64, halved, bounds)[1])
+    t = jax.lax.stop_gradient(compiled_once(jax.lax.fori_loop)(0, 64, halved, bounds)[1])
     value, slope = jax.jvp(lambda t: measure(schedule(t)), (t,), (jnp.ones_like(wanted),))
     slope = jax.lax.stop_gradient(jnp.where(slope == 0, jnp.inf, slope))
     newton = (wanted - value) / slope  # adds 0 to the value, and the gradient that bisection lacks

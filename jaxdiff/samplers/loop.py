@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.compilation import compiled_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.process import Level
 
@@ -32,6 +33,7 @@ class Sampler(NamedTuple):
     last: Step | None = None
 
 
+@compiled_once
 def sample(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Array) -> Array:
     """The x0 that the sampler reaches from x, a sample at `levels[0]`, along `levels [N + 1]`, of which the last is clean.
 
@@ -51,6 +53,7 @@ def sample(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Ar
     return _walk(sampler, denoise, (x, sampler.init(x)), levels, key, jnp.arange(levels.sigma.size - 1), to_end=True)[0]
 
 
+@compiled_once
 def trajectory(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Array, every: int = 1) -> Array:
     """The states `[N / every + 1, B, ...]` of `sample`, from x to x0: after every step, or after every k-th.
 

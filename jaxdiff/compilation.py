@@ -1,0 +1,68 @@
+"""Functions that may be called without `jit`: compiled once for each program, not once for each call.
+
+JAX compiles a loop whenever its body is a new function, and the body of a sampler's loop is new in each call.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+
+PROGRAMS = 64  # compiled ones that are kept
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_programs: OrderedDict[Any, Callable[..., list[Any]]] = OrderedDict()
+
+
+def compiled_once(function: Callable[P, T]) -> Callable[P, T]:
+    """`function` of arrays and functions, run as one compiled program: a call that traces to the same program compiles nothing.
+
+    It is traced in every call, so what a denoiser closes over may change between calls. The arrays that it closes over are
+    arguments of the program, not constants, except for those of a jitted function within it. Inside `jit`, `grad` and `vmap` it is
+    `function` itself.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
+        arrays = [leaves[place] for place in places]
+        if jax.config.jax_disable_jit or _traced(arrays):
+            return function(*args, **kwargs)
+
+        def of_arrays(arrays):
+            filled = dict(enumerate(leaves)) | dict(zip(places, arrays, strict=True))
+            args, kwargs = jax.tree.unflatten(tree, filled.values())
+            return function(*args, **kwargs)
+
+        closed, shapes = jax.make_jaxpr(of_arrays, return_shape=True)(arrays)
+        if _traced(closed.consts):
+            return function(*args, **kwargs)
+        return jax.tree.unflatten(jax.tree.structure(shapes), _run(closed, arrays))
+
+    return call
+
+
+def _traced(arrays: list[Any]) -> bool:
+    return any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
+def _run(closed: Any, arrays: list[Any]) -> list[Any]:
+    """The outputs of a jaxpr, by the program kept for it."""
+    lowered = jax.jit(lambda consts, arrays: jax.core.eval_jaxpr(closed.jaxpr, consts, *arrays)).lower(closed.consts, arrays)
+    placed = tuple(getattr(array, "sharding", None) for array in (*closed.consts, *arrays))
+    name = hashlib.sha256(lowered.as_text().encode()).digest(), placed
+    if name not in _programs:
+        _programs[name] = lowered.compile()
+        if len(_programs) > PROGRAMS:
+            _programs.popitem(last=False)
+    _programs.move_to_end(name)
+    return _programs[name](closed.consts, arrays)
