@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from jax.core import Tracer, eval_jaxpr
 
 PROGRAMS = 64  # compiled ones that are kept
 
@@ -29,19 +30,21 @@ def compiled_once(function: Callable[P, T]) -> Callable[P, T]:
     arguments of the program, not constants, except for those of a jitted function within it. Inside `jit`, `grad` and `vmap` it is
     `function` itself.
     """
+    plain: Callable[..., T] = function
+    config: Any = jax.config
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         leaves, tree = jax.tree.flatten((args, kwargs))
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
         arrays = [leaves[place] for place in places]
-        if jax.config.jax_disable_jit or _traced(arrays):
+        if config.jax_disable_jit or _traced(arrays):
             return function(*args, **kwargs)
 
         def of_arrays(arrays):
             filled = dict(enumerate(leaves)) | dict(zip(places, arrays, strict=True))
             args, kwargs = jax.tree.unflatten(tree, filled.values())
-            return function(*args, **kwargs)
+            return plain(*args, **kwargs)
 
         closed, shapes = jax.make_jaxpr(of_arrays, return_shape=True)(arrays)
         if _traced(closed.consts):
@@ -52,12 +55,12 @@ def compiled_once(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def _traced(arrays: list[Any]) -> bool:
-    return any(isinstance(array, jax.core.Tracer) for array in arrays)
+    return any(isinstance(array, Tracer) for array in arrays)
 
 
 def _run(closed: Any, arrays: list[Any]) -> list[Any]:
     """The outputs of a jaxpr, by the program kept for it."""
-    lowered = jax.jit(lambda consts, arrays: jax.core.eval_jaxpr(closed.jaxpr, consts, *arrays)).lower(closed.consts, arrays)
+    lowered = jax.jit(lambda consts, arrays: eval_jaxpr(closed.jaxpr, consts, *arrays)).lower(closed.consts, arrays)
     placed = tuple(getattr(array, "sharding", None) for array in (*closed.consts, *arrays))
     name = hashlib.sha256(lowered.as_text().encode()).digest(), placed
     if name not in _programs:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.arguments import check
 from jaxdiff.process import Level
 
 Denoiser = Callable[[Array, Level], Array]
@@ -68,6 +69,7 @@ def edm(sigma_data: float = 0.5, sigma_min: float = 0.0) -> Parameterization:
     With `sigma_min` it is the boundary condition of a consistency model, x0 = x / alpha at `sigma = sigma_min * alpha`
     (Song et al. 2023, appendix C).
     """
+    _check_edm("edm", sigma_data, sigma_min)
 
     def coefficients(level: Level) -> Coefficients:
         noise = level.sigma - sigma_min * level.alpha
@@ -85,6 +87,7 @@ def bounded(parameterization: Parameterization, sigma_min: float = 0.0, sigma_da
     `noise = sigma / alpha - sigma_min` (Luo et al. 2023, eq. 9; Song et al. 2023, eq. 25 for edm). Predicted v, velocity, noise
     and edm do not need it where sigma_min = 0: they already are `x / alpha` at sigma = 0.
     """
+    _check_edm("bounded", sigma_data, sigma_min)
 
     def coefficients(level: Level) -> Coefficients:
         skip, out, scale = parameterization(level)
@@ -96,10 +99,18 @@ def bounded(parameterization: Parameterization, sigma_min: float = 0.0, sigma_da
     return coefficients
 
 
+def _check_edm(where: str, sigma_data: float, sigma_min: float) -> None:
+    rule = "sigma_data > 0 and sigma_min >= 0"
+    check(where, rule, lambda data, least: data > 0 and least >= 0, sigma_data=sigma_data, sigma_min=sigma_min)
+
+
 def denoiser(network: Network, parameterization: Parameterization) -> Denoiser:
     """The denoiser `skip * x + out * network(scale * x, logsnr)` of a network from any framework.
 
     The sum is computed in x's dtype, whatever dtype the network uses.
+
+    Raises:
+        ValueError: the network's output has another shape than x, for example twice the channels.
 
     >>> import jax.numpy as jnp
     >>> from jaxdiff import cosine, denoiser, predict_v
@@ -111,11 +122,17 @@ def denoiser(network: Network, parameterization: Parameterization) -> Denoiser:
     def denoise(x: Array, level: Level) -> Array:
         skip, out, scale = parameterization(level)
         logsnr = jnp.broadcast_to(jnp.ravel(level.logsnr), x.shape[:1])
-        return skip * x + out * network(scale * x, logsnr).astype(x.dtype)
+        output = network(scale * x, logsnr)
+        if output.shape != x.shape:
+            more = "; of a network that learns the variance too, give the first half of the channels"
+            twice = output.shape == (*x.shape[:-1], 2 * x.shape[-1])
+            raise ValueError(f"denoiser: the network returned shape {output.shape} for x of shape {x.shape}{more * twice}")
+        return skip * x + out * output.astype(x.dtype)
 
     return denoise
 
 
 def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """The denoiser with x0 clipped to the range of the data, as DDPM samples images (Ho et al. 2020)."""
+    check("clip", "low < high", lambda low, high: low < high, low=low, high=high)
     return lambda x, level: jnp.clip(denoise(x, level), low, high)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.arguments import check_count
 from jaxdiff.compilation import compiled_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.process import Level, diffuse, forward_std
@@ -82,10 +83,9 @@ def resampled(sampler: Sampler, times: int) -> Sampler:
     long as the noise can still move x between modes of the data. For samplers without memory.
 
     Raises:
-        ValueError: `times` is below 1.
+        ValueError: `times` is not a whole number of at least 1.
     """
-    if times < 1:
-        raise ValueError(f"resampled: times must be at least 1, got {times}")
+    check_count("resampled", times=times)
 
     def repeated(step):
         def step_repeatedly(denoise, x, memory, t, s, key):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.arguments import check
 from jaxdiff.compilation import compiled_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.process import Level
@@ -66,6 +67,7 @@ def rescaled(guided: Denoiser, denoise: Denoiser, share: float | Array = 0.7) ->
 
     Lin et al. (2023), eq. 15 and 16, applied to x0 where they apply it to the network's output.
     """
+    check("rescaled", "0 <= share <= 1", lambda share: 0 <= share <= 1, share=share)
 
     def denoise_rescaled(x: Array, level: Level) -> Array:
         x0 = guided(x, level)
@@ -79,7 +81,11 @@ def interval(guided: Denoiser, denoise: Denoiser, sigma_min: float | Array, sigm
     """`guided` where `sigma_min < sigma / alpha <= sigma_max`, elsewhere `denoise`: guidance in a limited interval.
 
     Kynkaanniemi et al. (2024), eq. 4. At a level of shape [], as in `sample`, only the denoiser in use is called.
+
+    Raises:
+        ValueError: sigma_min is not below sigma_max.
     """
+    check("interval", "sigma_min < sigma_max", lambda low, high: low < high, sigma_min=sigma_min, sigma_max=sigma_max)
 
     def limited(x: Array, level: Level) -> Array:
         ratio = level.sigma / level.alpha

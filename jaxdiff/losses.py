@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.arguments import check
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.process import Level, Schedule, diffuse, level_and_rate, time_of
 
@@ -31,6 +32,7 @@ def pseudo_huber(c: float = 0.00054) -> Distance:
 
     Song & Dhariwal (2023), section 3.3, divided by the root of the number of values, with which they scale c.
     """
+    check("pseudo_huber", "c > 0", lambda c: c > 0, c=c)
     return lambda a, b: jnp.sqrt(squared_error(a, b) + c**2) - c
 
 
@@ -99,6 +101,7 @@ def velocity_weight(level: Level) -> Array:
 
 def edm_weight(sigma_data: float = 0.5) -> Weight:
     """`snr + 1 / sigma_data^2`: the plain error of EDM's network (Karras et al. 2022, table 1)."""
+    check("edm_weight", "sigma_data > 0", lambda data: data > 0, sigma_data=sigma_data)
     return lambda level: noise_weight(level) + 1 / sigma_data**2
 
 
@@ -123,4 +126,5 @@ def truncated_snr(level: Level) -> Array:
 
 def min_snr(gamma: float = 5.0) -> Weight:
     """`min(snr, gamma)` (Hang et al. 2023, section 3.4)."""
+    check("min_snr", "gamma > 0", lambda gamma: gamma > 0, gamma=gamma)
     return lambda level: jnp.minimum(noise_weight(level), gamma)

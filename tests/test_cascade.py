@@ -385,7 +385,7 @@ def test_pyramids_are_means_over_squares_and_bilinear():
 
 
 def test_low_resolution_says_what_is_wrong():
-    with pytest.raises(ValueError, match=r"max_time must lie in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"low_resolution: must have 0 <= max_time <= 1, got max_time = 1.5"):
         objectives.low_resolution(SCHEDULE, 2, 1.5)
     for factor in (3, 0):
         with pytest.raises(ValueError, match=f"factor must divide the images' 4x4, got {factor}"):

@@ -125,7 +125,8 @@ def test_inside_transforms_it_is_the_plain_function():
     for transformed in (jax.grad(total), jax.vmap(lambda x: total(x[None]))):
         np.testing.assert_allclose(transformed(X), jax.jit(transformed)(X), rtol=1e-5)
     scaled = jax.grad(lambda scale: jd.sample(jd.ddim(), lambda x, level: scale * DENOISE(x, level), X, levels(), KEY).sum())(1.0)
-    assert np.isfinite(scaled) and scaled != 0
+    assert np.isfinite(scaled)
+    assert scaled != 0
 
 
 def test_an_error_is_the_users_own():
@@ -147,9 +148,9 @@ def test_a_hundred_calls_take_no_memory():
 
     def calls(num):
         for _ in range(num):
-            jd.sample(jd.ddim(), DENOISE, X, jd.grid(jd.cosine(), 6), KEY)
+            jd.sample(jd.ddim(), lambda x, level: x / 2, X, jd.grid(jd.rectified_flow(), 6), KEY)
 
-    calls(50)
+    calls(20)
     before = megabytes()
     calls(100)
     assert megabytes() - before < 1

@@ -152,5 +152,5 @@ def test_the_gradient_of_a_posterior_guide_is_finite_once_it_is_solved():
 
 
 def test_resampled_says_what_is_wrong():
-    with pytest.raises(ValueError, match="times must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="resampled: times must be a whole number of at least 1, got 0"):
         editing.resampled(jd.ddpm(), 0)

@@ -8,11 +8,11 @@ import sys
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxdiff"
-CORE = "process denoiser guidance editing cascade samplers losses targets objectives likelihood oracles"
+CORE = "arguments compilation process denoiser guidance editing cascade samplers losses targets objectives likelihood oracles"
 MACHINERY = "data training evaluate interop"
 LOWER = f"{CORE} models io {MACHINERY}"
 ALLOWED = {  # rooms, and what they may import besides themselves
-    "samplers losses targets": "denoiser process",  # do not know each other
+    "samplers losses targets": "arguments compilation denoiser process",  # do not know each other
     CORE: CORE,
     "models": "io",
     "io": "",

@@ -5,6 +5,7 @@ import pytest
 from cases import SCHEDULES
 
 import jaxdiff as jd
+from jaxdiff import process
 from jaxdiff.process import from_logsnr
 
 
@@ -164,17 +165,66 @@ def test_grid_says_what_is_wrong():
         jd.from_timesteps(BETAS, 10, "leadin")
     with pytest.raises(ValueError, match=r"num_steps must lie in 1..1000, got 1001"):
         jd.from_timesteps(BETAS, 1001)
-    for betas in ([0.5, 1.0], [0.5]):
+    for betas in ([1.0, 0.5], [0.5]):
         with pytest.raises(ValueError, match=r"zero_terminal_snr: betas must be a vector with at least two values in \(0, 1\)"):
             jd.zero_terminal_snr(betas)
-    with pytest.raises(ValueError, match=r"from_timesteps: betas must be a vector with values in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"from_timesteps: betas must be a vector with values in \(0, 1\], got 0 at index 0"):
         jd.from_timesteps([0.0, 0.1], 2)
-    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
-        jd.grid(jd.cosine(), 0)
-    with pytest.raises(ValueError, match=r"t_min must lie in \[0, 1\), got 1"):
+    for num_steps in (0, 2.5):
+        with pytest.raises(ValueError, match=f"grid: num_steps must be a whole number of at least 1, got {num_steps}"):
+            jd.grid(jd.cosine(), num_steps)
+    with pytest.raises(ValueError, match="grid: must have 0 <= t_min < 1, got t_min = 1"):
         jd.grid(jd.cosine(), 10, t_min=1)
-    with pytest.raises(ValueError, match=r"values in \[0, 1\)"):
-        jd.from_betas(jnp.array([0.5, 1.0]))
+    with pytest.raises(ValueError, match=r"from_betas: betas must be a vector with values in \[0, 1\], got 1.5 at index 1"):
+        jd.from_betas(jnp.array([0.5, 1.5]))
+    with pytest.raises(ValueError, match=r"from_betas: betas must be a vector .*, got shape \(2, 2\)"):
+        jd.from_betas(np.full((2, 2), 0.1))
+
+
+TIMED = {
+    **SCHEDULES,
+    "karras_spaced": jd.karras_spaced(jd.cosine()),
+    "uniform_logsnr": jd.uniform_logsnr(jd.rectified_flow()),
+    "quadratic": process.quadratic(jd.cosine()),
+    "shifted": jd.shifted(jd.cosine(), 2.0),
+    "zero terminal snr": jd.from_betas(jd.zero_terminal_snr(BETAS)),
+}
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_outside_of_0_to_1_a_schedule_stays_at_its_ends_whose_rates_are_one_sided(name, float64):
+    @jax.jit
+    def values(t):
+        level, rate = process.level_and_rate(TIMED[name], t)
+        return level.alpha, level.sigma, rate
+
+    alpha, sigma, rate = values(jnp.array([0.0, -0.1, -5.0, 1.0, 1.1, 7.0, 1e-7, 1 - 1e-7]))
+    for end, beyond in ((0, slice(1, 3)), (3, slice(4, 6))):
+        np.testing.assert_allclose(alpha[beyond], alpha[end], rtol=1e-12)
+        np.testing.assert_allclose(sigma[beyond], sigma[end], rtol=1e-12)
+    if name not in ("lognormal", "rectified_flow", "linear"):  # clipped within [0, 1] too, where a rate is 0
+        np.testing.assert_allclose(rate[3], rate[7], rtol=1e-3)
+    assert np.all(np.isfinite(rate))
+
+
+def test_zero_terminal_snr_goes_to_pure_noise_and_fits_all_of_process():
+    """Lin et al. (2023): the last level is clipped where `cosine` ends, and the rescaled betas are their own."""
+    betas = jd.zero_terminal_snr(BETAS)
+    schedule = jd.from_betas(betas)
+    np.testing.assert_allclose(schedule(1.0).logsnr, -15, rtol=1e-4)
+    np.testing.assert_allclose(schedule(0.5).alpha ** 2, np.prod(1 - betas[: len(BETAS) // 2]), rtol=1e-4)
+    np.testing.assert_allclose(jd.zero_terminal_snr(betas), betas, rtol=1e-9)
+    composed = (
+        schedule,
+        jd.shifted(schedule, 2.0),
+        jd.karras_spaced(schedule),
+        jd.uniform_logsnr(schedule),
+        process.quadratic(schedule),
+    )
+    for levels in (*(jd.grid(each, 10) for each in composed), jd.from_timesteps(betas, 10)):
+        assert levels.sigma[-1] == 0
+        assert np.all(np.isfinite(levels.alpha))
+        assert np.all(np.diff(levels.sigma) < 0)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

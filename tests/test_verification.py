@@ -10,6 +10,7 @@ from cases import SAMPLERS
 
 import jaxdiff as jd
 from jaxdiff import oracles, process
+from jaxdiff.compilation import compiled_once
 from jaxdiff.oracles import properties
 
 CONSISTENCY = {"consistency", "consistency_excess"}
@@ -181,7 +182,8 @@ def test_another_x0_of_the_same_key_fails():
         return loop(plain)(denoise, x, levels, key) + jnp.float32(random.normal())
 
     denoise = oracles.denoiser(properties.clouds())
-    _, key, _ = properties.key_and_compilations(sampler, denoise, jax.jit(functools.partial(sampler, denoise)), jnp.ones((8, 2)))
+    compiled = compiled_once(functools.partial(sampler, denoise))
+    _, key, _ = properties.key_and_compilations(sampler, denoise, compiled, jnp.ones((8, 2)))
     assert not key.passed
 
 

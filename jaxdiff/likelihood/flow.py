@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.arguments import check_count
 from jaxdiff.compilation import compiled_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.likelihood.checks import check_continuous
@@ -31,6 +32,7 @@ LogDensity = Callable[[Array, Level], Array]  # of x at a level, [B]
 
 def exact(chunk: int = 64) -> Divergence:
     """The exact trace, by one derivative for each dimension of x, `chunk` at a time; returned twice, as its error is 0."""
+    check_count("exact", chunk=chunk)
 
     def divergence(function, x, key):
         value, derivative = jax.linearize(function, x)
@@ -48,6 +50,7 @@ def exact(chunk: int = 64) -> Divergence:
 
 def hutchinson(num_probes: int = 2) -> Divergence:
     """Unbiased estimates of the trace, `probe . J probe` with random sign vectors (Hutchinson 1989; Grathwohl et al. 2019)."""
+    check_count("hutchinson", num_probes=num_probes)
 
     def divergence(function, x, key):
         value, derivative = jax.linearize(function, x)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.arguments import check
 from jaxdiff.objectives.rng import keys_of
 
 GUIDANCE = 2**32 - 2  # folded into the key, as super_resolution.AUGMENTATION is
@@ -17,11 +18,13 @@ Condition = Callable[[Mapping[str, Array], Array], Any]  # (batch, key) -> what 
 
 def labels(null_label: int, dropout: float = 0.1) -> Condition:
     """The labels `[B]` of a batch, each the null label with probability `dropout` (Ho & Salimans 2022, algorithm 1)."""
+    _check_dropout("labels", dropout)
     return lambda batch, key: drop_label(key, batch["index"], batch["label"], null_label, dropout)
 
 
 def contexts(null: Array, dropout: float = 0.1) -> Condition:
     """The context vectors `[B, T, D]` of a batch, each example's the null ones `[T, D]` with probability `dropout`."""
+    _check_dropout("contexts", dropout)
     return lambda batch, key: drop(key, batch["index"], batch["context"], null, dropout)
 
 
@@ -33,8 +36,7 @@ def guidance_scales(low: float, high: float) -> Condition:
     Raises:
         ValueError: `low` is above `high`.
     """
-    if low > high:
-        raise ValueError(f"guidance_scales: low must be at most high, got {low} and {high}")
+    check("guidance_scales", "low <= high", lambda low, high: low <= high, low=low, high=high)
 
     def condition(batch: Mapping[str, Array], key: Array) -> Array:
         keys = keys_of(jax.random.fold_in(key, GUIDANCE), batch["index"])
@@ -56,6 +58,10 @@ def joint(*mappings: Condition, **conditions: Condition) -> Condition:
         return given
 
     return condition
+
+
+def _check_dropout(where: str, dropout: float) -> None:
+    check(where, "0 <= dropout <= 1", lambda dropout: 0 <= dropout <= 1, dropout=dropout)
 
 
 def drop_label(key: Array, index: Array, label: Array, null_label: int, rate: float) -> Array:

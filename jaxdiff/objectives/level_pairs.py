@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff import losses
+from jaxdiff.arguments import check, check_count
 from jaxdiff.process import Level, Schedule
 
 CLOSEST = 12  # halvings of the distance between two levels, beyond which float32 does not resolve it
@@ -24,6 +25,7 @@ Measure = Callable[[Level], Array]  # a cumulative distribution function over le
 
 def constant(num: int) -> Curriculum:
     """The same number of steps always."""
+    check_count("constant", num=num)
     return lambda step: num
 
 
@@ -32,6 +34,7 @@ def square_root(first: int, last: int, total: int) -> Curriculum:
 
     Song et al. (2023), appendix C: their schedule N minus 1, as they count levels; without their growing EMA for the target.
     """
+    check_count("square_root", first=first, last=last, total=total)
 
     def num(step: Array) -> Array:
         share = jnp.minimum(step / total, 1.0)
@@ -60,6 +63,7 @@ def lognormal_measure(mean: float = -1.1, std: float = 2.0) -> Measure:
 
     Song & Dhariwal (2023), eq. 10 and table 1.
     """
+    check("lognormal_measure", "std > 0", lambda std: std > 0, std=std)
     return lambda level: jax.scipy.stats.norm.cdf((-level.logsnr / 2 - mean) / std)
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.arguments import check
 from jaxdiff.losses import noise_like
 from jaxdiff.objectives.conditions import Condition
 from jaxdiff.objectives.rng import keys_of
@@ -60,8 +61,7 @@ def low_resolution(schedule: Schedule, factor: int, max_time: float) -> Conditio
     Raises:
         ValueError: `max_time` lies outside [0, 1], or `factor` does not divide the images.
     """
-    if not 0 <= max_time <= 1:
-        raise ValueError(f"low_resolution: max_time must lie in [0, 1], got {max_time}")
+    check("low_resolution", "0 <= max_time <= 1", lambda max_time: 0 <= max_time <= 1, max_time=max_time)
 
     def condition(batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
         keys = keys_of(jax.random.fold_in(key, AUGMENTATION), batch["index"])

@@ -53,7 +53,8 @@ def _ddim_errors() -> Mapping[str, list[float]]:
 
 def _errors(function: Callable[[Denoiser, Array, Level, Array], Array]) -> Mapping[str, list[float]]:
     """By schedule, the median distance from the reference for each number of steps."""
-    sampled, lists = compiled_once(functools.partial(function, mixtures.denoiser(_clouds()))), _lists()
+    sampled: Callable[..., Array] = compiled_once(functools.partial(function, mixtures.denoiser(_clouds())))
+    lists = _lists()
 
     def error(name, steps):
         x, x0 = _references()[name]

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from jaxdiff import process
 from jaxdiff.compilation import compiled_once
@@ -21,7 +20,7 @@ from jaxdiff.oracles.mixtures import Mixture
 from jaxdiff.process import Level
 
 Function = Callable[[Denoiser, Array, Level, Array], Array]  # (denoise, x, levels [N + 1], key) -> x0
-Sampled = Callable[[ArrayLike, Level, Array], Array]  # compiled, with its denoiser
+Sampled = Callable[..., Array]  # (x, levels [N + 1], key) -> x0: compiled, with its denoiser
 
 STEPS = (32, 64, 128, 256)
 ORDER_SLACK = 0.25  # below the claimed order, and no more than a fifth of it
@@ -87,7 +86,8 @@ def orders(function: Function, order: float | None = None) -> Iterator[Check]:
 def _order(function: Function) -> float:
     """The slope of the median error to the exact flow, over random starts."""
     data = gaussian()
-    sampled, flow = map(compiled_once, (functools.partial(function, mixtures.denoiser(data)), mixtures.flow_map(data)))
+    sampled: Sampled = compiled_once(functools.partial(function, mixtures.denoiser(data)))
+    flow = compiled_once(mixtures.flow_map(data))
     x = np.asarray(jax.random.normal(jax.random.key(2), (64, 2), jnp.float64))
     errors = []
     for num_steps in STEPS:

@@ -10,9 +10,10 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxdiff.arguments import check, check_count
 from jaxdiff.compilation import compiled_once
 from jaxdiff.process.levels import CLEAN, Level, Schedule
-from jaxdiff.process.schedules import checked_betas
+from jaxdiff.process.schedules import checked_betas, unit
 
 
 def respaced(schedule: Schedule, measure: Callable[[Level], Array]) -> Schedule:
@@ -24,7 +25,7 @@ def respaced(schedule: Schedule, measure: Callable[[Level], Array]) -> Schedule:
     """
 
     def level(t):
-        t = 1.0 * jnp.asarray(t)
+        t = 1.0 * unit(t)
         first, last = (measure(schedule(jnp.full_like(t, end))) for end in (0, 1))
         return schedule(time_of(schedule, measure, first + t * (last - first)))
 
@@ -66,12 +67,13 @@ def uniform_logsnr(schedule: Schedule) -> Schedule:
 
 def karras_spaced(schedule: Schedule, rho: float = 7.0) -> Schedule:
     """The schedule with `(sigma / alpha)^(1 / rho)` linear in t: the spacing of Karras et al. (2022), eq. 5, of any schedule."""
+    check("karras_spaced", "rho > 0", lambda rho: rho > 0, rho=rho)
     return respaced(schedule, lambda level: (level.sigma / level.alpha) ** (1 / rho))
 
 
 def quadratic(schedule: Schedule) -> Schedule:
     """The schedule at `t^2`: short steps near the data (Song, Meng & Ermon 2021, appendix D.3)."""
-    return lambda t: schedule(jnp.asarray(t) ** 2)
+    return lambda t: schedule(unit(t) ** 2)
 
 
 def grid(schedule: Schedule, num_steps: int, t_min: float | None = None) -> Level:
@@ -82,12 +84,10 @@ def grid(schedule: Schedule, num_steps: int, t_min: float | None = None) -> Leve
     `uniform_logsnr`, `karras_spaced`, `quadratic`.
 
     Raises:
-        ValueError: `num_steps` is below 1 or `t_min` outside [0, 1).
+        ValueError: `num_steps` is not a whole number of at least 1, or `t_min` is outside [0, 1).
     """
-    if num_steps < 1:
-        raise ValueError(f"grid: num_steps must be at least 1, got {num_steps}")
-    if t_min is not None and not 0 <= t_min < 1:
-        raise ValueError(f"grid: t_min must lie in [0, 1), got {t_min}")
+    check_count("grid", num_steps=num_steps)
+    check("grid", "0 <= t_min < 1", lambda t_min: 0 <= t_min < 1, t_min=t_min)
     return _to_clean(schedule(jnp.linspace(1.0, 1 / num_steps if t_min is None else t_min, num_steps)))
 
 
@@ -110,7 +110,8 @@ def from_timesteps(betas: ArrayLike, num_steps: int, spacing: str = "trailing") 
     betas = checked_betas(betas, "from_timesteps", "values in (0, 1]", lambda b: (b > 0) & (b <= 1))
     if spacing not in TIMESTEPS:
         raise ValueError(f"from_timesteps: no spacing {spacing!r}; write one of {', '.join(TIMESTEPS)}")
-    if not 1 <= num_steps <= betas.size:
+    check_count("from_timesteps", num_steps=num_steps)
+    if num_steps > betas.size:
         raise ValueError(f"from_timesteps: num_steps must lie in 1..{betas.size}, got {num_steps}")
     alpha2 = np.cumprod(1 - betas)[TIMESTEPS[spacing](betas.size, num_steps).astype(int) - 1]
     return _to_clean(Level(jnp.asarray(np.sqrt(alpha2)), jnp.asarray(np.sqrt(1 - alpha2))))
@@ -120,9 +121,11 @@ def zero_terminal_snr(betas: ArrayLike) -> np.ndarray:
     """The betas of a chain that ends in pure noise, alpha = 0 (Lin et al. 2023, algorithm 1).
 
     Raises:
-        ValueError: `betas` is not a vector of at least two values in (0, 1).
+        ValueError: `betas` is not a vector of at least two values in (0, 1), of which the last may be 1 already.
     """
-    betas = checked_betas(betas, "zero_terminal_snr", "at least two values in (0, 1)", lambda b: (b > 0) & (b < 1) & (b.size > 1))
+    last = np.arange(np.size(betas)) == np.size(betas) - 1
+    rule = "at least two values in (0, 1), of which the last may be 1"
+    betas = checked_betas(betas, "zero_terminal_snr", rule, lambda b: (b > 0) & (b < 1 + last * (b == 1)) & (b.size > 1))
     alpha = np.sqrt(np.cumprod(1 - betas))
     alpha2 = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
     return 1 - alpha2 / np.append(1.0, alpha2[:-1])

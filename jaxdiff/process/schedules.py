@@ -11,7 +11,10 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxdiff.arguments import check
 from jaxdiff.process.levels import Level, Schedule, from_logsnr
+
+LOGSNR_MIN = -15.0  # where a chain ends that goes to pure noise
 
 
 def cosine(logsnr_min: float = -15.0, logsnr_max: float = 15.0) -> Schedule:
@@ -19,10 +22,11 @@ def cosine(logsnr_min: float = -15.0, logsnr_max: float = 15.0) -> Schedule:
 
     Nichol & Dhariwal (2021), eq. 17, in the clipped form `logsnr = -2 log tan(angle)` of Ho & Salimans (2022), section 2.
     """
+    _check_logsnr("cosine", logsnr_min, logsnr_max)
     first, last = (math.atan(math.exp(-logsnr / 2)) for logsnr in (logsnr_max, logsnr_min))
 
     def level(t):
-        angle = first + jnp.asarray(t) * (last - first)
+        angle = first + unit(t) * (last - first)
         return Level(jnp.cos(angle), jnp.sin(angle))
 
     return level
@@ -33,9 +37,10 @@ def linear(beta_min: float = 0.1, beta_max: float = 20.0, logsnr_max: float = 15
 
     Song et al. (2021), eq. 33 of appendix C. Clipped at `logsnr_max`, as t = 0 would have no noise.
     """
+    check("linear", "0 <= beta_min <= beta_max, beta_max > 0", lambda a, b: 0 <= a <= b > 0, beta_min=beta_min, beta_max=beta_max)
 
     def level(t):
-        t = jnp.asarray(t)
+        t = unit(t)
         return _variance_preserving(beta_min * t + (beta_max - beta_min) * t**2 / 2, logsnr_max)
 
     return level
@@ -46,10 +51,12 @@ def karras(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) 
 
     Karras et al. (2022), eq. 5, where time runs from the noisy end.
     """
+    check("karras", "0 < sigma_min < sigma_max", lambda a, b: 0 < a < b, sigma_min=sigma_min, sigma_max=sigma_max)
+    check("karras", "rho > 0", lambda rho: rho > 0, rho=rho)
     first, last = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
 
     def level(t):
-        sigma = (first + jnp.asarray(t) * (last - first)) ** rho
+        sigma = (first + unit(t) * (last - first)) ** rho
         return Level(jnp.ones_like(sigma), sigma)
 
     return level
@@ -60,6 +67,7 @@ def lognormal(mean: float = -1.2, std: float = 1.2, tail: float = 1e-5) -> Sched
 
     Uniform t gives the lognormal noise levels of Karras et al. (2022), table 1. `tail` is cut from both ends of t.
     """
+    check("lognormal", "std > 0 and 0 < tail < 0.5", lambda std, tail: std > 0 and 0 < tail < 0.5, std=std, tail=tail)
 
     def level(t):
         sigma = jnp.exp(mean + std * jax.scipy.special.ndtri(jnp.clip(jnp.asarray(t), tail, 1 - tail)))
@@ -70,6 +78,7 @@ def lognormal(mean: float = -1.2, std: float = 1.2, tail: float = 1e-5) -> Sched
 
 def rectified_flow(logsnr_min: float = -15.0, logsnr_max: float = 15.0) -> Schedule:
     """`alpha = 1 - t`, `sigma = t`: the straight path (Liu et al. 2022, eq. 1), t clipped at the two logsnr bounds."""
+    _check_logsnr("rectified_flow", logsnr_min, logsnr_max)
     first, last = (1 / (1 + math.exp(logsnr / 2)) for logsnr in (logsnr_max, logsnr_min))
 
     def level(t):
@@ -84,19 +93,22 @@ def linear_logsnr(logsnr_min: float = -5.0, logsnr_max: float = 13.3) -> Schedul
 
     Kingma et al. (2021): the end points at which their learned schedule starts.
     """
-    return lambda t: from_logsnr(logsnr_max + jnp.asarray(t) * (logsnr_min - logsnr_max))
+    _check_logsnr("linear_logsnr", logsnr_min, logsnr_max)
+    return lambda t: from_logsnr(logsnr_max + unit(t) * (logsnr_min - logsnr_max))
 
 
 def from_betas(betas: ArrayLike, logsnr_max: float = 15.0) -> Schedule:
     """A published discrete chain in continuous time: `t = (i + 1) / T` is the state after `betas[i]`, `alpha^2 = prod(1 - beta)`.
 
-    Ho et al. (2020), eq. 4. Between two states `log alpha` is linear in t; t = 0 is clipped at `logsnr_max`.
+    Ho et al. (2020), eq. 4. Between two states `log alpha` is linear in t; t = 0 is clipped at `logsnr_max`. The last beta may be 1
+    (`zero_terminal_snr`), where logsnr is clipped at -15, as other schedules end: there predicted noise says little about x0.
 
     Raises:
-        ValueError: `betas` is not a vector of values in [0, 1).
+        ValueError: `betas` is not a vector of values in [0, 1].
     """
-    betas = checked_betas(betas, "from_betas", "values in [0, 1)", lambda b: (b >= 0) & (b < 1))
-    exponents = np.append(0.0, -np.cumsum(np.log1p(-betas)))
+    betas = checked_betas(betas, "from_betas", "values in [0, 1]", lambda b: (b >= 0) & (b <= 1))
+    with np.errstate(divide="ignore"):
+        exponents = np.append(0.0, np.minimum(-np.cumsum(np.log1p(-betas)), math.log1p(math.exp(-LOGSNR_MIN))))
     times = np.linspace(0, 1, betas.size + 1)
 
     def level(t):
@@ -113,6 +125,7 @@ def shifted(schedule: Schedule, factor: float, size: Callable[[Array, Array], Ar
     `size(alpha, sigma)` is kept as it is: `jnp.hypot` for variance-preserving schedules, `jnp.add` for
     rectified flow.
     """
+    check("shifted", "factor > 0", lambda factor: factor > 0, factor=factor)
 
     def level(t):
         plain = schedule(t)
@@ -129,6 +142,16 @@ def _variance_preserving(exponent: Array, logsnr_max: float) -> Level:
     return Level(jnp.exp(-exponent / 2), jnp.sqrt(-jnp.expm1(-exponent)))
 
 
+def unit(t: ArrayLike) -> Array:
+    """The time clipped to [0, 1]; at 0 and 1 its derivative is 1, so that rates there are those of the schedule."""
+    t = jnp.asarray(t)
+    return jnp.where(t < 0, jnp.zeros_like(t), jnp.where(t > 1, jnp.ones_like(t), t))
+
+
+def _check_logsnr(where: str, logsnr_min: float, logsnr_max: float) -> None:
+    check(where, "logsnr_min < logsnr_max", lambda low, high: low < high, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+
+
 def checked_betas(betas: ArrayLike, where: str, rule: str, good: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """The betas as a float64 vector, checked by the rule.
 
@@ -136,6 +159,8 @@ def checked_betas(betas: ArrayLike, where: str, rule: str, good: Callable[[np.nd
         ValueError: they are not.
     """
     betas = np.asarray(betas, np.float64)
-    if betas.ndim != 1 or not betas.size or not np.all(good(betas)):
+    if betas.ndim != 1 or not betas.size:
         raise ValueError(f"{where}: betas must be a vector with {rule}, got shape {betas.shape}")
+    if bad := np.flatnonzero(~good(betas)).tolist():
+        raise ValueError(f"{where}: betas must be a vector with {rule}, got {betas[bad[0]]:g} at index {bad[0]}")
     return betas

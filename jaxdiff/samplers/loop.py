@@ -50,7 +50,11 @@ def sample(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Ar
     >>> sample(ddim(), oracles.denoiser(cloud), x, grid(cosine(), 50), jax.random.key(1)).mean(0).round(1).tolist()
     [1.0, -1.0]
     """
-    return _walk(sampler, denoise, (x, sampler.init(x)), levels, key, jnp.arange(levels.sigma.size - 1), to_end=True)[0]
+    move, num_steps = _moves(sampler, denoise, x, levels, key)
+    looped, carry = num_steps - (sampler.last is not None), (x, sampler.init(x))
+    if looped:
+        carry, _ = jax.lax.scan(move, carry, jnp.arange(looped))
+    return carry[0] if sampler.last is None else move(carry, looped, sampler.last)[0][0]
 
 
 @compiled_once
@@ -60,12 +64,12 @@ def trajectory(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key
     Raises:
         ValueError: `every` does not divide the number of steps N.
     """
-    num_steps = levels.sigma.size - 1
+    move, num_steps = _moves(sampler, denoise, x, levels, key)
     if every < 1 or num_steps % every:
         raise ValueError(f"trajectory: every must divide the number of steps, {num_steps}, got {every}")
 
     def leg(carry, indices):
-        carry = _walk(sampler, denoise, carry, levels, key, indices)
+        carry, _ = jax.lax.scan(move, carry, indices)
         return carry, carry[0]
 
     legs = jnp.arange(num_steps).reshape(-1, every)
@@ -73,26 +77,23 @@ def trajectory(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key
         _, states = jax.lax.scan(leg, (x, sampler.init(x)), legs)
         return jnp.concatenate([x[None], states])
     carry, states = jax.lax.scan(leg, (x, sampler.init(x)), legs[:-1])
-    x0, _ = _walk(sampler, denoise, carry, levels, key, legs[-1], to_end=True)
+    if every > 1:
+        carry, _ = jax.lax.scan(move, carry, legs[-1, :-1])
+    (x0, _), _ = move(carry, num_steps - 1, sampler.last)
     return jnp.concatenate([x[None], states, x0[None]])
 
 
-def _walk(sampler, denoise, carry, levels, key, indices, to_end=False):
-    """The carry `(x, memory)` after the steps of these indices; `to_end`: they end with the last of the list."""
+def _moves(sampler, denoise, x, levels, key):
+    """`move(carry, index) -> (carry, None)`, one step, where the carry is `(x, memory)`, and the number of steps."""
     levels = jax.tree.map(jnp.asarray, levels)
     chex.assert_rank((levels.alpha, levels.sigma), 1)
-    dtype = carry[0].dtype
-    if not dtype == levels.alpha.dtype == levels.sigma.dtype:
-        raise TypeError(f"sample: x is {dtype}, levels {levels.alpha.dtype}; give both in one dtype (a network may use another)")
+    if not x.dtype == levels.alpha.dtype == levels.sigma.dtype:
+        raise TypeError(f"sample: x is {x.dtype}, levels {levels.alpha.dtype}; give both in one dtype (a network may use another)")
 
     def move(carry, index, step=sampler.step):
         return step(denoise, *carry, levels[index], levels[index + 1], jax.random.fold_in(key, index)), None
 
-    last = sampler.last if to_end else None
-    looped = indices if last is None else indices[:-1]
-    if looped.size:
-        carry, _ = jax.lax.scan(move, carry, looped)
-    return carry if last is None else move(carry, indices[-1], last)[0]
+    return move, levels.sigma.size - 1
 
 
 def map_step(wrap: Callable[[Step], Step], sampler: Sampler) -> Sampler:

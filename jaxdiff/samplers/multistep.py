@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.arguments import check
 from jaxdiff.process import Level, transfer
 from jaxdiff.samplers.exponential import exponential_moments, stride
 from jaxdiff.samplers.loop import Sampler
@@ -23,7 +24,11 @@ def dpmpp_2m_sde(eta: float | Array = 1.0) -> Sampler:
     """SDE-DPM-Solver++(2M): the aim of `dpmpp_2m` with the fresh noise of `ddim(eta)`.
 
     Lu et al. (2022), "DPM-Solver++", section 5. An eta between 0 and 1 is that of DDIM, not of k-diffusion.
+
+    Raises:
+        ValueError: eta is a number outside [0, 1].
     """
+    check("dpmpp_2m_sde", "0 <= eta <= 1", lambda eta: 0 <= eta <= 1, eta=eta)
 
     def step(denoise, x, memory, t, s, key):
         x0 = denoise(x, t)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.arguments import check
 from jaxdiff.process import Level, Std, posterior_std, transfer
 from jaxdiff.process.levels import fresh_share, safe_sqrt
 from jaxdiff.samplers.exponential import exponential_moments
@@ -19,7 +20,11 @@ def ddim(eta: float | Array = 0.0) -> Sampler:
 
     Song, Meng & Ermon (2021), eq. 12 and 16, for eta in [0, 1]. With eta = 0 it is Euler's rule on the ODE of Karras et
     al. (2022), eq. 4, and DPM-Solver++(1). A literal 0 draws no noise; a traced eta does not recompile.
+
+    Raises:
+        ValueError: eta is a number outside [0, 1].
     """
+    check("ddim", "0 <= eta <= 1", lambda eta: 0 <= eta <= 1, eta=eta)
     return stateless(lambda denoise, x, t, s, key: ddim_step(x, denoise(x, t), t, s, eta, key))
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.arguments import check
 from jaxdiff.process import Level
 from jaxdiff.process.levels import safe_sqrt
 from jaxdiff.samplers.loop import Sampler, map_step
@@ -29,8 +30,12 @@ def churn(
     variance-preserving levels, `lambda alpha, sigma: alpha` on EDM's own, `jnp.add` on straight ones.
 
     Raises:
-        ValueError: the sampler has memory of earlier steps, which fresh noise would invalidate.
+        ValueError: gamma or noise is below 0, sigma_min not below sigma_max, or the sampler has memory of earlier steps,
+            which fresh noise would invalidate.
     """
+    check("churn", "gamma >= 0", lambda gamma: gamma >= 0, gamma=gamma)
+    check("churn", "noise >= 0", lambda noise: noise >= 0, noise=noise)
+    check("churn", "0 <= sigma_min < sigma_max", lambda low, high: 0 <= low < high, sigma_min=sigma_min, sigma_max=sigma_max)
 
     def raised(step):
         def from_raised(denoise, x, memory, t, s, key):
