@@ -2,7 +2,7 @@
 
 from jaxdiff.data.batches import batches
 from jaxdiff.data.latents import Moments, Rows
-from jaxdiff.data.read import IN_MEMORY, Images, ImageSpec, fit_image, load_images, load_split, normalize, with_context
+from jaxdiff.data.read import IN_MEMORY, Images, ImageSpec, fit_image, load_images, load_split, normalize, num_images, with_context
 
 __all__ = [
     "IN_MEMORY",
@@ -14,6 +14,7 @@ __all__ = [
     "fit_image",
     "load_split",
     "normalize",
+    "num_images",
     "load_images",
     "with_context",
 ]

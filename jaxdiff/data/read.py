@@ -144,6 +144,11 @@ def load_split(name: str, split: str, image_shape: tuple[int, int, int], fit: Fi
     return Images(lambda indices: (pixels[indices], labels[indices]), *rest)
 
 
+def num_images(name: str, split: str, data_dir: str | None = None) -> int:
+    """How many images a split has, without reading them; raises as `load_split` does."""
+    return len(_source(name, split, data_dir)[0])
+
+
 def normalize(pixels: np.ndarray) -> np.ndarray:
     """uint8 pixels as float32 in [-1, 1]."""
     return pixels.astype(np.float32) / 127.5 - 1
@@ -184,7 +189,8 @@ def _source(name: str, split: str, data_dir: str | None, decoders: Any = None) -
     try:
         return builder.as_data_source(split=split, decoders=decoders), builder.info
     except Exception as error:  # tfds raises many kinds: an unknown split, a slice that is none, another file format
-        raise DataError(f"data set {name}, split {split!r}: {first_line(error)}") from error
+        reason = "it has no images" if "0 length" in str(error) else first_line(error)
+        raise DataError(f"data set {name}, split {split!r}: {reason}") from error
 
 
 def _builder(name: str, data_dir: str | None) -> Any:

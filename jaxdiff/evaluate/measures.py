@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxdiff.data import normalize
+from jaxdiff import data
+from jaxdiff.data import ImageSpec, normalize
 from jaxdiff.evaluate import statistics
 from jaxdiff.evaluate.features import Features, Network, extract
 from jaxdiff.evaluate.intervals import Interval, bootstrap, share
 from jaxdiff.evaluate.reference_statistics import DataSet, Reference, reference, spread
 from jaxdiff.evaluate.results import Result, Spec
 from jaxdiff.io import progress
-from jaxdiff.io.errors import ConfigError
+from jaxdiff.io.errors import ConfigError, DataError
 from jaxdiff.io.pictures import to_uint8
 
-LEAST = 10  # images, of which intervals can be drawn
+log = logging.getLogger(__name__)
+
+LEAST = 10  # images of a set, of which intervals can be drawn
+ANY_NUMBER = ("label_agreement",)  # measures whose intervals take any number of images
 
 
 class Seen(NamedTuple):
@@ -79,25 +84,30 @@ def evaluator(network: Network, source: DataSet, num: int, names: Sequence[str] 
     """The judge that measures what is named, or all that the network allows, of sets of up to `num` images.
 
     Sets are smaller where there are fewer real images, since most measures are biased by the number, and held-out ones are to
-    compare: then it measures every full set of the samples, and takes the mean.
+    compare: then it measures every full set of the samples, and takes the mean. Measures for which sets are too small are left
+    out with a warning, unless they are named.
 
     Raises:
-        ConfigError: a name is unknown or needs other logits, or there are too few images for intervals.
+        ConfigError: a name is unknown or needs other logits.
+        DataError: there are too few images for what is named, or for all measures.
     """
-    names = known_measures(names, network)
-    num = min(num, source.train.num_examples, source.held_out.num_examples)
-    if num < LEAST:
-        raise ConfigError(f"evaluate: {num} images of a set are too few for intervals; give at least {LEAST}")
+    sizes, known = (num, source.train.num_examples, source.held_out.num_examples), known_measures(names, network)
+    num = min(sizes)
+    if missing := _too_small(known, *sizes):
+        known = [name for name in known if num >= LEAST or name in ANY_NUMBER]
+        if names or not known:
+            raise DataError(missing)
+        log.warning("%s", missing)
     spec = Spec(network.name, network.resize, network.dtype, num, source.name)
     real = reference(network, source, batch_size)
     held = Seen(real.held_out, real.labels, spread(len(real.labels), num)[None])
-    held_out = measured(names, held, real, "held-out images")
+    held_out = measured(known, held, real, "held-out images")
 
     def measure(samples: np.ndarray, labels: np.ndarray) -> Result:
         images = normalize(to_uint8(samples))  # the real ones have 8 bits too
         features = extract(network, lambda rows: images[rows], len(images), batch_size, "samples")
         sets = np.arange(len(samples) // num * num).reshape(-1, num)
-        found = measured(names, Seen(features, labels, sets), real, "samples")
+        found = measured(known, Seen(features, labels, sets), real, "samples")
         return Result(spec, found, held_out, len(samples))
 
     return Evaluator(spec, measure)
@@ -118,6 +128,23 @@ def known_measures(names: Sequence[str], network: Network) -> list[str]:
                 f"--metrics {name}: {network.name.split()[0]} knows no labels of the data; write --features classifier"
             )
     return list(names) or able
+
+
+def missing_measures(c: ImageSpec, num: int, names: Iterable[str], data_dir: str | None = None) -> str:
+    """Which of the measures of `num` samples the data set is too small for, as a sentence; empty if none.
+
+    Raises:
+        DataError: the data set has no such splits.
+    """
+    return _too_small(names, num, *(data.num_images(c.name, split, data_dir) for split in (c.split, c.held_out)))
+
+
+def _too_small(names: Iterable[str], num: int, train: int, held_out: int) -> str:
+    size, missing = min(num, train, held_out), [name for name in names if name not in ANY_NUMBER]
+    if size >= LEAST or not missing:
+        return ""
+    sizes = f"{num} samples, training images: {train}, held-out ones: {held_out}"
+    return f"not measured: {', '.join(missing)}, whose intervals need sets of at least {LEAST} images, got {size} ({sizes})"
 
 
 def measured(names: Sequence[str], seen: Seen, real: Reference, what: str) -> dict[str, Interval]:

@@ -42,9 +42,13 @@ def classifier(source: DataSet, epochs: int) -> Network:
 
 
 def train_classifier(train: Images, epochs: int, seed: int = SEED, batch_size: int = BATCH_SIZE) -> Any:
-    """The params of a classifier of the training images, shifted by at most one pixel at random."""
+    """The params of a classifier of the training images, shifted by at most one pixel at random.
+
+    Fewer images than a batch are one batch; else the last batch of an epoch is left out where it is not full.
+    """
     images, labels = train.fetch(np.arange(train.num_examples))
     model = Classifier(train.num_classes)
+    batch_size = min(batch_size, len(images))
     num_steps = len(images) // batch_size
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, epochs * num_steps))
     step = jax.jit(train_step(partial(_classification, model), optimizer, {}), donate_argnums=0)

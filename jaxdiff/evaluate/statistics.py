@@ -12,6 +12,7 @@ import numpy as np
 
 Statistic = Callable[[np.ndarray], float]  # of those rows [n] of a set
 CHUNK = 1000  # rows of a matrix of pairs that are computed at once
+ROUNDING = 1e-14  # of a squared distance, as a share of the squares that it is the difference of
 
 
 class Gaussian(NamedTuple):
@@ -22,16 +23,22 @@ class Gaussian(NamedTuple):
 
 
 def gaussian(features: np.ndarray) -> Gaussian:
-    """The Gaussian fitted to features `[N, F]`, with the unbiased covariance."""
+    """The Gaussian fitted to features `[N, F]`, with the unbiased covariance: NaN for one image."""
     features = np.asarray(features, np.float64)
-    return Gaussian(features.mean(0), np.cov(features, rowvar=False, ddof=1))
+    mean, num = features.mean(0), features.shape[1]
+    covariance = np.atleast_2d(np.cov(features, rowvar=False, ddof=1)) if len(features) > 1 else np.full((num, num), np.nan)
+    return Gaussian(mean, covariance)
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """`|mean_a - mean_b|^2 + tr(A + B - 2 sqrt(A B))` of Gaussians fitted to features `[N, F]` (Heusel et al. 2017, eq. 6).
 
     Its mean over sets of N exceeds that of larger ones: compare at equal N.
+
+    Raises:
+        ValueError: one set has fewer than 2 images, as any of these functions does where there are too few.
     """
+    _check_number(2, a, b)
     return frechet(a, gaussian(b))(np.arange(len(a)))
 
 
@@ -40,6 +47,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
 
     The unbiased estimate, of all pairs, which may be below 0: its mean is the same for every N.
     """
+    _check_number(2, a, b)
     return kernel(a, b)(np.arange(len(a)))
 
 
@@ -49,6 +57,7 @@ def precision_recall(generated: np.ndarray, real: np.ndarray, k: int = 3) -> tup
     Near is within the distance of one of the others to its k-th nearest neighbour among its like. Both sets count: `[N, F]`
     each, of equal size.
     """
+    _check_number(k + 1, generated, real)
     return float(covered(generated, real, k).mean()), float(covered(real, generated, k).mean())
 
 
@@ -57,6 +66,7 @@ def inception_score(probabilities: np.ndarray, splits: int = 1) -> float:
 
     The mean of that of so many parts, one after another; theirs are 10.
     """
+    _check_number(splits, probabilities)
     score = inception(probabilities)
     return float(np.mean([score(rows) for rows in np.array_split(np.arange(len(probabilities)), splits)]))
 
@@ -71,7 +81,7 @@ def frechet(features: np.ndarray, reference: Gaussian) -> Statistic:
         gram = (y.T @ y if len(y) > y.shape[1] else y @ y.T) / (len(y) - 1)  # root A root, or the smaller of equal eigenvalues
         cross = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0, None)).sum()
         gap = np.sum((x.mean(0) - reference.mean) ** 2)
-        return float(gap + x.var(0, ddof=1).sum() + np.trace(reference.covariance) - 2 * cross)
+        return max(float(gap + x.var(0, ddof=1).sum() + np.trace(reference.covariance) - 2 * cross), 0.0)  # but for rounding
 
     return distance
 
@@ -91,7 +101,9 @@ def kernel(features: np.ndarray, reference: np.ndarray, own: float | None = None
 
 
 def mean_kernel(features: np.ndarray) -> float:
-    """The mean of the kernel of `kernel_distance` over all pairs of two different rows."""
+    """The mean of the kernel of `kernel_distance` over all pairs of two different rows; NaN for one row."""
+    if len(features) < 2:
+        return np.nan
     diagonal = np.sum((np.sum(np.square(features, dtype=np.float64), axis=1) / features.shape[1] + 1) ** 3)
     total, num = sum(float(part.sum()) for part in _cubic(features, features)), len(features)
     return (total - float(diagonal)) / (num * (num - 1))
@@ -139,9 +151,19 @@ def _cubic(a: np.ndarray, b: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _squares(a: np.ndarray, b: np.ndarray) -> Iterator[np.ndarray]:
-    """The squared distances of all pairs, some rows of a after another, in float32 for the memory's sake."""
+    """The squared distances of all pairs, some rows of a after another, in float32 for the memory's sake.
+
+    Those of equal rows are 0, not what rounding leaves of them.
+    """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     norms = np.sum(b**2, axis=1)
     for start in range(0, len(a), CHUNK):
         part = a[start : start + CHUNK]
-        yield np.clip(np.sum(part**2, axis=1)[:, None] + norms - 2 * part @ b.T, 0, None).astype(np.float32)
+        sums = np.sum(part**2, axis=1)[:, None] + norms
+        squares = sums - 2 * part @ b.T
+        yield np.where(squares > ROUNDING * sums, squares, 0).astype(np.float32)
+
+
+def _check_number(least: int, *sets: np.ndarray) -> None:
+    if (fewest := min(map(len, sets))) < least:
+        raise ValueError(f"this measure needs sets of at least {least} images, got {fewest}")

@@ -12,7 +12,7 @@ from jaxdiff.app.cli.flags import DataDir
 from jaxdiff.app.cli.train_command import Processes, print_once, report_stop
 from jaxdiff.app.config import load_ladder
 from jaxdiff.io import files
-from jaxdiff.io.errors import ConfigError
+from jaxdiff.io.errors import ConfigError, DataError
 from jaxdiff.training import distributed
 
 
@@ -36,6 +36,7 @@ class Ladder:
 
 
 def ladder(args: Ladder) -> int:
+    from jaxdiff import evaluate
     from jaxdiff.app.runs import ladder as ladders
     from jaxdiff.app.runs import sources
     from jaxdiff.app.runs import train as run
@@ -48,7 +49,13 @@ def ladder(args: Ladder) -> int:
     if not list(ladders.ladder_rungs(config, trained)):
         raise ConfigError(f"{args.config}: no student or baseline takes {config.calls} calls; choose others")
     distributed.initialize(args.processes.coordinator, args.processes.num_processes, args.processes.process_id)
-    for stage in sources.unfinished(trained):
+    left = sources.unfinished(trained)
+    images, missing = trained[-1].config.data, ""
+    if left and distributed.is_first():
+        missing = evaluate.missing_measures(images, config.num, ladders.MEASURES, args.data_dir)
+    if missing:
+        raise DataError(missing)
+    for stage in left:
         print_once(f"rung {stage.workdir}: {stage.command}")
         if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout):
             return report_stop(stopped, stage.workdir)

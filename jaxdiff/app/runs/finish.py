@@ -18,6 +18,7 @@ from jaxdiff.app.runs import storage
 from jaxdiff.app.runs.trained import cycle_labels, image_sampler, sample_file_name
 from jaxdiff.data import Images, normalize
 from jaxdiff.io import files, pictures, progress
+from jaxdiff.io.errors import DataError
 from jaxdiff.objectives import psnr
 from jaxdiff.training import TrainState, distributed
 
@@ -35,19 +36,43 @@ class Drawn(NamedTuple):
 
 
 def finish_run(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:
-    """Writes what a finished run ends with: samples and their evaluation, reconstructions or accuracy; the text to print."""
-    ends = {"vae": _finish_vae, "autoencoder": _finish_autoencoder, "classifier": _finish_classifier}
-    if config.objective in ends:
+    """Writes what a finished run ends with: samples and their evaluation, reconstructions or accuracy; the text to print.
+
+    What the data set does not allow is left out, and the text says why.
+    """
+    lines = []
+    try:
+        for line in _endings(config, workdir, data_dir):
+            lines.append(line)
+    except DataError as error:
+        lines.append(f"{workdir} is trained, but not measured: {error}")
+    return "\n".join(lines)
+
+
+def missing_measures(config: Experiment, data_dir: str | None = None) -> str:
+    """What the data set will not allow to measure when the run is finished, and why; empty if nothing."""
+    num = config.evaluation.num
+    if not (num or config.objective in ENDS or config.model.context_channels):
+        return ""
+    try:
+        return evaluate.missing_measures(config.data, num, evaluate.MEASURES if num else (), data_dir)
+    except DataError as error:
+        return f"not measured at the end: {error}"
+
+
+def _endings(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> Iterator[str]:
+    """Writes what a finished run ends with; yields the text to print."""
+    if config.objective in ENDS:
         step, params = storage.read_params(config, workdir)
-        return ends[config.objective](config, workdir, step, params, data_dir)
+        yield ENDS[config.objective](config, workdir, step, params, data_dir)
+        return
     c = config.evaluation
     drawn = draw_samples(config, workdir, c.num or config.sampling.num, data_dir)
-    lines = [save_sample_grid(config, drawn, workdir / "samples.png", max(config.model.num_classes, 1))]
+    yield save_sample_grid(config, drawn, workdir / "samples.png", max(config.model.num_classes, 1))
     if c.num:
         evaluator = run_evaluator(config, c.num, data_dir)
         path = workdir / evaluate.FOLDER / sample_file_name(config, config.seed).replace(".png", ".json")
-        lines += [str(evaluate_samples(config, drawn, evaluator, path).result), str(path)]
-    return "\n".join(lines)
+        yield f"{evaluate_samples(config, drawn, evaluator, path).result}\n{path}"
 
 
 def draw_samples(
@@ -101,12 +126,13 @@ def run_evaluator(
 ) -> evaluate.Evaluator:
     """The evaluator of `num` samples against the config's data set: its classifier, or InceptionV3 with a file's weights.
 
-    The classifier is trained on first use. The named measures are taken, by default all that apply.
+    The classifier is trained on first use. The named measures are taken, by default all that apply: label agreement only where
+    samples have labels.
     """
     source = evaluate.data_set(config.data, data_dir)
     network = evaluate.classifier(source, config.evaluation.epochs) if weights is None else evaluate.inception(weights)
-    labelled = network.labels and config.model.num_classes > 0
-    names = names or [name for name in evaluate.MEASURES if labelled or name != "label_agreement"]
+    if not (names or config.model.num_classes):
+        network = network._replace(labels=False)
     return evaluate.evaluator(network, source, num, names, config.evaluation.batch_size)
 
 
@@ -217,3 +243,6 @@ def _chunks(source: Images, num: int) -> Iterator[np.ndarray]:
     size = max(1, CHUNK // math.prod(source.fetch(np.zeros(1, np.int64))[0].shape[1:3]))
     for start in progress.track(range(0, num, size), "encoding", "batch"):
         yield normalize(source.fetch(np.arange(start, min(start + size, num)))[0])
+
+
+ENDS = {"vae": _finish_vae, "autoencoder": _finish_autoencoder, "classifier": _finish_classifier}

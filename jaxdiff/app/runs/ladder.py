@@ -14,6 +14,7 @@ from jaxdiff.io import files, pictures, progress
 from jaxdiff.io.errors import ConfigError
 
 MARKERS = "sD^vP*X<>"
+MEASURES = ("fid", "label_agreement")
 MEASURED = 2  # the version of the measurement: rows of another one do not compare, and are measured again
 
 
@@ -97,7 +98,7 @@ def measure_rungs(ladder: Ladder, workdir: pathlib.Path, rungs: Sequence[Rung], 
         if _identity(row) not in known or not grid.exists():
             evaluation = dataclasses.replace(rung.config.evaluation, epochs=ladder.epochs)
             config = dataclasses.replace(rung.config, evaluation=evaluation)
-            evaluator = evaluator or finish.run_evaluator(config, ladder.num, data_dir, names=("fid", "label_agreement"))
+            evaluator = evaluator or finish.run_evaluator(config, ladder.num, data_dir, names=MEASURES)
             known[_identity(row)] = row | _measure(ladder, rung, evaluator, grid)
             files.write_text(path, json.dumps({"rows": list(known.values())}, indent=2) + "\n")
         rows.append(known[_identity(row)])

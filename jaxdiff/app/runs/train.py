@@ -68,6 +68,8 @@ def train_run(
     with distributed.first_process_first():
         source = _source(config, workdir, data_dir)
     storage.check_or_write_config(workdir, config)
+    if distributed.is_first() and (missing := finish.missing_measures(config, data_dir)):
+        log.warning("%s", missing)
     record_sources(config, workdir)
     state = initial_or_restored_state(config, workdir, layout, frozen, sources)
     start, mine = int(state.step), layout.rows(c.batch_size)
