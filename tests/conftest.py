@@ -48,6 +48,20 @@ def small_autoencoder():
         yield
 
 
+@pytest.fixture
+def compilations():
+    """A list that has an element for each program that XLA compiles, or finds in the cache on the disk."""
+    compiled = []
+
+    def listen(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield compiled
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture(scope="session")
 def tfds_dir(tmp_path_factory):
     """A tfds data directory for the session, where `digits` is prepared once."""

@@ -19,18 +19,6 @@ KEY = jax.random.key(1)
 DENOISE = oracles.denoiser(DATA)
 FLOW = oracles.flow_map(oracles.gaussian([0.5, -0.3], [0.4, 0.8]))
 X = np.linspace(-1, 1, 8, dtype=np.float32).reshape(4, 2)
-compilations = []
-
-
-@pytest.fixture(autouse=True, scope="module")
-def counted():
-    def listen(event, *_, **__):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compilations.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def levels(num_steps=6):
@@ -87,7 +75,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_second_call_compiles_nothing_and_gives_the_same(name):
+def test_a_second_call_compiles_nothing_and_gives_the_same(name, compilations):
     first = CALLS[name]()
     compilations.clear()
     second = CALLS[name]()
@@ -95,14 +83,7 @@ def test_a_second_call_compiles_nothing_and_gives_the_same(name):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def test_verify_again_compiles_nothing():
-    oracles.verify(jd.ddim(), num=100)
-    compilations.clear()
-    oracles.verify(jd.ddim(), num=100)
-    assert not compilations
-
-
-def test_other_params_of_the_same_shape_are_used_and_compile_nothing():
+def test_other_params_of_the_same_shape_are_used_and_compile_nothing(compilations):
     """Arrays in a denoiser's closure are arguments of the program; what a function reads anew in each call is not kept."""
     box = {}
 

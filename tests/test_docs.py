@@ -18,18 +18,27 @@ DRAWN = sorted(path.stem for path in (DOCS / "pictures").glob("*.png"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_python_runs(page):
-    """The blocks of a page are one session; those with prompts say what comes back."""
+def test_python_runs(page, compilations):
+    """The blocks of a page are one session; those with prompts say what comes back. What calls no `jit` compiles nothing again."""
     session = {}
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL), 1):
-        if not code.startswith(">>>"):
-            exec(code, session)
-            continue
-        test = doctest.DocTestParser().get_doctest(code, session, f"{page.name}, block {number}", str(page), 0)
-        printed = []
-        failed = doctest.DocTestRunner().run(test, out=printed.append, clear_globs=False).failed
-        session = test.globs
-        assert not failed, "".join(printed)
+        session = after(code, session, f"{page.name}, block {number}")
+        if "jit" not in code:
+            compilations.clear()
+            session = after(code, session, f"{page.name}, block {number} again")
+            assert not compilations
+
+
+def after(code, session, name):
+    """The session after a block."""
+    if not code.startswith(">>>"):
+        exec(code, session)
+        return session
+    test = doctest.DocTestParser().get_doctest(code, session, name, None, 0)
+    printed = []
+    failed = doctest.DocTestRunner().run(test, out=printed.append, clear_globs=False).failed
+    assert not failed, "".join(printed)
+    return test.globs
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.stem)

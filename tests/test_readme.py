@@ -10,8 +10,13 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_example_runs(number):
+def test_example_runs(number, compilations):
+    """Twice; what calls no `jit` compiles nothing the second time."""
     exec(BLOCKS[number], {})
+    if "jax.jit" not in BLOCKS[number]:
+        compilations.clear()
+        exec(BLOCKS[number], {})
+        assert not compilations
 
 
 def test_every_file_is_on_the_map():
