@@ -10,18 +10,18 @@ import contextlib
 import math
 import pathlib
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxdiff.io import copies, files, paths
 from jaxdiff.io.errors import ConfigError, DataError, first_line
 
 MIRRORED = "_mirrored"  # ends the name of a split of mirrored images
 SHARD = 2**28  # bytes of moments a file
+INFO = "dataset_info.json"  # the file of tfds without which there is no data set
 
 Rows = dict[str, np.ndarray]
 
@@ -55,12 +55,14 @@ def check_free(directory: pathlib.Path) -> None:
     Raises:
         ConfigError: something is there already.
     """
-    if directory.exists():
+    if directory.exists() and (not paths.in_bucket(directory) or (directory / INFO).exists()):
         raise ConfigError(f"{directory} exists already and stays as it is; remove it, or choose another --out")
 
 
-def write_latents(directory: pathlib.Path, splits: Mapping[str, Iterable[Rows]], num_classes: int, origin: Origin) -> None:
+def write_latents(directory: pathlib.Path, splits: Mapping[str, Iterable[Rows]], num_classes: int, origin: Origin) -> int:
     """Writes the splits, each as batches of `mean`, `std` and `label` in order; the directory appears whole or not at all.
+
+    Returns the bytes of all files.
 
     tfds's own builders shuffle, which beyond 1000 MB a split needs TensorFlow; its sequential writer does not.
 
@@ -69,9 +71,7 @@ def write_latents(directory: pathlib.Path, splits: Mapping[str, Iterable[Rows]],
         DataError: a file could not be written, on a full disk for example.
     """
     check_free(directory)
-    draft = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")  # two that write at once have two drafts
-    draft.mkdir(parents=True)
-    try:
+    with files.atomic_folder(directory, last=INFO) as draft:
         writer: Any = None
         for split, batches in splits.items():
             for number, rows in enumerate(batches):
@@ -83,19 +83,18 @@ def write_latents(directory: pathlib.Path, splits: Mapping[str, Iterable[Rows]],
                     writer.add_examples({split: examples})
         with _told(f"latents could not be written to {directory}"):  # array_record says only here that the disk is full
             writer.close_all()
-        draft.rename(directory)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        return sum(file.stat().st_size for file in draft.iterdir())
 
 
 def open_latents(directory: pathlib.Path) -> tuple[Any, Origin]:
-    """The tfds builder of latents and what they were made of.
+    """The tfds builder of latents and what they were made of; latents in a bucket are first copied to the disk.
 
     Raises:
         ConfigError: the directory holds none.
     """
+    copy = copies.local_copy(directory)
     try:
-        builder = tfds.builder_from_directory(str(directory))
+        builder = tfds.builder_from_directory(str(copy))
         origin = Origin(**dict(builder.info.metadata or {}))
     except Exception as error:  # tfds raises many kinds: no such directory, no JSON, none of these fields
         raise ConfigError(f"{directory} is no cache of latents; write one: jaxdiff latents RUN --out {directory}") from error

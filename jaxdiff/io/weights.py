@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.io import paths
 from jaxdiff.io.errors import ConfigError, first_line
 
 
@@ -20,7 +21,7 @@ def open_npz(path: pathlib.Path | str, network: str) -> Iterator[Any]:
         ConfigError: no such file, or an array that the block reads is not in it.
     """
     try:
-        with np.load(path) as file:
+        with paths.path(path).open("rb") as stream, np.load(stream) as file:
             yield file
     except ConfigError:
         raise

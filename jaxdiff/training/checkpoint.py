@@ -13,7 +13,6 @@ import inspect
 import json
 import logging
 import pathlib
-import shutil
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxdiff.io import progress
+from jaxdiff.io import paths, progress
 from jaxdiff.io.errors import CheckpointError, NonFiniteError, disk_full, first_line
 from jaxdiff.training import TrainState, distributed
 
@@ -33,6 +32,7 @@ log = logging.getLogger(__name__)
 
 SPARE = 4 * 2**20  # bytes of disk beside the arrays: what describes them, and half-filled blocks
 DAMAGED = "damaged"  # unreadable steps are moved here, never deleted
+COMMITTED = "commit_success.txt"  # in a finished step in a bucket, where orbax cannot write to another name and rename
 
 
 @contextlib.contextmanager
@@ -68,7 +68,8 @@ def steps(workdir: pathlib.Path) -> list[int]:
     directory = _directory(workdir)
     if not directory.is_dir():
         return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+    numbered = [path for path in directory.iterdir() if path.name.isdecimal()]
+    return sorted(int(path.name) for path in numbered if not paths.in_bucket(path) or (path / COMMITTED).exists())
 
 
 def save(
@@ -255,7 +256,7 @@ def _check_any(workdir: pathlib.Path) -> None:
 def _check_room(to: ocp.CheckpointManager, items: Mapping[str, Any]) -> None:
     """Whether the disk has room; where it has not, what writes to it in the background says so in hundreds of lines."""
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) + SPARE
-    free = shutil.disk_usage(to.directory).free
+    free = paths.free_bytes(to.directory)
     if free < needed:
         sizes = f"it may take {needed / 1e6:.1f} MB, the disk has {free / 1e6:.1f} MB left"
         how = "make room, rerunning the same command resumes from the last checkpoint"
@@ -285,18 +286,19 @@ def _paths(tree: Any) -> list[str]:
 
 
 def _directory(workdir: pathlib.Path) -> pathlib.Path:
-    return pathlib.Path(workdir).absolute() / "checkpoints"
+    return paths.absolute(paths.path(workdir)) / "checkpoints"
 
 
 def _remove_unfinished(workdir: pathlib.Path) -> None:
-    """Removes the unfinished saves of killed processes."""
-    for path in _directory(workdir).glob("*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Removes the unfinished saves of killed processes: in a bucket these have the names of finished ones."""
+    directory, whole = _directory(workdir), set(map(str, steps(workdir)))
+    for path in directory.glob("*"):
+        if ".orbax-checkpoint-tmp" in path.name or (path.name.isdecimal() and path.name not in whole):
+            paths.remove_tree(path)
 
 
 def _move_away(workdir: pathlib.Path, step: int) -> None:
     source = _directory(workdir) / str(step)
     target = _directory(workdir).parent / DAMAGED
-    target.mkdir(exist_ok=True)
-    number = sum(1 for _ in target.iterdir())
-    source.rename(target / f"{step}-{number}")
+    number = sum(1 for _ in target.iterdir()) if target.is_dir() else 0
+    paths.move(source, target / f"{step}-{number}")

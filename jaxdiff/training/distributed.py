@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxdiff import training
+from jaxdiff.io import paths
 from jaxdiff.io.errors import ConfigError, LostProcessError, UserError, first_line
 from jaxdiff.training import watchdog
 
@@ -94,12 +96,14 @@ def is_first() -> bool:
 
 
 def step_watchdog(step_timeout: float | None, workdir: pathlib.Path) -> contextlib.AbstractContextManager[Callable[[bool], None]]:
-    """The watch of a run's steps (`watchdog.steps`), whose stacks go to `workdir`; None is that of one of several processes.
+    """The watch of a run's steps (`watchdog.steps`); None is that of one of several processes.
 
-    The first process ends last: its end would end the others before they have said their line.
+    Stacks go to `workdir`, or, if that is in a bucket, to the disk. The first process ends last: its end would end the others
+    before they have said their line.
     """
     limit = step_timeout if step_timeout is not None else STEP_TIMEOUT if is_multi_process() else 0
-    stacks = pathlib.Path(workdir) / f"hung-{jax.process_index()}.txt"
+    folder = pathlib.Path(tempfile.gettempdir()) if paths.in_bucket(workdir) else pathlib.Path(workdir)
+    stacks = folder / f"hung-{jax.process_index()}.txt"
     return watchdog.steps(limit, line_prefix(), stacks, linger=LINGER if is_multi_process() and is_first() else 0)
 
 

@@ -9,57 +9,62 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from jaxdiff.io import files
+from jaxdiff.io import files, paths, uploads
 from jaxdiff.training import distributed
 
 Write = Callable[[int, Mapping[str, float]], None]
 
 
 @contextlib.contextmanager
-def writer(workdir: pathlib.Path, start: int) -> Iterator[tuple[Write, Callable[[int, np.ndarray], None]]]:
-    """Two functions, for metrics and for a picture `[H, W, C]`, both at a step.
+def writer(workdir: pathlib.Path, start: int) -> Iterator[tuple[Write, Callable[[int, np.ndarray], None], Callable[[], None]]]:
+    """Three functions: for metrics and for a picture `[H, W, C]`, both at a step, and one that brings all to a bucket.
 
-    Lines of `metrics.jsonl` after the step `start` are dropped first: a resumed run writes them again. Of several processes
-    the first alone writes.
+    Lines of `metrics.jsonl` after the step `start` are dropped first: a resumed run writes them again. Call the third before
+    a checkpoint, or a run that resumes from it may lack lines. Of several processes the first alone writes.
     """
     if not distributed.is_first():
-        yield lambda step, values: None, lambda step, pixels: None
+        yield lambda step, values: None, lambda step, pixels: None, lambda: None
         return
     from tensorboardX import SummaryWriter
 
-    path = pathlib.Path(workdir) / "metrics.jsonl"
-    _cut(path, start)
-    board = SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"), purge_step=start + 1)
+    with uploads.uploaded_folder(paths.path(workdir)) as (folder, upload):
+        path = folder / "metrics.jsonl"
+        _cut(paths.path(workdir) / path.name, path, start)
+        board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
-    def write(step: int, values: Mapping[str, float]) -> None:
-        with path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            board.add_scalar(name, value, step)
+        def write(step: int, values: Mapping[str, float]) -> None:
+            with path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                board.add_scalar(name, value, step)
 
-    def picture(step: int, pixels: np.ndarray) -> None:
-        board.add_image("samples", pixels, step, dataformats="HWC")
+        def picture(step: int, pixels: np.ndarray) -> None:
+            board.add_image("samples", pixels, step, dataformats="HWC")
 
-    try:
-        yield write, picture
-    finally:
-        board.close()
+        def flush() -> None:
+            board.flush()
+            upload()
+
+        try:
+            yield write, picture, flush
+        finally:
+            board.close()
 
 
 def write_pictures(workdir: pathlib.Path, step: int, shown: Mapping[str, np.ndarray]) -> None:
     """Adds pictures `[H, W, C]` by their names to a run's TensorBoard, at a step."""
     from tensorboardX import SummaryWriter
 
-    with SummaryWriter(str(pathlib.Path(workdir) / "tensorboard")) as board:
+    with uploads.uploaded_folder(paths.path(workdir)) as (folder, _), SummaryWriter(str(folder / "tensorboard")) as board:
         for name, pixels in shown.items():
             board.add_image(name, pixels, step, dataformats="HWC")
 
 
-def _cut(path: pathlib.Path, start: int) -> None:
-    if not path.exists():
+def _cut(source: pathlib.Path, target: pathlib.Path, start: int) -> None:
+    if not source.exists():
         return
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
-    files.write_text(path, "".join(line for line in lines if line.endswith("\n") and 0 <= _step(line) <= start))
+    lines = source.read_bytes().decode(errors="replace").splitlines(keepends=True)
+    files.write_text(target, "".join(line for line in lines if line.endswith("\n") and 0 <= _step(line) <= start))
 
 
 def _step(line: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from jaxdiff.io import uploads
 from jaxdiff.io.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -38,24 +39,29 @@ def trace_steps(wanted: tuple[int, int] | None, folder: pathlib.Path) -> Iterato
     A call takes the steps from `first` to `last`.
     """
     tracing: list[pathlib.Path] = []
+    if wanted is None:
+        yield lambda first, last: None, lambda last, result: None
+        return
+    with uploads.uploaded_folder(folder) as (local, upload):
 
-    def before(first: int, last: int) -> None:
-        if wanted is not None and not tracing and first <= wanted[0] <= last:
-            jax.profiler.start_trace(str(folder))
-            tracing.append(folder)
+        def before(first: int, last: int) -> None:
+            if not tracing and first <= wanted[0] <= last:
+                jax.profiler.start_trace(str(local))
+                tracing.append(local)
 
-    def after(last: int, result: Any) -> None:
-        if wanted is not None and tracing and last >= wanted[1]:
-            jax.block_until_ready(result)
-            jax.profiler.stop_trace()
-            tracing.clear()
-            log.info("trace of steps %d to %d: %s", *wanted, folder)
+        def after(last: int, result: Any) -> None:
+            if tracing and last >= wanted[1]:
+                jax.block_until_ready(result)
+                jax.profiler.stop_trace()
+                tracing.clear()
+                upload()
+                log.info("trace of steps %d to %d: %s", *wanted, folder)
 
-    try:
-        yield before, after
-    finally:
-        if tracing:
-            jax.profiler.stop_trace()
+        try:
+            yield before, after
+        finally:
+            if tracing:
+                jax.profiler.stop_trace()
 
 
 def steps_per_second() -> Callable[[int], dict[str, float]]:

@@ -28,7 +28,7 @@ from jaxdiff.app.cli.sample_command import sample
 from jaxdiff.app.cli.train_command import train
 from jaxdiff.app.cli.verify_command import verify
 from jaxdiff.app.config.validation import did_you_mean
-from jaxdiff.io import files
+from jaxdiff.io import files, paths
 from jaxdiff.io.errors import UsageError, UserError, disk_full, first_line
 from jaxdiff.training import distributed
 
@@ -92,6 +92,8 @@ def _refusal(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or re.search(TOO_MUCH, str(error)):
         how = "ask for less at once: --batch-size, --num; of train --data.batch-size, --model.remat"
         return f"out of memory ({first_line(error)}); {how}"
+    if bucket := paths.refusal(error):
+        return bucket
     if not isinstance(error, OSError):
         return None
     return f"{error.filename}: {error.strerror}; choose another path, or fix this one" if error.filename else str(error)

@@ -17,10 +17,20 @@ import tyro
 from jaxdiff.app.cli import flags
 from jaxdiff.app.cli.flags import GlobalFlags
 from jaxdiff.app.config import Experiment, load
+from jaxdiff.io import paths
 from jaxdiff.io.errors import ConfigError, UsageError, first_line
 from jaxdiff.training import distributed
 
 HELP = ("-h", "--help")
+REGISTRY = tyro.constructors.ConstructorRegistry()  # by which tyro makes values of flags
+
+
+@REGISTRY.primitive_rule
+def _path_rule(kind: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """How flags become paths, on a disk or in a bucket."""
+    from_words, to_words = (lambda words: paths.path(words[0])), (lambda value: [str(value)])
+    spec = tyro.constructors.PrimitiveConstructorSpec(1, "PATH", from_words, lambda value: hasattr(value, "parent"), to_words)
+    return spec if kind.type is pathlib.Path else None
 
 
 def parsed(name: str, kind: Any, argv: list[str]) -> tuple[Any, GlobalFlags] | int:
@@ -36,7 +46,7 @@ def parsed(name: str, kind: Any, argv: list[str]) -> tuple[Any, GlobalFlags] | i
     known = None if default is None else typed(default, GlobalFlags())
     try:
         with contextlib.redirect_stderr(complaint):
-            arguments = tyro.cli(typed, default=known, args=argv, prog=f"jaxdiff {name}", config=options)
+            arguments = tyro.cli(typed, default=known, args=argv, prog=f"jaxdiff {name}", config=options, registry=REGISTRY)
     except SystemExit as exit:
         if exit.code == 2:
             print(f"jaxdiff {name}: {_one_line(complaint.getvalue())}; see jaxdiff {name} --help", file=sys.stderr)

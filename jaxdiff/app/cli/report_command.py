@@ -7,6 +7,7 @@ import tyro
 
 from jaxdiff.app.cli.arguments import check_bounds
 from jaxdiff.app.cli.flags import DataDir
+from jaxdiff.io import paths
 from jaxdiff.io.errors import ConfigError
 
 
@@ -32,7 +33,7 @@ def report(args: Report) -> int:
     if not args.runs:
         raise ConfigError("report needs a run: jaxdiff report runs/digits")
     check_bounds(args, num=0)
-    out = args.out or (args.runs[0].resolve().parent if args.runs[1:] else args.runs[0]) / "report.html"
+    out = args.out or (paths.resolved(args.runs[0]).parent if args.runs[1:] else args.runs[0]) / "report.html"
     if out.suffix != ".html":
         raise ConfigError(f"--out {out}: write a name that ends in .html")
     render.write_report(args.runs, out, args.num, args.data_dir)

@@ -114,7 +114,8 @@ def parse_labels(text: str, num_classes: int) -> list[int]:
 
 def _load_context(path: pathlib.Path) -> np.ndarray:
     try:
-        array = np.load(path)
+        with path.open("rb") as file:
+            array = np.load(file)
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
             raise ValueError("no numbers in it")
     except Exception as error:  # numpy raises many kinds

@@ -36,7 +36,7 @@ class Train:
     config: tyro.conf.Positional[pathlib.Path]
     """A recipe: a Python file that defines `config`."""
     workdir: pathlib.Path
-    """Directory of the run; by default runs/CONFIG."""
+    """Directory of the run, on a disk or in a bucket (gs://bucket/run); by default runs/CONFIG."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     data_dir: DataDir = None
     with_stages: bool = False

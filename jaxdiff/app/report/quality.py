@@ -17,6 +17,7 @@ from jaxdiff.app.runs import storage
 from jaxdiff.app.runs.finish import finish_run
 from jaxdiff.app.runs.sources import source_configs
 from jaxdiff.evaluate import Interval
+from jaxdiff.io import paths
 from jaxdiff.io.errors import ConfigError, UserError
 
 NAMES = {
@@ -124,7 +125,7 @@ def _ladders(record: RunRecord) -> Iterator[Group]:
     """The rows of this run, as it is now, in ladders beside it."""
     with contextlib.suppress(UserError):
         run = storage.fingerprint(record.workdir)
-        for path in sorted(record.workdir.resolve().parent.glob("*/ladder.json")):
+        for path in sorted(paths.resolved(record.workdir).parent.glob("*/ladder.json")):
             for row in (row for row in read_json(path).get("rows", []) if row["settings"]["run"] == run):
                 of = f"by a classifier of {record.config.data.name}; Frechet distances in its features, of {row['num_real']} images"
                 measures = {"label_agreement": _exact(row["agreement"]), "frechet": _exact(row["frechet"])}

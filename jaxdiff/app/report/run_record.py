@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxdiff.app.config import Experiment, differences, load, to_dict
 from jaxdiff.app.runs import storage
+from jaxdiff.io import paths
 from jaxdiff.io.errors import ConfigError, UserError
 from jaxdiff.training import checkpoint
 
@@ -38,12 +39,12 @@ class Setting(NamedTuple):
 
 def read_runs(workdirs: Sequence[pathlib.Path]) -> list[RunRecord]:
     """The records of runs, each given once, named by their directories; by whole paths where two directories have one name."""
-    paths = [workdir.resolve() for workdir in workdirs]
+    resolved = [paths.resolved(workdir) for workdir in workdirs]
     records = []
-    for number, (workdir, path) in enumerate(zip(workdirs, paths, strict=True)):
-        if path in paths[:number]:
+    for number, (workdir, path) in enumerate(zip(workdirs, resolved, strict=True)):
+        if path in resolved[:number]:
             raise ConfigError(f"{workdir} is given twice; name each run once")
-        name = path.name if [each.name for each in paths].count(path.name) == 1 else str(workdir)
+        name = path.name if [each.name for each in resolved].count(path.name) == 1 else str(workdir)
         config, steps = storage.read_config(workdir), checkpoint.steps(workdir)
         metrics = workdir / "metrics.jsonl"
         rows = [parse_json(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
@@ -63,7 +64,7 @@ def parse_json(text: str) -> dict[str, Any]:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object in a JSON file; empty where the file is missing or damaged."""
-    return parse_json(path.read_text(errors="replace")) if path.is_file() else {}
+    return parse_json(path.read_bytes().decode(errors="replace")) if path.is_file() else {}
 
 
 def settings(records: Sequence[RunRecord]) -> dict[str, dict[str, list[Setting]]]:

@@ -18,7 +18,7 @@ from jaxdiff.app.runs import storage
 from jaxdiff.app.runs.sources import check_measured
 from jaxdiff.data import latents as files
 from jaxdiff.data.latents import MIRRORED, Moments, Origin, Rows
-from jaxdiff.io import progress
+from jaxdiff.io import paths, progress
 from jaxdiff.io.errors import ConfigError, DataError, NonFiniteError
 from jaxdiff.training.mesh import batch_sharding, make_mesh, replicated
 
@@ -56,7 +56,7 @@ def write_latents(
         DataError: the images cannot be read, or the latents not written.
         NonFiniteError: a latent is NaN or infinite.
     """
-    run, out = pathlib.Path(run), pathlib.Path(out)
+    run, out = paths.path(run), paths.path(out)
     config = storage.read_config(run, "autoencoder")
     c = config.data
     if batch_size < 1:
@@ -75,14 +75,14 @@ def write_latents(
     both = itertools.product(sources, range(1 + flip))
     parts = {name + MIRRORED * mirrored: _encoded(encode, sources[name], mirrored, size, name) for name, mirrored in both}
     origin = Origin(storage.fingerprint(run), str(run), c.name, c.image_shape, c.fit, c.reduce, flip)
-    files.write_latents(out, parts, next(iter(sources.values())).num_classes, origin)
+    num_bytes = files.write_latents(out, parts, next(iter(sources.values())).num_classes, origin)
     num_examples = {name: sources[name.removesuffix(MIRRORED)].num_examples for name in parts}
-    return Cached(out, num_examples, sum(path.stat().st_size for path in out.iterdir()))
+    return Cached(out, num_examples, num_bytes)
 
 
 def load_latents(c: Data, run: pathlib.Path) -> Moments:
     """The latents that a config's data names, which must be those of its images, encoded by the autoencoder `run`."""
-    directory, now = pathlib.Path(c.latents), storage.fingerprint(run)
+    directory, now = paths.path(c.latents), storage.fingerprint(run)
     _, origin = files.open_latents(directory)
     anew = f"write them anew: jaxdiff latents {run} --out DIR, and set data.latents to it"
     if origin.fingerprint != now:

@@ -18,7 +18,7 @@ from jaxdiff.app import build
 from jaxdiff.app.config import STUDENTS, Experiment
 from jaxdiff.app.runs import storage
 from jaxdiff.data import Images, normalize
-from jaxdiff.io import files, progress
+from jaxdiff.io import files, paths, progress
 from jaxdiff.io.errors import ConfigError, NonFiniteError
 from jaxdiff.likelihood import Estimate
 from jaxdiff.samplers import dpmpp_3m
@@ -189,5 +189,5 @@ def evaluate_likelihood(
     differences = {name: mean(dataclasses.replace(own, value=own.value - first.value, terms={})) for name, own in others}
     report = Report(step, num, of, effort, {name: mean(own) for name, own in each.items()}, differences)
     text = json.dumps(dataclasses.asdict(report), indent=2, default=float)
-    files.write_text(pathlib.Path(workdir) / "likelihood.json", text + "\n")
+    files.write_text(paths.path(workdir) / "likelihood.json", text + "\n")
     return report

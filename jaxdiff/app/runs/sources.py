@@ -12,7 +12,7 @@ import numpy as np
 from jaxdiff.app import build
 from jaxdiff.app.config import Experiment, differences, load, to_dict, validated
 from jaxdiff.app.runs.storage import fingerprint, read_config, read_params, source_directories
-from jaxdiff.io import files
+from jaxdiff.io import files, paths
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.models import perceptual
 from jaxdiff.training import checkpoint, distributed
@@ -48,13 +48,13 @@ def resolve_sources(config: Experiment, workdir: pathlib.Path, above: tuple[str,
             continue
         if name in above:
             raise ConfigError(f"sources.{place}: {name} starts from itself ({' -> '.join(above)})")
-        recipe, directory = pathlib.Path(name), pathlib.Path(workdir).parent / pathlib.Path(name).stem
+        recipe, directory = pathlib.Path(name), paths.path(workdir).parent / pathlib.Path(name).stem
         source, before = resolve_sources(load(recipe), directory, (*above, name))
         stages += [stage for stage in (*before, Stage(recipe, directory, source)) if stage not in stages]
         names[place] = str(directory)
         if (directory / "config.json").is_file() and (differs := differences(to_dict(read_config(directory)), to_dict(source))):
             log.warning("%s is used as it is, though it differs from %s: %s", directory, name, "; ".join(differs[:3]))
-    if any(stage.workdir == pathlib.Path(workdir) for stage in stages):
+    if any(stage.workdir == paths.path(workdir) for stage in stages):
         raise ConfigError(f"--workdir {workdir} is where a stage of this recipe is trained; choose another name beside it")
     return validated(dataclasses.replace(config, sources=type(config.sources)(**names))), stages
 
@@ -130,7 +130,7 @@ def source_params(config: Experiment, workdir: pathlib.Path | None = None, place
 
 def record_sources(config: Experiment, workdir: pathlib.Path) -> None:
     """Writes down the fingerprints of the runs that a run is trained on; those that are there must be the same."""
-    directories, path = source_directories(config, workdir), pathlib.Path(workdir) / RECORD
+    directories, path = source_directories(config, workdir), paths.path(workdir) / RECORD
     _check_recorded(workdir, directories)
     trained_on = [place for place in build.FROZEN if place in directories]
     if trained_on and not path.exists() and checkpoint.steps(workdir):
@@ -157,7 +157,7 @@ def _check_same_latents(config: Experiment, workdir: pathlib.Path | None, teache
 
 
 def _recorded(workdir: pathlib.Path) -> dict[str, Any]:
-    path = pathlib.Path(workdir) / RECORD
+    path = paths.path(workdir) / RECORD
     try:
         recorded = json.loads(path.read_text()) if path.is_file() else {}
         return {place: {name: str(each[name]) for name in ("run", "fingerprint")} for place, each in recorded.items()}

@@ -11,15 +11,15 @@ import numpy as np
 
 from jaxdiff.app import build
 from jaxdiff.app.config import STUDENTS, Experiment, differences, distillation, from_dict, to_dict, with_article
-from jaxdiff.io import files
-from jaxdiff.io.errors import ConfigError
+from jaxdiff.io import files, paths
+from jaxdiff.io.errors import ConfigError, first_line
 from jaxdiff.process import Level
 from jaxdiff.training import as_float32, checkpoint, distributed
 
 
 def read_config(workdir: pathlib.Path, objective: str = "") -> Experiment:
     """The config of a run, which must have trained that objective if one is given; a student counts as diffusion."""
-    path = pathlib.Path(workdir) / "config.json"
+    path = paths.path(workdir) / "config.json"
     if not path.is_file():
         raise ConfigError(f"no run in {workdir}; train one: jaxdiff train CONFIG --workdir {workdir}")
     try:
@@ -37,17 +37,16 @@ def read_config(workdir: pathlib.Path, objective: str = "") -> Experiment:
 
 def check_or_write_config(workdir: pathlib.Path, config: Experiment) -> None:
     """Writes the config into a run's directory, where the one that is there must be the same."""
-    path, values = pathlib.Path(workdir) / "config.json", to_dict(config)
+    path, values = paths.path(workdir) / "config.json", to_dict(config)
     if path.exists() and (differs := differences(to_dict(read_config(workdir)), values)):
         raise ConfigError(f"{workdir} was made by another config: {'; '.join(differs[:3])}; choose another --workdir")
     if distributed.is_first():
-        probe = path.parent / "checkpoints" / "probe"
         try:
             files.write_text(path, json.dumps(values, indent=2) + "\n")
-            files.write_text(probe, "")
+            files.probe_directory(path.parent / "checkpoints")
         except OSError as error:
-            raise ConfigError(f"{workdir} cannot be written ({error.strerror}); choose another --workdir") from error
-        probe.unlink()
+            reason = error.strerror or first_line(error)
+            raise ConfigError(f"{workdir} cannot be written ({reason}); choose another --workdir") from error
 
 
 def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = None) -> tuple[int, Any]:
@@ -101,11 +100,11 @@ def source_directories(config: Experiment, workdir: pathlib.Path | None, places:
     One that is not where it was is looked for beside the config's own run, `workdir`.
     """
     named = {place: name for place, name in source_names(config).items() if not name.endswith(".npz")}
-    paths = {place: pathlib.Path(name) for place, name in named.items() if not places or place in places}
+    found = {place: paths.path(name) for place, name in named.items() if not places or place in places}
     if workdir is None:
-        return paths
-    beside = {place: pathlib.Path(workdir).parent / path.name for place, path in paths.items()}
-    return {place: beside[place] if not path.exists() and beside[place].exists() else path for place, path in paths.items()}
+        return found
+    beside = {place: paths.path(workdir).parent / path.name for place, path in found.items()}
+    return {place: beside[place] if not path.exists() and beside[place].exists() else path for place, path in found.items()}
 
 
 def with_sharding(shapes: Any, sharding: Any) -> Any:

@@ -21,7 +21,7 @@ from jaxdiff.app.config import Experiment, distillation, to_dict, uses_discrete_
 from jaxdiff.app.runs import finish, latent_cache, storage
 from jaxdiff.app.runs.sources import record_sources, source_configs, source_params
 from jaxdiff.app.runs.trained import cycle_labels, image_sampler
-from jaxdiff.io import pictures, progress
+from jaxdiff.io import paths, pictures, progress
 from jaxdiff.io.errors import ConfigError, NonFiniteError
 from jaxdiff.training import Step, TrainState, as_float32, checkpoint, distributed, mean_metrics, metrics, profiling
 from jaxdiff.training.mesh import Layout, describe
@@ -161,9 +161,9 @@ def _steps(context: LoopContext, state: TrainState, end: int, source: Any) -> Tr
     bar = progress.bar(config.steps, "training", "step", patience=0, initial=first, leave=True)
     keep_every = distillation.round_steps(config) if config.objective == "progressive" else None
     with (
-        metrics.writer(workdir, first) as (write, show),
+        metrics.writer(workdir, first) as (write, show, flush),
         checkpoint.manager(workdir, config.keep, keep_every) as to,
-        profiling.trace_steps(context.profile, pathlib.Path(workdir) / "profile") as (before, after),
+        profiling.trace_steps(context.profile, paths.path(workdir) / "profile") as (before, after),
         bar as shown,
     ):
         drawing = config.sampling.every and distributed.is_first()
@@ -192,9 +192,10 @@ def _steps(context: LoopContext, state: TrainState, end: int, source: Any) -> Tr
                 if config.objective == "autoencoder" and number >= config.steps:
                     left = finish.measure_latents(config, source, left)
                 levels = vars(build.student_levels(config, number)) if uses_discrete_levels(config) else None
+                flush()
                 checkpoint.save(to, left, to_dict(config), levels)
             if draws:
-                path = pathlib.Path(workdir) / "samples" / f"step_{number:07d}.png"
+                path = paths.path(workdir) / "samples" / f"step_{number:07d}.png"
                 _draw_grid(config, context.layout.leave(state), generate, path, partial(show, number))
             if ends:
                 break
@@ -206,7 +207,7 @@ def _draw_round(config: Experiment, workdir: pathlib.Path, state: TrainState) ->
     steps = config.distillation.steps // 2 ** (int(state.step) // distillation.round_steps(config))
     config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, steps=steps, sampler="ddim"))
     generate = image_sampler(config, workdir=workdir) if distributed.is_first() else None
-    _draw_grid(config, state, generate, pathlib.Path(workdir) / "samples" / f"steps_{steps}.png")
+    _draw_grid(config, state, generate, paths.path(workdir) / "samples" / f"steps_{steps}.png")
     distributed.broadcast_from_first(None)
 
 

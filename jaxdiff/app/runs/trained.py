@@ -16,7 +16,7 @@ from jaxdiff.app.config import Experiment, validated
 from jaxdiff.app.runs import storage
 from jaxdiff.app.runs.sources import sampling_inputs
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.io import progress
+from jaxdiff.io import paths, progress
 from jaxdiff.io.errors import ConfigError, NonFiniteError
 from jaxdiff.process import Level
 from jaxdiff.samplers import Sampler
@@ -39,14 +39,14 @@ class Trained(NamedTuple):
 
 
 def load_run(workdir: pathlib.Path | str, ema: str | None = None, **sampling: Any) -> Trained:
-    """The run in `workdir` at its newest checkpoint, by the named EMA, the first unless given.
+    """The run in `workdir`, which may be in a bucket, at its newest checkpoint, by the named EMA, the first unless given.
 
     It samples as its config says, except for those fields of `config.Sampling` that are given, such as `guidance=1.0`.
 
     Raises:
         ConfigError: no diffusion run, or a setting that it does not take; or its denoiser needs more than x and labels.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = paths.path(workdir)
     config = storage.read_config(workdir, "diffusion")
     config = validated(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **sampling)), where=str(workdir))
     if config.sources.base or config.model.context_channels:

@@ -1,0 +1,149 @@
+"""Paths on a disk or in a bucket: `gs://bucket/folder` has the methods of `pathlib.Path`.
+
+What a user names becomes a path by `path` alone. Nothing else knows what a bucket lacks (it cannot append, rename or tell its
+free space): others call the functions below.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import logging
+import math
+import os
+import pathlib
+import re
+import shutil
+from typing import Any, NamedTuple
+
+from jaxdiff.io.errors import ConfigError, DataError, first_line
+
+SCHEME = "gs://"
+CLIENTS = ("gcsfs", "aiohttp", "google", "requests")  # packages whose errors say what a bucket answered
+
+
+def path(name: str | os.PathLike[str]) -> pathlib.Path:
+    """The path of that name, on a disk or in a bucket; also of `gs:/bucket/x`, as `pathlib.Path` writes it.
+
+    Raises:
+        ConfigError: another scheme than gs://, no bucket is named, or what reads buckets is not installed.
+    """
+    text = os.fspath(name)
+    found = re.match(r"(\w\w+):/+(.*)", text, re.DOTALL)
+    if found is None:
+        return pathlib.Path(text)
+    scheme, place = found.groups()
+    if scheme != "gs":
+        works = "gs://bucket/folder works, and a bucket of any other kind that is mounted as a folder"
+        raise ConfigError(f"{scheme}://{place}: jaxdiff cannot reach {scheme}://; {works}")
+    if not place:
+        raise ConfigError(f"{text} names no bucket; write gs://bucket/folder")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise ConfigError(f'{SCHEME}{place}: what reads buckets is not installed; run: pip install "jaxdiff[gcs]"')
+    _configure()
+    from etils import epath
+
+    bucket: Any = epath.Path(SCHEME + place)
+    return bucket
+
+
+def in_bucket(path: os.PathLike[str]) -> bool:
+    """Whether a path is in a bucket."""
+    return str(path).startswith(SCHEME)
+
+
+def absolute(path: pathlib.Path) -> pathlib.Path:
+    """The path from the root."""
+    return path if in_bucket(path) else path.absolute()
+
+
+def resolved(path: pathlib.Path) -> pathlib.Path:
+    """The path from the root, without symbolic links."""
+    return path if in_bucket(path) else path.resolve()
+
+
+def free_bytes(directory: os.PathLike[str]) -> float:
+    """The room that is left where a directory is: without end in a bucket."""
+    return math.inf if in_bucket(directory) else shutil.disk_usage(directory).free
+
+
+def move(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Moves a file or a directory to a place that is free; in a bucket one object after another."""
+    if in_bucket(source):
+        _bucket().mv(str(source), str(target), recursive=True)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+
+
+def remove_tree(directory: pathlib.Path) -> None:
+    """Removes what is in a directory, and it, as far as that is possible."""
+    if in_bucket(directory):
+        _bucket().rm(str(directory), recursive=True)
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def upload(file: pathlib.Path, target: pathlib.Path) -> None:
+    """Puts a file of the disk into a bucket, whole or not at all; its checksum is compared."""
+    _bucket().put_file(str(file), str(target), consistency="md5")
+
+
+class Object(NamedTuple):
+    """A file in a bucket."""
+
+    size: int
+    updated: float  # seconds of Unix time
+    crc32c: str  # base64
+
+
+def objects(folder: pathlib.Path) -> dict[str, Object]:
+    """The files in a folder of a bucket and in those below it, by their names from there; none if it is not there."""
+    found = _bucket().find(str(folder), detail=True)
+    start = len(str(folder).removeprefix(SCHEME)) + 1
+    return {name[start:]: Object(int(each["size"]), each["mtime"].timestamp(), each["crc32c"]) for name, each in found.items()}
+
+
+def download(source: pathlib.Path, target: pathlib.Path, known: Object) -> None:
+    """Copies a file of a bucket to the disk, whole or not at all; its checksum is compared, and its time is kept."""
+    import google_crc32c
+
+    draft = target.with_name(f".{target.name}.draft")
+    _bucket().get_file(str(source), str(draft))
+    checksum = google_crc32c.Checksum()
+    with draft.open("rb") as file:
+        while part := file.read(2**20):
+            checksum.update(part)
+    if base64.b64encode(checksum.digest()).decode() != known.crc32c:
+        draft.unlink()
+        raise DataError(f"{source} changed while it was copied, or was damaged on its way; rerun the command")
+    os.utime(draft, (known.updated, known.updated))
+    draft.replace(target)
+
+
+def refusal(error: BaseException) -> str | None:
+    """What a bucket answered, in one line, if that is what the error is about; else None."""
+    if type(error).__module__.partition(".")[0] not in CLIENTS:
+        return None
+    return f"the bucket cannot be read or written ({first_line(error)}); see gcloud auth application-default login"
+
+
+def _configure() -> None:
+    """How gcsfs works: without lists of what was there before, since others write to the same bucket."""
+    import fsspec.config
+
+    os.environ.setdefault("EPATH_USE_TF", "false")  # or etils would use TensorFlow where that is installed
+    settings: dict[str, Any] = {"cache_timeout": 0, "use_listings_cache": False}
+    if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):  # which wants no credentials, for whose lack its clients would warn
+        settings["token"] = "anon"
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", emulator)
+        os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+    fsspec.config.conf["gcs"] = settings | fsspec.config.conf.get("gcs", {})
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the stacks of errors that it raises
+
+
+def _bucket() -> Any:
+    import fsspec
+
+    return fsspec.filesystem("gcs")

