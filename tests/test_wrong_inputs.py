@@ -63,6 +63,8 @@ WRONG = {
     "sample: a negative seed": ("sample {}/run --seed -1", 1, "--seed must be at least 0 and below 2^32, got -1"),
     "sample: guidance that is no number": ("sample {}/run --guidance nan", 1, "must be a finite number, got nan"),
     "sample: labels that are none": ("sample {}/run --labels १", 1, "write 0..9, 3, or 0,3,7"),
+    "train: no such sink": ("train {}/tiny.py --log tensorbord", 1, "no sink 'tensorbord'; write tensorboard, wandb or path/to"),
+    "ladder: no sink in a file": ("ladder configs/digits_ladder.py --log {}/tiny.py:sink", 1, "tiny.py:sink: there is no sink"),
     "sample: no such sampler": ("sample {}/run --sampler eulr", 2, "write one of consistency, ddim, ddpm"),
     "sample: a jpeg": ("sample {}/run --out {}/a.jpg", 1, "write a name that ends in .png or .npz"),
     "sample: out below a file": ("sample {}/run --out {}/notes.txt/a.npz", 1, "cannot be written"),

@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines and TensorBoard."""
+"""Metrics of a run: JSON lines, and what sinks make of them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import contextlib
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from jaxdiff.io import files, paths, uploads
 from jaxdiff.training import distributed
+from jaxdiff.training.sinks import Factory, Run, open_sinks
 
 Write = Callable[[int, Mapping[str, float]], None]
 
 
 @contextlib.contextmanager
-def writer(workdir: pathlib.Path, start: int) -> Iterator[tuple[Write, Callable[[int, np.ndarray], None], Callable[[], None]]]:
+def writer(
+    workdir: pathlib.Path, start: int, made: Mapping[str, Factory], config: Mapping[str, Any]
+) -> Iterator[tuple[Write, Callable[[int, np.ndarray], None], Callable[[], None]]]:
     """Three functions: for metrics and for a picture `[H, W, C]`, both at a step, and one that brings all to a bucket.
+
+    Sinks get the first two as well.
 
     Lines of `metrics.jsonl` after the step `start` are dropped first: a resumed run writes them again. Call the third before
     a checkpoint, or a run that resumes from it may lack lines. Of several processes the first alone writes.
@@ -25,30 +31,20 @@ def writer(workdir: pathlib.Path, start: int) -> Iterator[tuple[Write, Callable[
     if not distributed.is_first():
         yield lambda step, values: None, lambda step, pixels: None, lambda: None
         return
-    from tensorboardX import SummaryWriter
-
     with uploads.uploaded_folder(paths.path(workdir)) as (folder, upload):
         path = folder / "metrics.jsonl"
         _cut(paths.path(workdir) / path.name, path, start)
-        board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        sink = open_sinks(made, Run(paths.path(workdir), folder, start, config))
 
         def write(step: int, values: Mapping[str, float]) -> None:
             with path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
-            for name, value in values.items():
-                board.add_scalar(name, value, step)
-
-        def picture(step: int, pixels: np.ndarray) -> None:
-            board.add_image("samples", pixels, step, dataformats="HWC")
-
-        def flush() -> None:
-            board.flush()
-            upload()
+            sink.scalars(step, values)
 
         try:
-            yield write, picture, flush
+            yield write, lambda step, pixels: sink.image(step, "samples", pixels), upload
         finally:
-            board.close()
+            sink.close()
 
 
 def write_pictures(workdir: pathlib.Path, step: int, shown: Mapping[str, np.ndarray]) -> None:

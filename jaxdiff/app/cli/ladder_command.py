@@ -13,7 +13,7 @@ from jaxdiff.app.cli.train_command import Processes, print_once, report_stop
 from jaxdiff.app.config import load_ladder
 from jaxdiff.io import files
 from jaxdiff.io.errors import ConfigError, DataError
-from jaxdiff.training import distributed
+from jaxdiff.training import distributed, sinks
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Ladder:
     seed: int | None = None
     """Seed of the samples; by default the file's."""
     data_dir: DataDir = None
+    log: str = "tensorboard"
+    """Where metrics and samples of the runs go, as for train."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = field(default_factory=Processes)
 
 
@@ -42,6 +44,7 @@ def ladder(args: Ladder) -> int:
     from jaxdiff.app.runs import train as run
 
     check_bounds(args)
+    log_to = sinks.factories(args.log)
     config = load_ladder(args.config)
     config = config if args.seed is None else dataclasses.replace(config, seed=args.seed)
     workdir = args.workdir or pathlib.Path("runs") / args.config.stem
@@ -57,7 +60,7 @@ def ladder(args: Ladder) -> int:
         raise DataError(missing)
     for stage in left:
         print_once(f"rung {stage.workdir}: {stage.command}")
-        if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout):
+        if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout, log_to=log_to):
             return report_stop(stopped, stage.workdir)
     if not distributed.is_first():
         return 0

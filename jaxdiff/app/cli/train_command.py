@@ -9,7 +9,7 @@ import tyro
 from jaxdiff.app.cli.flags import DataDir
 from jaxdiff.app.config import Experiment, validated
 from jaxdiff.io.errors import ConfigError
-from jaxdiff.training import distributed, profiling
+from jaxdiff.training import distributed, profiling, sinks
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Train:
     """First train the recipes that this one depends on, where needed."""
     profile: str = ""
     """FIRST:LAST, such as 10:20: profile these steps into workdir/profile."""
+    log: str = "tensorboard"
+    """Where metrics and samples go, separated by commas: tensorboard, wandb, or FILE.py:NAME of a sink."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
@@ -52,13 +54,13 @@ def train(args: Train) -> int:
 
     config, before = sources.resolve_sources(validated(args.experiment, where="jaxdiff train"), args.workdir)
     distributed.initialize(args.processes.coordinator, args.processes.num_processes, args.processes.process_id)
-    left, traced = sources.unfinished(before), profiling.parse_steps(args.profile)
+    left, how = sources.unfinished(before), (profiling.parse_steps(args.profile), sinks.factories(args.log))
     if left and not args.with_stages:
         raise ConfigError(sources.describe(left, args.workdir))
     for stage in [*left, sources.Stage(args.config, args.workdir, config)]:
         if stage.workdir != args.workdir:
             print_once(f"stage {stage.workdir}: {stage.command}")
-        if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout, traced):
+        if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout, *how):
             return report_stop(stopped, stage.workdir)
         if distributed.is_first():
             print(finish.finish_run(stage.config, stage.workdir, args.data_dir))

@@ -23,10 +23,12 @@ from jaxdiff.app.runs.sources import record_sources, source_configs, source_para
 from jaxdiff.app.runs.trained import cycle_labels, image_sampler
 from jaxdiff.io import paths, pictures, progress
 from jaxdiff.io.errors import ConfigError, NonFiniteError
-from jaxdiff.training import Step, TrainState, as_float32, checkpoint, distributed, mean_metrics, metrics, profiling
+from jaxdiff.training import Step, TrainState, as_float32, checkpoint, distributed, mean_metrics, metrics, profiling, sinks
 from jaxdiff.training.mesh import Layout, describe
 
 log = logging.getLogger(__name__)
+
+DEFAULT_SINKS = {"tensorboard": sinks.tensorboard}
 
 
 class LoopContext(NamedTuple):
@@ -40,6 +42,7 @@ class LoopContext(NamedTuple):
     stopped: Callable[[], str | None]
     alive: Callable[[bool], None]
     profile: tuple[int, int] | None
+    log_to: Mapping[str, sinks.Factory]
     began: float
 
 
@@ -49,11 +52,13 @@ def train_run(
     data_dir: str | None = None,
     step_timeout: float | None = None,
     profile: tuple[int, int] | None = None,
+    log_to: Mapping[str, sinks.Factory] = DEFAULT_SINKS,
 ) -> str | None:
     """Trains the config in `workdir`, from its newest checkpoint if it has one; the signal that stopped it early, or None.
 
     A process ends where a step takes longer than `step_timeout` seconds; 0 is never, None is `distributed.STEP_TIMEOUT` with
-    several processes and never with one. A trace of the steps from profile[0] to profile[1] goes to `workdir`/profile.
+    several processes and never with one. A trace of the steps from profile[0] to profile[1] goes to `workdir`/profile. Metrics
+    and grids of samples go to the sinks of `log_to` as well.
 
     Raises:
         ConfigError: `workdir` cannot be written or holds a run of another config, or the data does not fit the config.
@@ -80,7 +85,7 @@ def train_run(
     log.info("%s", describe(layout, state.params, c.batch_size))
     length = distillation.round_steps(config)
     with distributed.stop_signals() as stopped, distributed.step_watchdog(step_timeout, workdir) as alive, _last_good(workdir):
-        context = LoopContext(config, workdir, layout, step, map(layout.shard, rows), stopped, alive, profile, began)
+        context = LoopContext(config, workdir, layout, step, map(layout.shard, rows), stopped, alive, profile, log_to, began)
         for end in range((start // length + 1) * length, config.steps + 1, length):  # of the rounds that are not over
             state = _steps(context, start_next_round(config, layout, state), end, source)
             if config.objective == "progressive" and int(state.step) == end and not config.model.context_channels:
@@ -161,7 +166,7 @@ def _steps(context: LoopContext, state: TrainState, end: int, source: Any) -> Tr
     bar = progress.bar(config.steps, "training", "step", patience=0, initial=first, leave=True)
     keep_every = distillation.round_steps(config) if config.objective == "progressive" else None
     with (
-        metrics.writer(workdir, first) as (write, show, flush),
+        metrics.writer(workdir, first, context.log_to, to_dict(config)) as (write, show, flush),
         checkpoint.manager(workdir, config.keep, keep_every) as to,
         profiling.trace_steps(context.profile, paths.path(workdir) / "profile") as (before, after),
         bar as shown,

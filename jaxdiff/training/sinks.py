@@ -1,0 +1,132 @@
+"""Where a run's scalars and images go besides metrics.jsonl: TensorBoard, Weights & Biases, or a sink of the user's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import pathlib
+import runpy
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdiff.io import files
+from jaxdiff.io.errors import ConfigError, first_line, user_code_error
+
+log = logging.getLogger(__name__)
+
+
+class Run(NamedTuple):
+    """What a sink is opened for."""
+
+    workdir: pathlib.Path
+    folder: pathlib.Path
+    """On the disk; what is written here ends up in `workdir`, which may be in a bucket."""
+    start: int
+    """The step that training goes on from."""
+    config: Mapping[str, Any]
+
+
+class Sink(NamedTuple):
+    """Three functions, or an object with these methods; an error in one of them stops the sink, never the training."""
+
+    scalars: Callable[[int, Mapping[str, float]], None]
+    """Takes a step, and values by their names."""
+    image: Callable[[int, str, np.ndarray], None]
+    """Takes a step, a name, and pixels uint8 `[H, W, C]`."""
+    close: Callable[[], None]
+
+
+Factory = Callable[[Run], Sink]
+
+
+def tensorboard(run: Run) -> Sink:
+    """Event files in the run's folder `tensorboard`; steps that are taken again after a resume replace the first ones."""
+    from tensorboardX import SummaryWriter
+
+    board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.start + 1)
+
+    def scalars(step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            board.add_scalar(name, value, step)
+        board.flush()
+
+    return Sink(scalars, lambda step, name, pixels: board.add_image(name, pixels, step, dataformats="HWC"), board.close)
+
+
+def wandb(run: Run) -> Sink:
+    """A run of Weights & Biases in the project WANDB_PROJECT, or `jaxdiff`; a resumed run goes on under its id, in wandb_id.txt."""
+    import wandb as client
+
+    path = run.workdir / "wandb_id.txt"
+    if not path.exists():
+        files.write_text(path, secrets.token_hex(4))
+    project, quiet = os.environ.get("WANDB_PROJECT", "jaxdiff"), client.Settings(silent=True, console="off")
+    how: dict[str, Any] = {"id": path.read_text().strip(), "resume": "allow", "dir": run.folder, "settings": quiet}
+    tracked = client.init(project=project, name=run.workdir.name, config=dict(run.config), **how)
+    tracked.define_metric("*", step_metric="step")  # its own count of steps can only grow, a resumed run's goes back
+
+    def image(step: int, name: str, pixels: np.ndarray) -> None:
+        tracked.log({name: client.Image(pixels), "step": step})
+
+    return Sink(lambda step, values: tracked.log({**values, "step": step}), image, tracked.finish)
+
+
+BUILT_IN: dict[str, Factory] = {"tensorboard": tensorboard, "wandb": wandb}
+
+
+def factories(names: str) -> dict[str, Factory]:
+    """The factories of sinks in a list separated by commas: of `tensorboard`, `wandb` and FILE.py:NAME.
+
+    Raises:
+        ConfigError: there is no such sink, or what it needs is not installed.
+    """
+    return {name: _factory(name) for part in names.split(",") if (name := part.strip())}
+
+
+def _factory(name: str) -> Factory:
+    path, _, function = name.rpartition(":")
+    if path:
+        try:
+            return runpy.run_path(path)[function]
+        except (FileNotFoundError, KeyError) as error:
+            raise ConfigError(f"--log {name}: there is no {'file ' + path if isinstance(error, OSError) else function}") from error
+        except Exception as error:  # the user's own code
+            raise user_code_error(path, path, error) from error
+    if name not in BUILT_IN:
+        raise ConfigError(f"--log: no sink {name!r}; write {', '.join(BUILT_IN)} or path/to/file.py:my_sink, separated by commas")
+    if name == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise ConfigError('--log wandb: Weights & Biases is not installed; run: pip install "jaxdiff[wandb]"')
+    return BUILT_IN[name]
+
+
+def open_sinks(made: Mapping[str, Factory], run: Run) -> Sink:
+    """One sink that passes all on to those of the factories. One that fails is left out from then on, with a warning."""
+    sinks: dict[str, Sink] = {}
+
+    def attempt(name: str, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except Exception as error:  # of a network, a disk, the user's own code: training goes on
+            log.warning("--log %s failed, and gets nothing from now on: %s: %s", name, type(error).__name__, first_line(error))
+            sinks.pop(name, None)
+
+    def scalars(step: int, values: Mapping[str, float]) -> None:
+        for name, sink in list(sinks.items()):
+            attempt(name, lambda sink=sink: sink.scalars(step, values))
+
+    def image(step: int, name: str, pixels: np.ndarray) -> None:
+        for each, sink in list(sinks.items()):
+            attempt(each, lambda sink=sink: sink.image(step, name, pixels))
+
+    def close() -> None:
+        for name, sink in list(sinks.items()):
+            attempt(name, sink.close)
+
+    for name, factory in made.items():
+        if (sink := attempt(name, lambda factory=factory: factory(run))) is not None:
+            sinks[name] = sink
+    return Sink(scalars, image, close)
