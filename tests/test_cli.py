@@ -81,7 +81,7 @@ def recipe_file(tmp_path):
             ("--data.name", "mnist", "--data.image-shape", "28", "28", "1", "--model.attention", "14"),
             "mnist is not prepared in .*; run: jaxdiff data mnist",
         ),
-        (("--data.image-shape", "8", "8", "3"), "digits has 1 channels; set data.image_shape to end in 1"),
+        (("--data.image-shape", "8", "8", "3"), "digits has 1 channel; set data.image_shape to end in 1"),
         (("--data.batch-size", "12"), "data.batch_size 12 is not divisible by 8 devices"),
         (("--mesh.fsdp", "3"), "mesh: data 2 x fsdp 3 x tensor 1 does not make up 8 devices"),
         (("--model.num-classes", "5"), "model.num_classes must be at least 10 for the data set digits"),

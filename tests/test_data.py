@@ -117,7 +117,7 @@ def test_large_sets_are_read_from_disk_to_the_same_values(digits, tfds_dir, monk
     [
         (("digitz", "train", (8, 8, 1)), "no data set is named 'digitz'; did you mean digits"),
         (("digits", "valid", (8, 8, 1)), r"split 'valid': Unknown split 'valid'. Should be one of .'train', 'test'."),
-        (("digits", "train", (8, 8, 3)), "digits has 1 channels; set data.image_shape to end in 1"),
+        (("digits", "train", (8, 8, 3)), "digits has 1 channel; set data.image_shape to end in 1"),
         (("digits", "train", (4, 4, 1)), "larger than data.image_shape .* set data.fit to resize"),
         (("digits", "train[:10", (8, 8, 1)), "split 'train.:10': "),
         (("digits", "train[:0]", (8, 8, 1)), "split 'train.:0.': "),

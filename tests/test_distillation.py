@@ -85,7 +85,7 @@ def test_progressive_draws_its_levels_evenly_and_takes_the_teachers_steps(every_
 
 @pytest.mark.parametrize("steps", [1, 3, 12])
 def test_progressive_wants_a_power_of_two(steps):
-    with pytest.raises(ValueError, match=f"one more than a power of two above 1, got {steps} steps"):
+    with pytest.raises(ValueError, match=f"the number of steps must be a power of two above 1, got {steps}"):
         objectives.progressive(None, None, jd.grid(jd.cosine(), steps), losses.truncated_snr, condition=nothing)
 
 

@@ -102,7 +102,7 @@ def test_a_run_of_one_image_says_before_its_first_step_what_it_will_not_measure(
     assert before < after
     assert caplog.messages[before] == (
         "not measured: fid, kid, precision, recall, inception_score, whose intervals need sets of at least 10 images, got 1 "
-        "(20 samples, training images: 1, held-out ones: 3)"
+        "(20 samples, 1 training image, 3 held-out images)"
     )
     assert "label agreement: " in (out := capsys.readouterr().out)
     assert "FID" not in out

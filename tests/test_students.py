@@ -313,7 +313,7 @@ def test_each_round_begins_anew(trained, tmp_path):
         assert_equal(tree, student)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(turned.opt_state))
     assert int(turned.step) == 3
-    line = f"{ended} has no student of 1 steps yet, but of 4; train it on, or choose --steps"
+    line = f"{ended} has no student of 1 step yet, but of 4; train it on, or choose --steps"
     with pytest.raises(ConfigError, match=line):
         storage.read_params(config, ended)
 

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
 from jaxdiff.data.latents import Rows
-from jaxdiff.io import progress
+from jaxdiff.io import count, progress
 from jaxdiff.io.errors import DataError, first_line
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def load_split(name: str, split: str, image_shape: tuple[int, int, int], fit: Fi
     source, info = _source(name, split, data_dir)
     shape = info.features["image"].shape
     if shape[-1] not in (image_shape[-1], None):
-        raise DataError(f"data: {name} has {shape[-1]} channels; set data.image_shape to end in {shape[-1]}")
+        raise DataError(f"data: {name} has {count(shape[-1], 'channel')}; set data.image_shape to end in {shape[-1]}")
 
     def decode(examples: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
         pixels = np.stack([fit_image(example["image"], image_shape, fit) for example in examples])

@@ -15,7 +15,7 @@ from jaxdiff.evaluate.features import Features, Network, extract
 from jaxdiff.evaluate.intervals import Interval, bootstrap, share
 from jaxdiff.evaluate.reference_statistics import DataSet, Reference, reference, spread
 from jaxdiff.evaluate.results import Result, Spec
-from jaxdiff.io import progress
+from jaxdiff.io import count, progress
 from jaxdiff.io.errors import ConfigError, DataError
 from jaxdiff.io.pictures import to_uint8
 
@@ -143,7 +143,7 @@ def _too_small(names: Iterable[str], num: int, train: int, held_out: int) -> str
     size, missing = min(num, train, held_out), [name for name in names if name not in ANY_NUMBER]
     if size >= LEAST or not missing:
         return ""
-    sizes = f"{num} samples, training images: {train}, held-out ones: {held_out}"
+    sizes = ", ".join([count(num, "sample"), count(train, "training image"), count(held_out, "held-out image")])
     return f"not measured: {', '.join(missing)}, whose intervals need sets of at least {LEAST} images, got {size} ({sizes})"
 
 

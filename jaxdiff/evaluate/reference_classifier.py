@@ -17,7 +17,7 @@ from jaxdiff.data import Images, normalize
 from jaxdiff.evaluate import feature_cache
 from jaxdiff.evaluate.features import Network
 from jaxdiff.evaluate.reference_statistics import DataSet
-from jaxdiff.io import files, progress
+from jaxdiff.io import count, files, progress
 from jaxdiff.models.classifier import Classifier
 from jaxdiff.training import TrainState, initial_state, train_step
 
@@ -36,8 +36,7 @@ def classifier(source: DataSet, epochs: int) -> Network:
         logits, features = cast(tuple[Array, Array], model.apply({"params": params}, images))
         return features, logits
 
-    passes = f"{epochs} epoch" + ("s" if epochs > 1 else "")
-    name = f"classifier, {passes}, {feature_cache.digest(*(flat[name] for name in sorted(flat)))}"
+    name = f"classifier, {count(epochs, 'epoch')}, {feature_cache.digest(*(flat[name] for name in sorted(flat)))}"
     return Network(name, "none", apply, params, labels=True)
 
 

@@ -11,7 +11,7 @@ from jaxdiff.data import Images, ImageSpec, normalize
 from jaxdiff.evaluate import feature_cache
 from jaxdiff.evaluate.features import Features, Network, extract
 from jaxdiff.evaluate.statistics import Gaussian, gaussian, mean_kernel
-from jaxdiff.io import files
+from jaxdiff.io import count, files
 
 KEPT = 10_000  # images of each split whose features are kept, spread over it; mean and covariance are of all
 PROBED = 64  # images of each split that tell data sets of one name apart
@@ -48,7 +48,8 @@ def data_set(c: ImageSpec, data_dir: str | None = None) -> DataSet:
     train, held_out = (data.load_images(c, split, data_dir) for split in (c.split, c.held_out))
     size, shaped = "x".join(map(str, c.image_shape)), train.native_shape != c.image_shape
     how = (f" ({c.fit})" if shaped else "") + (f", averaged over {c.reduce}x{c.reduce}" if c.reduce > 1 else "")
-    name = f"{c.name} {c.split}, {train.num_examples} images of {size}{how}, held-out ones of {c.held_out}, {held_out.num_examples}"
+    images = f"{count(train.num_examples, 'image')} of {size}{how}"
+    name = f"{c.name} {c.split}, {images}, held-out ones of {c.held_out}, {held_out.num_examples}"
     probes = [part for each in (train, held_out) for part in each.fetch(spread(each.num_examples, PROBED))]
     return DataSet(name, f"{c.name}_{feature_cache.digest(name, *probes)}", train, held_out)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxdiff.evaluate.intervals import Interval
-from jaxdiff.io import files
+from jaxdiff.io import count, files
 from jaxdiff.io.errors import ConfigError
 
 FOLDER = "evaluations"  # of a run
@@ -64,13 +64,17 @@ class Result:
         if "label_agreement" in self.metrics:
             real, found = self.held_out["label_agreement"], self.metrics["label_agreement"]
             lines += [f"classifier: {real.value:.1%} of held-out real images named right"]
-            lines += [f"label agreement: {found.value:.1%} ({found.low:.1%} to {found.high:.1%}) of {self.samples} samples"]
+            lines += [
+                f"label agreement: {found.value:.1%} ({found.low:.1%} to {found.high:.1%}) of {count(self.samples, 'sample')}"
+            ]
         for name, title in TITLES.items():
             if name in self.metrics:
                 found, real = self.metrics[name], self.held_out[name]
                 one = f"{found.value:.4g} ({found.low:.4g} to {found.high:.4g})"
                 lines.append(f"{title}: {one}; held-out real images: {real.value:.4g}")
-        return "\n".join([*lines, f"of {self.spec.num} images a set, by {self.spec.features}, against {self.spec.reference}"])
+        return "\n".join(
+            [*lines, f"of {count(self.spec.num, 'image')} a set, by {self.spec.features}, against {self.spec.reference}"]
+        )
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ def results_table(rows: Sequence[tuple[str, Record]]) -> str:
     lines.append(f"| real held-out images | | | {_cells(real, names)} |")
     spec = results[0].spec
     by = f"features of {spec.features}; resize {spec.resize}; {spec.dtype}"
-    return "\n".join([*lines, "", f"{spec.num} images a set, against {spec.reference}. By {by}."])
+    return "\n".join([*lines, "", f"{count(spec.num, 'image')} a set, against {spec.reference}. By {by}."])
 
 
 def _cells(metrics: Mapping[str, Interval], names: Sequence[str]) -> str:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdiff.io import count
+
 Statistic = Callable[[np.ndarray], float]  # of those rows [n] of a set
 CHUNK = 1000  # rows of a matrix of pairs that are computed at once
 ROUNDING = 1e-14  # of a squared distance, as a share of the squares that it is the difference of
@@ -166,4 +168,4 @@ def _squares(a: np.ndarray, b: np.ndarray) -> Iterator[np.ndarray]:
 
 def _check_number(least: int, *sets: np.ndarray) -> None:
     if (fewest := min(map(len, sets))) < least:
-        raise ValueError(f"this measure needs sets of at least {least} images, got {fewest}")
+        raise ValueError(f"this measure needs sets of at least {count(least, 'image')}, got {fewest}")

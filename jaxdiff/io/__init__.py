@@ -1,1 +1,3 @@
 """Files, errors, progress bars and pictures."""
+
+from jaxdiff.io.counts import count as count

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from jaxdiff.io import count
+
 zeros = nn.initializers.zeros_init()
 
 # Attention of more scores than this a head is computed in parts, which a TPU keeps in its VMEM (128 MiB; the batch of a
@@ -90,11 +92,11 @@ def head_count(channels: int, head_channels: int, heads: int = 0) -> int:
     Raises:
         ValueError: the channels cannot be shared equally.
     """
-    count = heads or max(channels // head_channels, 1)
-    if channels % count:
+    num = heads or max(channels // head_channels, 1)
+    if channels % num:
         setting = "model.heads" if heads else "model.head_channels"
-        raise ValueError(f"attention: {channels} channels cannot be shared by {count} heads; change {setting}")
-    return count
+        raise ValueError(f"attention: {count(channels, 'channel')} cannot be shared by {count(num, 'head')}; change {setting}")
+    return num
 
 
 def attended(q: Array, k: Array, v: Array) -> Array:
@@ -206,7 +208,7 @@ def check_size(shape: tuple[int, ...], levels: int) -> None:
     factor = 2 ** (levels - 1)
     if shape[1] % factor or shape[2] % factor:
         raise ValueError(
-            f"an image of {shape[1]}x{shape[2]} cannot be halved {levels - 1} times; "
+            f"an image of {shape[1]}x{shape[2]} cannot be halved {count(levels - 1, 'time')}; "
             f"choose a size divisible by {factor} (data.image_shape) or fewer model.multipliers"
         )
 

@@ -47,7 +47,7 @@ def progressive(
     """
     size = levels.sigma.size - 1
     if size < 2 or size & (size - 1):
-        raise ValueError(f"progressive: the number of levels must be one more than a power of two above 1, got {size} steps")
+        raise ValueError(f"progressive: the number of steps must be a power of two above 1, got {size}")
 
     def objective(params: Params, state: Any, batch: Mapping[str, Array], key: Array) -> Array:
         drawn = draw(batch, key, condition)

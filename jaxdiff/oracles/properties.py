@@ -142,7 +142,7 @@ def not_finite(sampled: Sampled, x: Array) -> Check:
         return np.all(np.isfinite(sampled(levels.sigma[0] * np.asarray(x), levels, jax.random.key(0))))
 
     lists = _lists(_dtype())
-    bad = [f"{name}, {n} steps" for name in LISTS for n in (1, 10) if not finite(lists[name, n])]
+    bad = [f"{name}, {n} step{'s' * (n > 1)}" for name in LISTS for n in (1, 10) if not finite(lists[name, n])]
     return Check("not finite", "; ".join(bad) or "nowhere", "nowhere", not bad)
 
 

@@ -21,6 +21,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from jaxdiff.io import count
 from jaxdiff.training import Gradient, Step, TrainState, scan_steps
 from jaxdiff.training.sharding import AXES, FSDP, RULES, Rules, shardings, table
 
@@ -77,7 +78,7 @@ def mesh_shape(devices: int, data: int = -1, fsdp: int = -1, tensor: int = 1) ->
     sizes = (data, fsdp, tensor)
     if min(sizes) < 1 or math.prod(sizes) != devices:
         raise ValueError(
-            f"mesh: data {data} x fsdp {fsdp} x tensor {tensor} does not make up {devices} devices; set data or fsdp to -1"
+            f"mesh: data {data} x fsdp {fsdp} x tensor {tensor} does not make up {count(devices, 'device')}; set data or fsdp to -1"
         )
     return sizes
 
@@ -139,16 +140,15 @@ def jit_layout(mesh: Mesh, state: Any, rules: Rules = RULES, gradients: DTypeLik
 def describe(layout: Layout, params: Any, batch_size: int) -> str:
     """What runs where, as lines: devices and processes, the sizes of the mesh, rows a device, and how params are split."""
     sharding = jax.tree.leaves(layout.sharding)[0]
-    device, count = next(iter(sharding.device_set)), jax.process_count()
-    where = f"{device.device_kind}, {count} {'process' if count == 1 else 'processes'}"
+    where = f"{next(iter(sharding.device_set)).device_kind}, {count(jax.process_count(), 'process')}"
     if not isinstance(sharding, NamedSharding):
-        rows = batch_size // jax.device_count()
-        return f"mesh: pmap over {jax.local_device_count()} devices ({where}), params on each; {rows} rows of a batch each"
+        devices, rows = count(jax.local_device_count(), "device"), count(batch_size // jax.device_count(), "row")
+        return f"mesh: pmap over {devices} ({where}), params on each; {rows} of a batch each"
     mesh = sharding.mesh
     assert isinstance(mesh, Mesh)
     sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     rows = batch_size // (mesh.shape[AXES[0]] * mesh.shape[FSDP])
-    return f"mesh: {sizes} = {mesh.size} devices ({where}), {rows} rows of a batch each\n{table(mesh, params)}"
+    return f"mesh: {sizes} = {count(mesh.size, 'device')} ({where}), {count(rows, 'row')} of a batch each\n{table(mesh, params)}"
 
 
 def _whole_batch_gradient(mesh: Mesh, gradient: Gradient) -> Gradient:

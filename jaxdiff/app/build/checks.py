@@ -10,6 +10,7 @@ from jaxdiff.app.build.networks import codec
 from jaxdiff.app.build.students import sampling_levels, sampling_schedule
 from jaxdiff.app.build.tables import SCHEDULES
 from jaxdiff.app.config import FAMILIES, Experiment
+from jaxdiff.io import count
 from jaxdiff.io.errors import ConfigError
 
 Faults = Iterator[tuple[object, str]]  # whether there is one, and what to say about it
@@ -44,12 +45,12 @@ def check_source(place: str, config: Experiment, source: Experiment, where: str)
 
 def _of_autoencoder(config: Experiment, source: Experiment, its: str) -> Faults:
     (height, width, channels), known = config.data.image_shape, source.data.image_shape[-1]
-    yield channels != known, f"data.image_shape has {channels} channels, {its} {known}; set the same"
+    yield channels != known, f"data.image_shape has {count(channels, 'channel')}, {its} {known}; set the same"
     factor, halvings = codec(source).factor, len(config.model.multipliers) - 1
     hint = f"choose sizes divisible by {factor}"
     yield height % factor or width % factor, f"data.image_shape {height}x{width} cannot be halved by {its}; {hint}"
     height, width = height // factor, width // factor
-    uneven = f"latents of {height}x{width} (of {its}) cannot be halved {halvings} times; choose fewer model.multipliers"
+    uneven = f"latents of {height}x{width} (of {its}) cannot be halved {count(halvings, 'time')}; choose fewer model.multipliers"
     yield height % 2**halvings or width % 2**halvings, uneven
     sizes = sorted({height // 2**level for level in range(halvings + 1)})
     unknown = not set(config.model.attention) <= set(sizes)

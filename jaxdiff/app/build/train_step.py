@@ -16,6 +16,7 @@ from jaxdiff.app.build import students
 from jaxdiff.app.build.networks import NONE, Sources, codec, noisy_classifier, space, unet, vae
 from jaxdiff.app.build.tables import PARAMETERIZATIONS, SCHEDULES, WEIGHTS
 from jaxdiff.app.config import STUDENTS, Experiment, distillation, guidance_is_input
+from jaxdiff.io import count
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.models import autoencoder, classifier, lora, perceptual, schedule
 from jaxdiff.models.discriminator import PatchDiscriminator
@@ -187,7 +188,7 @@ def layout(config: Experiment, frozen: Any = None, sources: Sources = NONE, devi
         mesh = None if c.mapping == "pmap" else make_mesh(c.data, c.fsdp, devices, c.tensor)
         rows = jax.local_device_count() if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         if config.data.batch_size % (rows * parts):
-            which = f"{rows} devices" + (f" times optimizer.accumulate {parts}" if parts > 1 else "")
+            which = count(rows, "device") + (f" times optimizer.accumulate {parts}" if parts > 1 else "")
             raise ConfigError(f"data.batch_size {config.data.batch_size} is not divisible by {which}")
         if mesh is None:
             return pmap_layout(shapes)

@@ -13,7 +13,7 @@ import tyro
 from jaxdiff.app import plan as plans
 from jaxdiff.app.cli.arguments import refuse
 from jaxdiff.app.config import Experiment, validated
-from jaxdiff.io import progress
+from jaxdiff.io import count, progress
 from jaxdiff.io.errors import ConfigError
 
 LEAVES_OUT = """\
@@ -104,9 +104,10 @@ def _text(plan: plans.Plan) -> str:
     job = plan.job
     slices = f", {job.where.slices} slices" if job.where.slices > 1 else ""
     mesh = " x ".join(f"{name} {length}" for name, length in plan.mesh.items())
-    what = "one training step" if job.what == "train" else f"{job.config.sampling.steps} steps of {job.config.sampling.sampler}"
+    s = job.config.sampling
+    what = "one training step" if job.what == "train" else f"{count(s.steps, 'step')} of {s.sampler}"
     fits, peak = "fits" if plan.fits else "DOES NOT FIT", f"{plan.peak_bytes / plans.GIB:.2f} of {job.where.chip.hbm_gib:.2f} GiB"
-    lines = [f"{what}, {job.batch} images, on {job.where.name}{slices} (mesh {mesh}), as compiled and not run"]
+    lines = [f"{what}, {count(job.batch, 'image')}, on {job.where.name}{slices} (mesh {mesh}), as compiled and not run"]
     lines += [f"memory a device: {fits}, {peak}"]
     lines += [f"  {kind:27} {value / plans.GIB:8.3f} GiB" for kind, value in plan.memory.items() if value >= plans.GIB / 2000]
     if not plan.too_big:

@@ -11,6 +11,7 @@ import tyro
 
 from jaxdiff.app.cli.arguments import check_bounds, refuse
 from jaxdiff.app.config import Experiment, SamplerName, Spacing, validated
+from jaxdiff.io import count
 from jaxdiff.io.errors import ConfigError, first_line
 
 
@@ -92,7 +93,7 @@ def sample(args: Sample) -> int:
         pictures.save_npz(out, images, labels)
     else:
         pictures.save_grid(out, images, columns=len(chosen) if len(chosen) > 1 else max(1, round(args.num**0.5)))
-    print(f"{args.num} samples of step {step}: {out}")
+    print(f"{count(args.num, 'sample')} of step {step}: {out}")
     return 0
 
 

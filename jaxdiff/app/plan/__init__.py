@@ -17,7 +17,7 @@ from jaxdiff.app.config import Experiment, Model, validated
 from jaxdiff.app.plan import compiling, cost, hlo
 from jaxdiff.app.plan.chips import CHIPS, VALID, Topology, topology
 from jaxdiff.app.plan.collectives import MOVES, Grid, Traffic, traffic
-from jaxdiff.io import files
+from jaxdiff.io import count, files
 from jaxdiff.io.errors import ConfigError
 
 GIB = 2**30
@@ -180,14 +180,15 @@ def conclusion(plans: Sequence[Plan]) -> str:
     """The result of a search for the largest batch, in a line or two."""
     fitting = sorted((each for each in plans if each.fits), key=lambda each: each.job.batch)
     if not fitting:
-        return f"no batch fits: {plans[-1].job.batch} images do not"
+        return f"no batch fits: {count(plans[-1].job.batch, 'image')} do not"
     best, first = fitting[-1], fitting[0]
     above = min((each.job.batch for each in plans if each.job.batch > best.job.batch), default=None)
     beyond = f"; {above:,} do not" if above else ""
-    line = f"the largest batch that fits: {best.job.batch:,} images, {best.job.batch // best.devices:,} a device{beyond}"
+    batch, each = best.job.batch, best.job.batch // best.devices
+    line = f"the largest batch that fits: {count(batch, 'image', ',')}, {each:,} a device{beyond}"
     if grown := [each for each in fitting if each.flops_per_image > GROWN * first.flops_per_image]:
         more = f"{100 * (best.flops_per_image / first.flops_per_image - 1):+.0f}% FLOPs an image at the largest"
-        line += f"\nfrom {grown[0].job.batch:,} images on XLA recomputes by itself to make it fit: {more}"
+        line += f"\nfrom {count(grown[0].job.batch, 'image', ',')} on XLA recomputes by itself to make it fit: {more}"
     return line
 
 

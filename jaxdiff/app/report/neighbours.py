@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdiff.data import Images
-from jaxdiff.io import progress
+from jaxdiff.io import count, progress
 
 MOST = 100_000  # training images that are compared; of a larger split every n-th
 CHUNK = 2**24  # values of training images held at once
@@ -31,8 +31,8 @@ class Neighbours(NamedTuple):
     @property
     def memorises(self) -> bool:
         """Whether more samples are copies than held-out images by chance: by three standard deviations and one sample."""
-        (count, share), num = self.copies, len(self.distance)
-        return count > num * share + 3 * math.sqrt(num * share * (1 - share)) + 1
+        (copies, share), num = self.copies, len(self.distance)
+        return copies > num * share + 3 * math.sqrt(num * share * (1 - share)) + 1
 
     @property
     def quantiles(self) -> dict[str, list[float]]:
@@ -42,13 +42,14 @@ class Neighbours(NamedTuple):
 
     def __str__(self) -> str:
         """One sentence that reads the numbers."""
-        (count, share), num = self.copies, len(self.distance)
+        (copies, share), num = self.copies, len(self.distance)
         mine, others = np.median(self.distance[:, 0]), np.median(self.held_out)
         medians = f"{mine:.3f} from a sample and {others:.3f} from a held-out image"
         ratio = f"medians, ratio {mine / others if others else math.inf:.2f}"
-        near = f"{count} of {num} samples are within a third of the latter, as are {share:.1%} of held-out images"
+        are = f"of {count(num, 'sample')} {'is' if copies == 1 else 'are'} within a third of the latter"
+        near = f"{copies} {are}, as are {share:.1%} of held-out images"
         verdict = "samples are copied from training images" if self.memorises else "nothing here is copied from training images"
-        return f"The nearest of {self.num_train:,} training images is {medians} ({ratio}); {near}: {verdict}."
+        return f"The nearest of {count(self.num_train, 'training image', ',')} is {medians} ({ratio}); {near}: {verdict}."
 
 
 def compare(samples: np.ndarray, train: Images, test: Images, flip: bool, k: int = 5, most: int = 8) -> Neighbours:

@@ -17,7 +17,7 @@ from jaxdiff.app.runs import storage
 from jaxdiff.app.runs.finish import finish_run
 from jaxdiff.app.runs.sources import source_configs
 from jaxdiff.evaluate import Interval
-from jaxdiff.io import paths
+from jaxdiff.io import count, paths
 from jaxdiff.io.errors import ConfigError, UserError
 
 NAMES = {
@@ -191,8 +191,7 @@ def _best(record: RunRecord, measured: Sequence[Group]) -> dict[str, str]:
         rows = [[row for row in group.rows if row.run == record.name and name in row.measures] for group in measured]
         if mine := max(rows, key=len, default=[]):
             best = min(mine, key=lambda row: row.measures[name].value)
-            calls = f"{best.calls} call{'s' if best.calls > 1 else ''}"
-            return {f"best {NAMES[name]}": f"{best.measures[name].value:.2f} with {calls}"}
+            return {f"best {NAMES[name]}": f"{best.measures[name].value:.2f} with {count(best.calls, 'call')}"}
     return {}
 
 

@@ -24,7 +24,7 @@ from jaxdiff.app.report import curves, neighbours, quality
 from jaxdiff.app.report.run_record import RunRecord, read_runs, settings
 from jaxdiff.app.runs import finish, storage
 from jaxdiff.app.runs.sources import sampling_inputs
-from jaxdiff.io import files, pictures, progress
+from jaxdiff.io import count, files, pictures, progress
 from jaxdiff.io.errors import UserError
 from jaxdiff.training import metrics
 
@@ -137,7 +137,7 @@ def _grids(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
     for place in np.linspace(0, len(numbers) - 1, min(GRIDS, len(numbers))).round().astype(int):
         yield f"training step {numbers[place]:,}", curves.png(steps[numbers[place]].read_bytes())
     for number in sorted(rounds, reverse=True):
-        yield f"student of {number} step{'s' if number > 1 else ''}", curves.png(rounds[number].read_bytes())
+        yield f"student of {count(number, 'step')}", curves.png(rounds[number].read_bytes())
 
 
 def _numbered(folder: pathlib.Path, prefix: str) -> dict[int, pathlib.Path]:

@@ -17,7 +17,7 @@ from jaxdiff.app.config import Experiment, network_calls
 from jaxdiff.app.runs import storage
 from jaxdiff.app.runs.trained import cycle_labels, image_sampler, sample_file_name
 from jaxdiff.data import Images, normalize
-from jaxdiff.io import files, pictures, progress
+from jaxdiff.io import count, files, pictures, progress
 from jaxdiff.io.errors import DataError
 from jaxdiff.objectives import psnr
 from jaxdiff.training import TrainState, distributed
@@ -89,7 +89,7 @@ def save_sample_grid(config: Experiment, drawn: Drawn, out: pathlib.Path, column
     """Writes a grid of the first samples to `out`, a .png; the text to print."""
     shown = drawn.samples[: config.sampling.num]
     pictures.save_grid(out, shown, columns=min(columns, 10))
-    return f"{len(shown)} samples of step {drawn.step}: {out}"
+    return f"{count(len(shown), 'sample')} of step {drawn.step}: {out}"
 
 
 def evaluate_samples(
@@ -147,8 +147,8 @@ def _finish_classifier(config: Experiment, workdir: pathlib.Path, step: int, par
         rows.append({"time": time, "logsnr": float(levels[number].logsnr), "accuracy": accuracy})
     out = workdir / "accuracy.json"
     files.write_text(out, json.dumps({"step": step, "num": test.num_examples, "levels": rows}, indent=2) + "\n")
-    line = "logsnr {logsnr:5.1f}: {accuracy:.1%} of {num} held-out images named right"
-    return "\n".join([f"accuracy of step {step}: {out}", *(line.format(num=test.num_examples, **row) for row in rows)])
+    line = f"logsnr {{logsnr:5.1f}}: {{accuracy:.1%}} of {count(test.num_examples, 'held-out image')} named right"
+    return "\n".join([f"accuracy of step {step}: {out}", *(line.format(**row) for row in rows)])
 
 
 def _finish_vae(config: Experiment, workdir: pathlib.Path, step: int, params: Any, data_dir: str | None) -> str:
@@ -211,7 +211,7 @@ def _finish_autoencoder(config: Experiment, workdir: pathlib.Path, step: int, pa
     height, width, channels = networks.latent_shape(config.data.image_shape)
     fewer = math.prod(config.data.image_shape) / (height * width * (1 if c.codebook else channels))
     measures = {"psnr": float(np.mean(np.concatenate(ratios))), "num": test.num_examples, "ratio": fewer}
-    text = f"PSNR {measures['psnr']:.2f} dB, mean of {test.num_examples} held-out images, {fewer:.3g} times fewer numbers"
+    text = f"PSNR {measures['psnr']:.2f} dB, mean of {count(test.num_examples, 'held-out image')}, {fewer:.3g} times fewer numbers"
     if c.codebook:
         measures["codebook_usage"] = float(np.mean(np.sum(counts, axis=0) > 0))
         text += f", {measures['codebook_usage']:.1%} of the codes used"

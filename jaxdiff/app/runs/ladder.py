@@ -10,7 +10,7 @@ from jaxdiff.app.config import STUDENTS, Experiment, Ladder, distillation, load,
 from jaxdiff.app.runs import finish, storage
 from jaxdiff.app.runs.sources import Stage, resolve_sources
 from jaxdiff.evaluate import Evaluator
-from jaxdiff.io import files, pictures, progress
+from jaxdiff.io import count, files, pictures, progress
 from jaxdiff.io.errors import ConfigError
 
 MARKERS = "sD^vP*X<>"
@@ -140,7 +140,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table in Markdown, a line a method, for each number of calls label agreement and Frechet distance."""
     calls = sorted({row["calls"] for row in rows})
     cells = {(row["name"], row["calls"]): f"{row['agreement']:.1%}, {row['frechet']:.2f}" for row in rows}
-    heads = " | ".join(f"{each} call{'s' if each > 1 else ''}" for each in calls)
+    heads = " | ".join(count(each, "call") for each in calls)
     lines = [f"| samples named by their label, Frechet distance | {heads} |", "|---" * (len(calls) + 1) + "|"]
     for name in dict.fromkeys(row["name"] for row in rows):
         lines.append(f"| {name} | {' | '.join(cells.get((name, each), '') for each in calls)} |")

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxdiff.app import build
 from jaxdiff.app.config import STUDENTS, Experiment, differences, distillation, from_dict, to_dict, with_article
-from jaxdiff.io import files, paths
+from jaxdiff.io import count, files, paths
 from jaxdiff.io.errors import ConfigError, first_line
 from jaxdiff.process import Level
 from jaxdiff.training import as_float32, checkpoint, distributed
@@ -77,7 +77,7 @@ def read_levels(config: Experiment, workdir: pathlib.Path) -> Level | None:
     same = mine.sigma.shape == trained.sigma.shape and np.allclose(mine.sigma, trained.sigma, atol=1e-5)
     if not same or num % config.sampling.steps:
         logsnr = np.asarray(trained[:-1].logsnr)
-        known = f"{num} steps of levels from logsnr {logsnr[0]:.2f} to {logsnr[-1]:.2f}"
+        known = f"{count(num, 'step')} of levels from logsnr {logsnr[0]:.2f} to {logsnr[-1]:.2f}"
         how = f"sample it on these, by the config that it was trained with and --steps that divide {num}"
         raise ConfigError(f"{workdir} was at step {step} trained on {known}; {how}")
     return trained
@@ -120,6 +120,6 @@ def _end_of_round(config: Experiment, workdir: pathlib.Path) -> int | None:
     length, saved = distillation.round_steps(config), checkpoint.steps(workdir)
     if distillation.num_halvings(config) * length not in saved:
         known = [num for number, num in enumerate(distillation.sampling_steps(config), 1) if number * length in saved]
-        students = f"no student of {config.sampling.steps} steps yet, but of {', '.join(map(str, known)) or 'none'}"
+        students = f"no student of {count(config.sampling.steps, 'step')} yet, but of {', '.join(map(str, known)) or 'none'}"
         raise ConfigError(f"{workdir} has {students}; train it on, or choose --steps")
     return distillation.num_halvings(config) * length

@@ -1,0 +1,13 @@
+"""Numbers with their nouns."""
+
+
+def count(number: int, noun: str, spec: str = "d") -> str:
+    """A number and its noun, in the plural unless the number is 1: `1 sample`, `0 samples`, `2 processes`.
+
+    Args:
+        number: how many.
+        noun: in the singular; words may stand before it, such as `held-out image`.
+        spec: the number's format: `,` separates thousands.
+    """
+    ending = "es" if noun.endswith(("s", "x", "ch")) else "s"
+    return f"{number:{spec}} {noun}{'' if number == 1 else ending}"
