@@ -1,6 +1,7 @@
 """The command line: what is typed wrongly is answered in one line that says what to type instead."""
 
 import json
+import pathlib
 import re
 
 import pytest
@@ -144,6 +145,75 @@ def test_an_error_in_a_recipe_shows_its_traceback_from_the_recipe_on(capsys, tmp
         "    return 1 / steps",
         "ZeroDivisionError: division by zero",
     ]
+
+
+RAISING = {  # the user's file, files beside it, and the lines of its traceback: numbers stand for lines of the first
+    "a missing module": (
+        "x = 1\nimport nowhere_to_be_found\n",
+        {},
+        [2],
+        "ModuleNotFoundError: No module named 'nowhere_to_be_found'",
+    ),
+    "no python": ("x = 1\ndef f(:\n", {}, ['  File "{file}", line 2'], "SyntaxError: invalid syntax"),
+    "deep inside": (
+        "def f(x):\n  return 1 / x\ndef g():\n  return f(0)\ny = g()\n",
+        {},
+        [5, 4, 2],
+        "ZeroDivisionError: division by zero",
+    ),
+    "a module's function": (
+        "import beside_1 as beside\nbeside.f()\n",
+        {"beside_1": "def f():\n  return {}['a']\n"},
+        [2, "beside_1"],
+        "KeyError: 'a'",
+    ),
+    "a module's import": (
+        "import beside_2\n",
+        {"beside_2": "import nowhere_else\n"},
+        [1, "beside_2"],
+        "ModuleNotFoundError: No module named 'nowhere_else'",
+    ),
+    "a module that is no python": (
+        "import beside_3\n",
+        {"beside_3": "y = (1,\n"},
+        [1, "beside_3"],
+        "SyntaxError: '(' was never closed",
+    ),
+    "an exit": ("import sys\nsys.exit('no')\n", {}, [2], "SystemExit: no"),
+    "a library's function": (
+        "import json\njson.loads('{')\n",
+        {},
+        [2, "json/__init__", "json/decoder"],
+        "json.decoder.JSONDecodeError",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", RAISING)
+@pytest.mark.parametrize("command", ["train", "plan", "ladder", "verify"])
+def test_a_file_that_raises_shows_one_line_of_ours_and_its_own(capsys, tmp_path, monkeypatch, command, what):
+    body, beside, places, last = RAISING[what]
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in beside.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    path = tmp_path / "jaxdiff_of_a_user.py"  # which looks like the package's name
+    path.write_text(body)
+    assert cli.main([command, f"{path}:f" if command == "verify" else str(path)]) == 1
+    said, *trace = capsys.readouterr().err.rstrip().splitlines()
+    kind = last.partition(":")[0].rpartition(".")[2]
+    assert said.startswith(f"jaxdiff: {path}: {kind}: ")
+    assert trace[0] == "Traceback (most recent call last):" or kind == "SyntaxError"
+    assert trace[-1].startswith(last)
+    files = [line for line in trace if line.startswith("  File ")]
+    for line, place in zip(files, places, strict=kind != "JSONDecodeError"):
+        wanted = f'  File "{path}", line {place},' if isinstance(place, int) else place.format(file=path)
+        assert wanted in line
+
+
+def test_a_directory_that_begins_as_the_package_does_is_not_the_package():
+    package = pathlib.Path(errors.__file__).parents[1]
+    assert str(package / "app" / "cli.py").startswith(errors.OURS)
+    assert not f"{package}_mine/recipe.py".startswith(errors.OURS)
 
 
 def test_a_recipe_that_is_no_python_shows_the_line(capsys, recipe_file):

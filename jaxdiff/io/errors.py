@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import pathlib
 import runpy
 import traceback
 
-OURS = (str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(str(importlib.__file__)).parent), runpy.__file__, "<frozen ")
+OURS = (
+    f"{pathlib.Path(__file__).parents[1]}{os.sep}",
+    f"{pathlib.Path(str(importlib.__file__)).parent}{os.sep}",
+    runpy.__file__,
+    "<frozen ",
+)
 
 
 class UserError(Exception):

@@ -48,7 +48,7 @@ def verify(args: Verify) -> int:
     try:
         with progress.waiting(f"verifying {args.sampler}"):
             report = oracles.verify(sampler, args.order, denoiser=denoiser, num=args.num, seed=args.seed)
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise user_code_error(args.sampler, args.sampler.rpartition(":")[0], error) from error
     print(report)
     return 0 if report.passed else 1
@@ -63,7 +63,7 @@ def _load_sampler(text: str) -> Sampler | Callable[..., Any]:
         sys.path.insert(0, str(pathlib.Path(path).parent))  # for imports of its neighbours
     try:
         choices = runpy.run_path(path) if path else built_in()
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise user_code_error(path, path, error) from error
     if name not in choices:
         public = [n for n, value in choices.items() if isinstance(value, Sampler) or (inspect.isfunction(value) and n[0] != "_")]
@@ -74,7 +74,7 @@ def _load_sampler(text: str) -> Sampler | Callable[..., Any]:
     if inspect.isfunction(sampler) and _takes(sampler, 0) and not _takes(sampler, 4):
         try:
             sampler = sampler()
-        except Exception as error:  # the user's own code
+        except (Exception, SystemExit) as error:  # the user's own code
             raise user_code_error(text, path, error) from error
     if isinstance(sampler, Sampler) or (callable(sampler) and not inspect.isclass(sampler) and _takes(sampler, 4)):
         return sampler
