@@ -101,8 +101,8 @@ def test_a_run_of_one_image_says_before_its_first_step_what_it_will_not_measure(
     before, after = (next(i for i, line in enumerate(caplog.messages) if text in line) for text in ("not measured", "mesh: "))
     assert before < after
     assert caplog.messages[before] == (
-        "not measured: fid, kid, precision, recall, inception_score, whose intervals need sets of at least 10 images, got 1 "
-        "(20 samples, 1 training image, 3 held-out images)"
+        "at the end of the run: not measured: fid, kid, precision, recall, inception_score, whose intervals need sets of at "
+        "least 10 images, got 1 (20 samples, 1 training image, 3 held-out images)"
     )
     assert "label agreement: " in (out := capsys.readouterr().out)
     assert "FID" not in out
@@ -127,7 +127,7 @@ def test_the_command_measures_what_it_can_and_refuses_what_is_named(train, folde
 def test_a_run_without_held_out_images_is_trained(train, held_out, caplog, capsys):
     assert train("--data.held-out", held_out) == 0
     reason = {"nowhere": "Unknown split 'nowhere'", "test[:0]": "it has no images"}[held_out]
-    assert f"not measured at the end: data set digits, split '{held_out}': {reason}" in caplog.text
+    assert f"at the end of the run: data set digits, split '{held_out}': {reason}" in caplog.text
     out = capsys.readouterr().out
     assert "10 samples of step 2" in out
     assert f"is trained, but not measured: data set digits, split '{held_out}': {reason}" in out

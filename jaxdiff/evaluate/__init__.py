@@ -2,7 +2,7 @@
 
 from jaxdiff.evaluate.features import Features, Network, extract, inception
 from jaxdiff.evaluate.intervals import Interval, bootstrap, share
-from jaxdiff.evaluate.measures import MEASURES, Evaluator, evaluator, known_measures, missing_measures
+from jaxdiff.evaluate.measures import MEASURES, Evaluator, check_measures, evaluator, known_measures
 from jaxdiff.evaluate.reference_classifier import accuracy, classifier, train_classifier
 from jaxdiff.evaluate.reference_statistics import DataSet, Reference, data_set, reference
 from jaxdiff.evaluate.results import (
@@ -33,6 +33,7 @@ __all__ = [
     "Spec",
     "accuracy",
     "bootstrap",
+    "check_measures",
     "check_same",
     "classifier",
     "data_set",
@@ -44,7 +45,6 @@ __all__ = [
     "evaluator",
     "kernel_distance",
     "known_measures",
-    "missing_measures",
     "results_of_run",
     "precision_recall",
     "read_record",

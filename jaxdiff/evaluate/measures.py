@@ -130,13 +130,14 @@ def known_measures(names: Sequence[str], network: Network) -> list[str]:
     return list(names) or able
 
 
-def missing_measures(c: ImageSpec, num: int, names: Iterable[str], data_dir: str | None = None) -> str:
-    """Which of the measures of `num` samples the data set is too small for, as a sentence; empty if none.
+def check_measures(c: ImageSpec, num: int, names: Iterable[str], data_dir: str | None = None) -> None:
+    """Checks, without reading an image, that the measures of `num` samples can be taken.
 
     Raises:
-        DataError: the data set has no such splits.
+        DataError: the data set has no such splits, or too few images for one of the measures.
     """
-    return _too_small(names, num, *(data.num_images(c.name, split, data_dir) for split in (c.split, c.held_out)))
+    if missing := _too_small(names, num, *(data.num_images(c.name, split, data_dir) for split in (c.split, c.held_out))):
+        raise DataError(missing)
 
 
 def _too_small(names: Iterable[str], num: int, train: int, held_out: int) -> str:

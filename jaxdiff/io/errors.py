@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
 import pathlib
 import runpy
 import traceback
+from collections.abc import Callable, Iterator
 
 OURS = (
     f"{pathlib.Path(__file__).parents[1]}{os.sep}",
@@ -55,16 +57,20 @@ def disk_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
 
 
-def user_code_error(where: str, path: pathlib.Path | str, error: BaseException, message: str = "") -> ConfigError:
-    """The error to raise for one raised by code in the user's file `path`: one line, and as a note the traceback from that file on.
+@contextlib.contextmanager
+def user_code(where: str, path: pathlib.Path | str, explain: Callable[[str], str] = str) -> Iterator[None]:
+    """Turns an error or an exit of the user's file `path` into a ConfigError: one line, and the traceback from that file on.
 
-    The message of the error itself is quoted if there is no other.
+    The line names `where` it was and quotes the error's own message, which `explain` may reword.
     """
-    kind, message = type(error).__name__, message or first_line(error)
-    told = ConfigError(f"{where}: {message}" if message == kind else f"{where}: {kind}: {message}")
-    if note := _traceback_from(path, error):
-        told.add_note(note)
-    return told
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        kind, message = type(error).__name__, explain(first_line(error))
+        told = ConfigError(f"{where}: {message}" if message == kind else f"{where}: {kind}: {message}")
+        if note := _traceback_from(path, error):
+            told.add_note(note)
+        raise told from error
 
 
 def _traceback_from(path: pathlib.Path | str, error: BaseException) -> str:

@@ -12,7 +12,7 @@ from jaxdiff.app.cli.flags import DataDir
 from jaxdiff.app.cli.train_command import Processes, print_once, report_stop
 from jaxdiff.app.config import load_ladder
 from jaxdiff.io import files
-from jaxdiff.io.errors import ConfigError, DataError
+from jaxdiff.io.errors import ConfigError
 from jaxdiff.training import distributed, sinks
 
 
@@ -53,11 +53,8 @@ def ladder(args: Ladder) -> int:
         raise ConfigError(f"{args.config}: no student or baseline takes {config.calls} calls; choose others")
     distributed.initialize(args.processes.coordinator, args.processes.num_processes, args.processes.process_id)
     left = sources.unfinished(trained)
-    images, missing = trained[-1].config.data, ""
     if left and distributed.is_first():
-        missing = evaluate.missing_measures(images, config.num, ladders.MEASURES, args.data_dir)
-    if missing:
-        raise DataError(missing)
+        evaluate.check_measures(trained[-1].config.data, config.num, ladders.MEASURES, args.data_dir)
     for stage in left:
         print_once(f"rung {stage.workdir}: {stage.command}")
         if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout, log_to=log_to):

@@ -16,7 +16,7 @@ from jaxdiff.app.cli.arguments import check_bounds
 from jaxdiff.app.config import SamplerName
 from jaxdiff.app.config.validation import did_you_mean
 from jaxdiff.io import progress
-from jaxdiff.io.errors import ConfigError, user_code_error
+from jaxdiff.io.errors import ConfigError, user_code
 from jaxdiff.samplers import Sampler
 
 
@@ -45,11 +45,8 @@ def verify(args: Verify) -> int:
     sampler = _load_sampler(args.sampler)
     jax.devices()  # a missing device is not the sampler's fault
     denoiser = oracles.flow_map if args.consistency else oracles.denoiser
-    try:
-        with progress.waiting(f"verifying {args.sampler}"):
-            report = oracles.verify(sampler, args.order, denoiser=denoiser, num=args.num, seed=args.seed)
-    except (Exception, SystemExit) as error:  # the user's own code
-        raise user_code_error(args.sampler, args.sampler.rpartition(":")[0], error) from error
+    with user_code(args.sampler, args.sampler.rpartition(":")[0]), progress.waiting(f"verifying {args.sampler}"):
+        report = oracles.verify(sampler, args.order, denoiser=denoiser, num=args.num, seed=args.seed)
     print(report)
     return 0 if report.passed else 1
 
@@ -61,10 +58,8 @@ def _load_sampler(text: str) -> Sampler | Callable[..., Any]:
         raise ConfigError(f"no file {path}; write path/to/file.py:my_sampler")
     if path:
         sys.path.insert(0, str(pathlib.Path(path).parent))  # for imports of its neighbours
-    try:
+    with user_code(path, path):
         choices = runpy.run_path(path) if path else built_in()
-    except (Exception, SystemExit) as error:  # the user's own code
-        raise user_code_error(path, path, error) from error
     if name not in choices:
         public = [n for n, value in choices.items() if isinstance(value, Sampler) or (inspect.isfunction(value) and n[0] != "_")]
         where = f"a name in {path}, such as" if path else "path/to/file.py:my_sampler, or one of"
@@ -72,10 +67,8 @@ def _load_sampler(text: str) -> Sampler | Callable[..., Any]:
         raise ConfigError(f"no sampler {name!r}{hint}")
     sampler = choices[name]
     if inspect.isfunction(sampler) and _takes(sampler, 0) and not _takes(sampler, 4):
-        try:
+        with user_code(text, path):
             sampler = sampler()
-        except (Exception, SystemExit) as error:  # the user's own code
-            raise user_code_error(text, path, error) from error
     if isinstance(sampler, Sampler) or (callable(sampler) and not inspect.isclass(sampler) and _takes(sampler, 4)):
         return sampler
     raise ConfigError(f"{text} must be a jaxdiff.Sampler or a function (denoise, x, levels, key) -> x0, got {sampler!r}")

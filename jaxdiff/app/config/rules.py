@@ -8,7 +8,6 @@ from jaxdiff.app.config import distillation
 from jaxdiff.app.config.distillation import Distillation, Ladder, guidance_is_input, uses_discrete_levels
 from jaxdiff.app.config.field_types import DENOISERS, FAMILIES, STUDENTS
 from jaxdiff.app.config.fields import Experiment
-from jaxdiff.io import count
 
 Rules = Iterator[tuple[str, str, object]]
 
@@ -30,7 +29,7 @@ def rules(c: Experiment) -> Rules:
     yield "seed", "below 2^32", c.seed < 2**32
     yield "model.multipliers", "at least one number, each at least 1", m.multipliers and min(m.multipliers) > 0
     yield "data.image_shape", "three positive numbers", min(height, width, channels) > 0
-    halved = f"divisible by {factor}, as {halvings + 1} model.multipliers halve it {count(halvings, 'time')}"
+    halved = f"divisible by {factor}, as each of the {halvings + 1} model.multipliers but one halves it"
     yield "data.image_shape", halved, not on_pixels or height % factor == width % factor == 0
     yield "ema", "at least one name with a decay between 0 and 1", c.ema and all(0 <= decay <= 1 for decay in c.ema.values())
     yield "ema", "named in letters, digits, _ and - alone", all(re.fullmatch(r"[\w-]+", name) for name in c.ema)

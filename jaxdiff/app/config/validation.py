@@ -15,7 +15,7 @@ from jaxdiff.app.config import fields
 from jaxdiff.app.config.distillation import Ladder
 from jaxdiff.app.config.fields import Experiment
 from jaxdiff.app.config.rules import Rules, ladder_rules, rules
-from jaxdiff.io.errors import ConfigError, first_line, user_code_error
+from jaxdiff.io.errors import ConfigError, user_code
 
 LARGEST = 3.4e38  # of float32
 KINDS = {  # what a file can define, and what to do with that
@@ -47,10 +47,8 @@ def _defined(path: pathlib.Path, name: str, example: str) -> Any:
         there = [str(each) for each in pathlib.Path(path).parent.glob("*.py") if each.is_file()]
         hint = did_you_mean(str(path), there, "write the path of a recipe, such as configs/digits.py")
         raise ConfigError(f"no config file {path}{hint}")
-    try:
+    with user_code(str(path), path, _explain_unknown_field):
         contents = runpy.run_path(str(path))
-    except (Exception, SystemExit) as error:  # the user's own code
-        raise user_code_error(str(path), path, error, _explain_unknown_field(first_line(error))) from error
     for other, (kind, hint) in KINDS.items():
         if other != name and isinstance(contents.get(other), kind):
             raise ConfigError(f"{path} is {hint} {path}")

@@ -55,9 +55,10 @@ def missing_measures(config: Experiment, data_dir: str | None = None) -> str:
     if not (num or config.objective in ENDS or config.model.context_channels):
         return ""
     try:
-        return evaluate.missing_measures(config.data, num, evaluate.MEASURES if num else (), data_dir)
+        evaluate.check_measures(config.data, num, evaluate.MEASURES if num else (), data_dir)
     except DataError as error:
-        return f"not measured at the end: {error}"
+        return f"at the end of the run: {error}"
+    return ""
 
 
 def _endings(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> Iterator[str]:
