@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdiff.io import files
-from jaxdiff.io.errors import ConfigError, first_line, user_code_error
+from jaxdiff.io.errors import ConfigError, first_line, user_code
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +90,13 @@ def factories(names: str) -> dict[str, Factory]:
 def _factory(name: str) -> Factory:
     path, _, function = name.rpartition(":")
     if path:
-        try:
-            return runpy.run_path(path)[function]
-        except (FileNotFoundError, KeyError) as error:
-            raise ConfigError(f"--log {name}: there is no {'file ' + path if isinstance(error, OSError) else function}") from error
-        except Exception as error:  # the user's own code
-            raise user_code_error(path, path, error) from error
+        if not pathlib.Path(path).is_file():
+            raise ConfigError(f"--log {name}: there is no file {path}")
+        with user_code(path, path):
+            defined = runpy.run_path(path)
+        if function not in defined:
+            raise ConfigError(f"--log {name}: there is no {function}")
+        return defined[function]
     if name not in BUILT_IN:
         raise ConfigError(f"--log: no sink {name!r}; write {', '.join(BUILT_IN)} or path/to/file.py:my_sink, separated by commas")
     if name == "wandb" and importlib.util.find_spec("wandb") is None:
