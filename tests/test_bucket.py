@@ -12,9 +12,12 @@ import gcs_server
 import jax
 import numpy as np
 import pytest
+from raw_files import write_mnist
 from test_latents import untrained
 
+from jaxdiff import data
 from jaxdiff.app import build, cli
+from jaxdiff.app.cli import doctor_command
 from jaxdiff.app.runs import latent_cache, storage
 from jaxdiff.data.latents import check_free
 from jaxdiff.io import copies, files, paths, uploads
@@ -158,6 +161,29 @@ def test_latents_in_the_bucket_are_copied_to_the_disk_once(root, tfds_dir, monke
     with pytest.raises(DataError, match="changed while it was copied, or was damaged"):
         copies.local_copy(out)
     assert not shard.exists()
+
+
+def test_a_data_set_in_the_bucket_is_prepared_there_and_copied_to_the_disk_once(root, tmp_path, monkeypatch, capsys):
+    images = write_mnist(tmp_path, np.random.default_rng(0))["train"]
+    command = ["data", "mnist", "--data-dir", f"{BUCKET}/data", "--raw-dir", str(tmp_path)]
+    for _ in range(2):  # the second time it is there
+        assert cli.main(command) == 0
+        assert capsys.readouterr().out.endswith(" 20): gs://bucket/data/mnist/3.0.1\n")
+        monkeypatch.setattr(paths, "upload", None)
+    monkeypatch.undo()
+    monkeypatch.setenv("JAXDIFF_CACHE_DIR", str(tmp_path / "caches"))
+    for _ in range(2):
+        pixels, labels = data.load_split("mnist", "train", (28, 28, 1), data_dir=f"{BUCKET}/data").fetch(np.arange(20))
+        order = [int(np.where((images == each[..., 0]).all((1, 2)))[0][0]) for each in pixels]
+        assert sorted(order) == list(range(20))
+        np.testing.assert_array_equal(labels, np.array(order) % 10)
+        monkeypatch.setattr(paths, "download", None)  # all is on the disk
+    size = sum(file.stat().st_size for file in (root / "data" / "mnist" / "3.0.1").iterdir())
+    assert doctor_command._prepared(paths.path(f"{BUCKET}/data")) == [f"mnist/3.0.1: {size / 1e6:.1f} MB"]
+    with pytest.raises(
+        DataError, match="data set cifar10 is not prepared in gs://bucket/data; run: jaxdiff data cifar10 --data-dir gs"
+    ):
+        data.load_split("cifar10", "train", (32, 32, 3), data_dir=f"{BUCKET}/data")
 
 
 def write_three(out):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import gzip
 import pathlib
+import shutil
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlparse
@@ -17,6 +19,8 @@ import requests
 import tensorflow_datasets as tfds
 
 from jaxdiff.data.digits import png
+from jaxdiff.data.latents import INFO
+from jaxdiff.io import files, paths
 from jaxdiff.io.errors import DataError, first_line
 
 MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
@@ -33,7 +37,7 @@ def prepare(name: str, data_dir: str | None = None, raw_dir: pathlib.Path | None
 
     Args:
         name: `mnist` or `cifar10`.
-        data_dir: tfds's data directory; its own default where None.
+        data_dir: tfds's data directory, on a disk or in a bucket; its own default where None.
         raw_dir: a folder with the raw files, for a machine without network.
 
     Raises:
@@ -41,6 +45,8 @@ def prepare(name: str, data_dir: str | None = None, raw_dir: pathlib.Path | None
     """
     if name not in RAW:
         raise DataError(f"data: {name!r} has no preparation here; write one of {', '.join(RAW)}")
+    if data_dir is not None and paths.in_bucket(place := paths.path(data_dir)):
+        return _prepare_in_bucket(name, place, raw_dir)
     builder: Any = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     if raw_dir is None and not builder.info.splits:
         _check_network(name)
@@ -56,6 +62,18 @@ def prepare(name: str, data_dir: str | None = None, raw_dir: pathlib.Path | None
     except Exception as error:  # of gzip, tar, the parser, the download, the disk
         raise DataError(f"data: {name} could not be prepared: {first_line(error)}") from error
     return builder
+
+
+def _prepare_in_bucket(name: str, place: pathlib.Path, raw_dir: pathlib.Path | None) -> tfds.core.DatasetBuilder:
+    with tempfile.TemporaryDirectory(prefix="jaxdiff_data_") as local:
+        made = pathlib.Path(tfds.builder(name, data_dir=local).data_dir)
+        target = place / str(made.relative_to(local))
+        if not (target / INFO).exists():
+            prepare(name, local, raw_dir)
+            with files.atomic_folder(target, last=INFO) as draft:
+                for file in made.iterdir():
+                    shutil.move(file, draft / file.name)
+    return tfds.builder_from_directory(str(target))
 
 
 def _mnist(split: str, paths: dict[str, pathlib.Path]) -> Examples:

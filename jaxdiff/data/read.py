@@ -6,7 +6,9 @@ import contextlib
 import difflib
 import io
 import logging
+import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -15,7 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
 from jaxdiff.data.latents import Rows
-from jaxdiff.io import count, progress
+from jaxdiff.io import copies, count, paths, progress
 from jaxdiff.io.errors import DataError, first_line
 
 log = logging.getLogger(__name__)
@@ -196,6 +198,7 @@ def _source(name: str, split: str, data_dir: str | None, decoders: Any = None) -
 def _builder(name: str, data_dir: str | None) -> Any:
     from jaxdiff.data import digits  # registers our builder with tfds
 
+    data_dir = _on_disk(name, data_dir)
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError) as error:  # the second where it is no name at all
@@ -207,3 +210,11 @@ def _builder(name: str, data_dir: str | None) -> Any:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # tfds's bars: it takes a second
             builder.download_and_prepare()
     return builder
+
+
+def _on_disk(name: str, data_dir: str | None) -> str | None:
+    """Tfds's directory; where it is in a bucket, one on the disk with a copy of the data set, if the bucket has it."""
+    place = data_dir or os.environ.get("TFDS_DATA_DIR")
+    if place is None or not paths.in_bucket(paths.path(place)):
+        return data_dir
+    return str(copies.local_copy(paths.path(place) / re.split("[:/]", name)[0], may_be_missing=True).parent)

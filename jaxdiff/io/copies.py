@@ -12,11 +12,11 @@ from jaxdiff.io.errors import DataError
 THREADS = 16  # files that are copied at once
 
 
-def local_copy(folder: pathlib.Path) -> pathlib.Path:
+def local_copy(folder: pathlib.Path, may_be_missing: bool = False) -> pathlib.Path:
     """A copy on the disk of a folder in a bucket, kept in `files.cache_dir()`; a folder of the disk itself.
 
     Files that are there, of the same size and time, are not copied again: an interrupted copy goes on. Processes of one machine
-    share the copy.
+    share the copy. Of a folder that is not there but `may_be_missing` the copy is empty.
 
     Raises:
         DataError: the folder is not there, the disk has no room for it, or a checksum differs.
@@ -24,7 +24,7 @@ def local_copy(folder: pathlib.Path) -> pathlib.Path:
     if not paths.in_bucket(folder):
         return folder
     wanted = paths.objects(folder)
-    if not wanted:
+    if not wanted and not may_be_missing:
         raise DataError(f"{folder}: there is no such folder")
     copy = files.cache_dir() / "copies" / str(folder).removeprefix(paths.SCHEME)
     copy.mkdir(parents=True, exist_ok=True)

@@ -67,6 +67,13 @@ def free_bytes(directory: os.PathLike[str]) -> float:
     return math.inf if in_bucket(directory) else shutil.disk_usage(directory).free
 
 
+def total_bytes(place: pathlib.Path) -> int:
+    """The bytes of a file, or of all files in a directory and in those below it."""
+    if in_bucket(place):
+        return sum(each.size for each in objects(place).values())
+    return sum(each.stat().st_size for each in (place.rglob("*") if place.is_dir() else [place]) if each.is_file())
+
+
 def move(source: pathlib.Path, target: pathlib.Path) -> None:
     """Moves a file or a directory to a place that is free; in a bucket one object after another."""
     if in_bucket(source):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from packaging.requirements import Requirement
 
 from jaxdiff.app.cli.flags import DataDir
-from jaxdiff.io import files, progress
+from jaxdiff.io import files, paths, progress
 
 SHOWN = ("jaxdiff", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "numpy")
 BESIDE = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "jax-cuda12-pjrt", "jax-cuda13-pjrt", "jax-rocm7-plugin")
@@ -50,8 +50,9 @@ def doctor(args: Doctor) -> int:
         for (backend, kind, size), number in Counter(devices).items()
     ]
     asked, cache = os.environ.get("JAX_PLATFORMS"), files.cache_dir()
-    data = pathlib.Path(args.data_dir or os.environ.get("TFDS_DATA_DIR") or pathlib.Path.home() / "tensorflow_datasets")
+    data = paths.path(args.data_dir or os.environ.get("TFDS_DATA_DIR") or pathlib.Path.home() / "tensorflow_datasets")
     disks = {"here": pathlib.Path.cwd(), "data": data, "caches": cache}
+    disks = {name: path for name, path in disks.items() if not paths.in_bucket(path)}
     parts = {
         "versions": [f"python {platform.python_version()}", *(f"{name} {version}" for name, version in versions.items())],
         "devices": (counted or ["none"]) + ([f"JAX_PLATFORMS is {asked}"] if asked else []),
@@ -140,13 +141,9 @@ def _prepared(directory: pathlib.Path) -> list[str]:
     return _sizes(directory, [info.parent for info in infos])
 
 
-def _sizes(directory: pathlib.Path, paths: Iterable[pathlib.Path]) -> list[str]:
+def _sizes(directory: pathlib.Path, within: Iterable[pathlib.Path]) -> list[str]:
     """The files or directories by their names in `directory`, with their sizes."""
-    lines = []
-    for path in sorted(paths):
-        inside = [each for each in (path.rglob("*") if path.is_dir() else [path]) if each.is_file()]
-        lines.append(f"{path.relative_to(directory)}: {sum(each.stat().st_size for each in inside) / 1e6:,.1f} MB")
-    return lines
+    return [f"{path.relative_to(directory)}: {paths.total_bytes(path) / 1e6:,.1f} MB" for path in sorted(within)]
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:
