@@ -57,7 +57,9 @@ def test_saved_on_eight_devices_restored_on_fewer(tmp_path, devices, fsdp):
     assert type(restored.opt_state) is type(state.opt_state)
 
 
-def test_checksum_does_not_depend_on_the_sharding_and_sees_one_bit():
+@pytest.mark.parametrize("small", [-1, checkpoint.SMALL], ids=["by XLA", "by NumPy"])
+def test_checksum_does_not_depend_on_the_sharding_and_sees_one_bit(small, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SMALL", small)
     tree = make(jax.random.key(0)).params
     plain = checkpoint.checksums(tree)
     over = jax.jit(lambda tree: tree, out_shardings=layout(8, 4).params)(tree)
@@ -70,6 +72,15 @@ def test_checksum_does_not_depend_on_the_sharding_and_sees_one_bit():
     bit = np.asarray(tree["dense"]["kernel"]).copy()
     bit.view(np.uint32)[3, 5] ^= 1
     assert checkpoint.checksums({**tree, "dense": {**tree["dense"], "kernel": bit}}) != plain
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "bfloat16", "float32", "int32", "float64"])
+@pytest.mark.parametrize("shape", [(), (3, 4, 2)])
+def test_checksums_of_small_and_of_large_arrays_are_the_same_function(dtype, shape, monkeypatch, float64):
+    tree = {"array": (100 * jax.random.normal(jax.random.key(0), shape)).astype(dtype)}
+    small = checkpoint.checksums(tree)
+    monkeypatch.setattr(checkpoint, "SMALL", -1)
+    assert checkpoint.checksums(tree) == small
 
 
 def test_an_ema_is_read_alone(tmp_path):

@@ -31,6 +31,7 @@ from jaxdiff.training import TrainState, distributed
 log = logging.getLogger(__name__)
 
 SPARE = 4 * 2**20  # bytes of disk beside the arrays: what describes them, and half-filled blocks
+SMALL = 2**16  # values of an array whose checksum NumPy computes before XLA has compiled it for another shape
 DAMAGED = "damaged"  # unreadable steps are moved here, never deleted
 COMMITTED = "commit_success.txt"  # in a finished step in a bucket, where orbax cannot write to another name and rename
 
@@ -166,20 +167,41 @@ def checksums(tree: Any) -> dict[str, int]:
 
     The same for every sharding of an array.
     """
-    sums = jax.device_get([_checksum(leaf) for leaf in jax.tree.leaves(tree)])
+    small = [_is_small(leaf) for leaf in jax.tree.leaves(tree)]
+    leaves = zip(jax.tree.leaves(tree), small, strict=True)
+    read = jax.device_get([leaf if here else _checksum_on_devices(leaf) for leaf, here in leaves])
+    sums = [_checksum(values) if here else values for values, here in zip(read, small, strict=True)]
     return {path: int(value) for path, value in zip(_paths(tree), sums, strict=True)}
 
 
+def _is_small(array: jax.Array | np.ndarray) -> bool:
+    """Whether an array is small and this process holds all of it."""
+    held = not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated
+    return held and array.size <= SMALL
+
+
+def _checksum(array: np.ndarray) -> np.uint32:
+    words = np.ravel(array).view(_unsigned(array.dtype)).astype(np.uint32)
+    words ^= words >> 16  # or two flipped sign bits would cancel: 2^31 times any odd number is 2^31
+    position = np.arange(words.size, dtype=np.uint32)
+    return np.sum(words * (position * np.uint32(2654435761) | np.uint32(1)), dtype=np.uint32)
+
+
 @jax.jit
-def _checksum(array: jax.Array) -> jax.Array:
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[array.dtype.itemsize]
+def _checksum_on_devices(array: jax.Array) -> jax.Array:
+    """The same of an array that is sharded or large."""
+    unsigned = _unsigned(array.dtype)
     words = array.astype(unsigned) if array.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(array, unsigned)
     words = words.astype(jnp.uint32)
-    words = words ^ (words >> 16)  # or two flipped sign bits would cancel: 2^31 times any odd number is 2^31
+    words = words ^ (words >> 16)
     position = jnp.zeros(words.shape, jnp.uint32)
     for axis, length in enumerate(words.shape):  # not a reshape to one axis, which would gather a sharded array
         position = position * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
     return jnp.sum(words * (position * jnp.uint32(2654435761) | jnp.uint32(1)), dtype=jnp.uint32)
+
+
+def _unsigned(dtype: np.dtype) -> np.dtype:
+    return np.dtype({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}[dtype.itemsize])
 
 
 def _newest(
