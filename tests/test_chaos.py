@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import forked
 import pytest
 
 from jaxdiff.app import cli
@@ -23,7 +24,8 @@ TESTS = pathlib.Path(__file__).parent
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_is_not(tfds_dir, small_unet, monkeypatch, capsys):
     chaos = types.SimpleNamespace(**runpy.run_path(str(TESTS.parent / "benchmarks" / "chaos.py")))
-    monkeypatch.setitem(chaos.start.__globals__, "COMMAND", (sys.executable, str(TESTS / "small_unet.py")))
+    forking = types.SimpleNamespace(Popen=lambda command, stdout, stderr, env: forked.start(command[3:], stdout.name, stderr.name))
+    monkeypatch.setitem(chaos.start.__globals__, "subprocess", forking)
     monkeypatch.setattr(sys, "argv", ["chaos.py", "--kills", "2", "--every", "5", "--data-dir", tfds_dir])
     with pytest.raises(SystemExit) as ended:
         chaos.main()

@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -18,33 +20,11 @@ from jaxdiff.app import build, cli
 from jaxdiff.app.runs import storage
 from jaxdiff.training import checkpoint, distributed
 
-TESTS = pathlib.Path(__file__).parent
 TINY = (
     *("--data.batch-size", "16", "--model.channels", "128", "--steps", "20"),  # as wide as arrays must be to be shared out
     *("--optimizer.warmup-steps", "5", "--optimizer.schedule", "constant", "--log-every", "1", "--checkpoint-every", "5"),
     *("--sampling.every", "12", "--sampling.num", "20", "--sampling.steps", "2", "--evaluation.num", "0", "--keep", "9"),
 )
-EVENT = """
-import os, signal, sys
-sys.path.append(sys.argv.pop(1))
-from jaxdiff import data
-from jaxdiff.app import cli
-from jaxdiff.app.build import networks
-from small_unet import SmallUNet
-
-event = sys.argv.pop(1)
-
-def spoiled(*arguments, plain=data.batches, **options):
-    for number, batch in enumerate(plain(*arguments, **options)):
-        if number == 5 and sys.argv[-1] == "1":  # the process number
-            if event == "raise":
-                raise ValueError("a damaged record")
-            os.kill(os.getpid(), getattr(signal, event))
-        yield batch
-
-data.batches, networks.UNet = spoiled, SmallUNet
-cli.entry()
-"""
 
 
 def train(workdir, tfds_dir, flags=()):
@@ -56,12 +36,10 @@ def start_all(workdir, tfds_dir, num, flags=(), event=""):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         joined = ("--coordinator", f"localhost:{free.getsockname()[1]}", "--num-processes", str(num), "--process-id")
-    script = ("-c", EVENT, str(TESTS), event) if event else (str(TESTS / "small_unet.py"),)
     flags = (*flags, "--sampling.every", "0") if event else flags
-    command = [sys.executable, *script, *train(workdir, tfds_dir, flags), *joined]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen([*command, str(index)], env=environment, **pipes) for index in range(num)]
+    words = (*train(workdir, tfds_dir, flags), *joined)
+    folder = pathlib.Path(tempfile.mkdtemp(dir=workdir.parent))
+    return [forked.start((*words, str(index)), folder / f"out-{index}", folder / f"err-{index}", event) for index in range(num)]
 
 
 def ended(all_of_them, seconds=400):

@@ -9,12 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
+import forked
 import jax
 import numpy as np
 import pytest
-import small_unet
 from PIL import Image
 
 from jaxdiff.app import cli, config
@@ -39,8 +40,8 @@ def words(workdir, tfds_dir, *flags):
 
 
 def start(workdir, tfds_dir, *flags):
-    command = [sys.executable, small_unet.__file__, *words(workdir, tfds_dir, *flags)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = pathlib.Path(tempfile.mkdtemp(dir=workdir.parent))
+    return forked.start(words(workdir, tfds_dir, *flags), folder / "out", folder / "err")
 
 
 def wait_until(process, happened, seconds=180):
