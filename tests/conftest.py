@@ -71,11 +71,11 @@ def tfds_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_device():
-    """Runs of the tests' own process use the first device alone: less to compile."""
+    """Runs of the tests' own process use the first device alone: less to compile. All of them, for a test that wants more."""
     devices = jax.devices()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *backend: devices[:1])
-        yield
+        yield devices
 
 
 @pytest.fixture(autouse=True, scope="module")
