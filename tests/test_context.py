@@ -17,9 +17,9 @@ from jaxdiff.io.errors import ConfigError, DataError
 
 CLASSES = ((40, (1.0, 0.0, 0.0)), (220, (0.0, 1.0, 0.0)))  # grey level of the images, and their context vectors
 TINY = Experiment(
-    data=Data(name="captioned", image_shape=(8, 8, 1), batch_size=32),
+    data=Data(name="captioned", image_shape=(8, 8, 1), batch_size=16),
     model=Model(
-        channels=16, multipliers=(1,), blocks=1, attention=(), head_channels=8, transformer=1, context_channels=3, num_classes=0
+        channels=4, multipliers=(1,), blocks=1, attention=(), head_channels=4, transformer=1, context_channels=3, num_classes=0
     ),
     diffusion=Diffusion(schedule="cosine", prediction="x0", weight="truncated_snr"),
     optimizer=Optimizer(learning_rate=5e-3),
