@@ -13,14 +13,14 @@ import jax
 import numpy as np
 import pytest
 from raw_files import write_mnist
-from small_unet import SmallUNet
+from small_unet import SmallUNet, small_block
 
 from jaxdiff.app import build, cli, config
 from jaxdiff.app.build import networks
 from jaxdiff.app.plan import program
 from jaxdiff.app.runs import ladder, storage
 from jaxdiff.data import raw
-from jaxdiff.models import unet
+from jaxdiff.models import autoencoder, unet
 
 LADDERS = sorted(pathlib.Path("configs").glob("*_ladder.py"))
 RECIPES = sorted(set(pathlib.Path("configs").glob("*.py")) - set(LADDERS))
@@ -90,6 +90,7 @@ def trained(runs, data_dirs, monkeypatch):
             monkeypatch.setattr(jax, "devices", lambda: devices[:1])
         command = ["train", f"configs/{name}.py", "--workdir", str(run), "--data-dir", data_dirs[recipe.data.name]]
         monkeypatch.setattr(networks, "UNet", SmallUNet)
+        monkeypatch.setattr(autoencoder.Half, "block", small_block)
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             assert cli.main([*command, *TINY, *flags, *started]) == 0
         said.write_text(printed.getvalue())
