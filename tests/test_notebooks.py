@@ -34,9 +34,10 @@ os.environ["PATH"] = {bin!r} + os.pathsep + os.environ["PATH"]
 
 def system(command, run=get_ipython().system):
     command = get_ipython().var_expand(command, depth=1)
-    if command.startswith("jaxdiff ") and not set("|&>") & set(command):
-        status = cli.main(shlex.split(command)[1:])
-        assert status == 0, command
+    simple = command.removeprefix("JAX_PLATFORMS=cpu ").removesuffix(' || echo "exit status $?"')
+    if simple.startswith("jaxdiff ") and not set("|&>") & set(simple):
+        status = cli.main(shlex.split(simple)[1:])
+        assert status == 0 or simple != command, command
     else:
         run(command)
 
