@@ -181,7 +181,8 @@ def test_a_frozen_process_ends_the_other_after_the_step_timeout(pair, tfds_dir, 
 AGREES = """
 import json, sys
 import jax, numpy as np
-from jaxdiff.training import distributed, mesh
+from jaxdiff.io.errors import ConfigError
+from jaxdiff.training import distributed, mesh, writer
 
 index = int(sys.argv[2])
 distributed.initialize(f"localhost:{sys.argv[1]}", 2, index)
@@ -192,6 +193,11 @@ with distributed.first_process_first():
     seen.append(index)
 found = [distributed.broadcast_from_first({"of": index}), distributed.all_true(True), distributed.all_true(index == 0)]
 found += [distributed.is_first(), distributed.replicate_locally(whole)["a"].tolist()]
+try:
+    with writer.one_writer(sys.argv[3]), writer.one_writer(sys.argv[3]):
+        pass
+except ConfigError as error:  # which the second of two commands would get, on all its processes
+    found.append(str(error).partition(" on ")[0])
 print(json.dumps([seen, *found, distributed.line_prefix()]))
 distributed.exit_together(0)
 """
@@ -203,12 +209,15 @@ def test_two_processes_agree(tmp_path):
         free.bind(("localhost", 0))
         words = [sys.executable, "-c", AGREES, str(free.getsockname()[1])]
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
-    both = [subprocess.Popen([*words, index], stdout=subprocess.PIPE, text=True, env=environment) for index in "01"]
+    both = [
+        subprocess.Popen([*words, index, "run"], stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) for index in "01"
+    ]
     said = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in both]
     together = [{"of": 0}, True, False]
+    refused = f"run is being written to by process {both[0].pid}"
     assert said == [
-        [[1, [0.0, 1.0], 0], *together, True, [0.0, 1.0, 2.0, 3.0], "process 0 of 2: "],
-        [[1, [2.0, 3.0], 1], *together, False, [0.0, 1.0, 2.0, 3.0], "process 1 of 2: "],
+        [[1, [0.0, 1.0], 0], *together, True, [0.0, 1.0, 2.0, 3.0], refused, "process 0 of 2: "],
+        [[1, [2.0, 3.0], 1], *together, False, [0.0, 1.0, 2.0, 3.0], refused, "process 1 of 2: "],
     ]
 
 

@@ -1,6 +1,6 @@
 """Data: tensorflow-datasets without TensorFlow (array_record), and grain, to batches."""
 
-from jaxdiff.data.batches import batches
+from jaxdiff.data.batches import batches, stacked
 from jaxdiff.data.latents import Moments, Rows
 from jaxdiff.data.read import IN_MEMORY, Images, ImageSpec, fit_image, load_images, load_split, normalize, num_images, with_context
 
@@ -14,6 +14,7 @@ __all__ = [
     "fit_image",
     "load_split",
     "normalize",
+    "stacked",
     "num_images",
     "load_images",
     "with_context",

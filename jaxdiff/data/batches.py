@@ -6,6 +6,7 @@ access, so a run resumes from any step, on any number of processes.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 
@@ -50,3 +51,11 @@ def batches(
     stream = stream.random_map(mirror) if flip else stream
     whole = grain.MapDataset.range(sys.maxsize // batch_size).map(fetch)
     return iter(whole[start:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+
+
+def stacked(rows: Iterator[dict[str, np.ndarray]], size: int) -> Iterator[dict[str, np.ndarray]]:
+    """The batches, or the arrays of `size` batches stacked, `[size, b, ...]`."""
+    while size > 1:
+        parts = list(itertools.islice(rows, size))
+        yield {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    yield from rows

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
-from jaxdiff.io import paths
+from jaxdiff.io import locks, paths
 from jaxdiff.io.errors import ConfigError, first_line
 
 
@@ -27,6 +29,7 @@ def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
         with tempfile.TemporaryDirectory(prefix="jaxdiff_draft_") as name:
             draft = pathlib.Path(name) / path.name
             yield draft
+            locks.confirm()
             paths.upload(draft, path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,10 +68,17 @@ def check_writable(path: pathlib.Path, flag: str) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    try:
+    with writing_to(path, flag):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a directory")
         probe_directory(path.parent)
+
+
+@contextlib.contextmanager
+def writing_to(path: pathlib.Path, flag: str) -> Iterator[None]:
+    """Raises a ConfigError where the block cannot write to the path that the user gave by `flag`."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror or first_line(error)}); choose another {flag}") from error
 
@@ -97,3 +107,17 @@ def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     with atomic_write(path) as draft:
         draft.write_text(text)
+
+
+def parse_json(text: str) -> dict[str, Any]:
+    """The object in a text; empty where it is damaged, or holds another thing."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where the file is missing or damaged."""
+    return parse_json(path.read_bytes().decode(errors="replace")) if path.is_file() else {}

@@ -7,12 +7,16 @@ free space): others call the functions below.
 from __future__ import annotations
 
 import base64
+import contextlib
+import errno
+import functools
 import importlib.util
 import logging
 import math
 import os
 import pathlib
 import re
+import secrets
 import shutil
 from typing import Any, NamedTuple
 
@@ -128,6 +132,54 @@ def download(source: pathlib.Path, target: pathlib.Path, known: Object) -> None:
     draft.replace(target)
 
 
+class Version(NamedTuple):
+    """A small file in a bucket as it was at some time."""
+
+    text: str
+    generation: int  # another one after each write
+    updated: float  # seconds of Unix time, by the bucket's clock
+
+
+def read_version(path: pathlib.Path) -> Version | None:
+    """The file as it is now in the bucket; None if it is not there."""
+    while (blob := (asked := _blob(path)).bucket.get_blob(asked.name)) is not None:
+        with contextlib.suppress(_answers().NotFound):  # it was written anew in between
+            return Version(blob.download_as_text(), blob.generation, blob.updated.timestamp())
+    return None
+
+
+def write_if(path: pathlib.Path, text: str, generation: int) -> int | None:
+    """Writes a file where it still has that generation, 0 where it is not there; its new generation, or None if it has another.
+
+    Raises:
+        FileNotFoundError: there is no such bucket.
+    """
+    blob = _blob(path)
+    try:
+        blob.upload_from_string(text, if_generation_match=generation)
+    except _answers().PreconditionFailed:
+        return None
+    except _answers().NotFound as error:
+        if generation:
+            return None
+        raise FileNotFoundError(errno.ENOENT, "No such bucket", str(path)) from error
+    return blob.generation
+
+
+def remove_if(path: pathlib.Path, generation: int) -> None:
+    """Removes a file where it still has that generation."""
+    with contextlib.suppress(_answers().NotFound, _answers().PreconditionFailed):
+        _blob(path).delete(if_generation_match=generation)
+
+
+def bucket_time(folder: pathlib.Path) -> float:
+    """The bucket's clock, in seconds of Unix time: that of a file which is written and removed."""
+    blob = _blob(folder / f".{secrets.token_hex(4)}.time")
+    blob.upload_from_string("")
+    blob.delete()
+    return blob.updated.timestamp()
+
+
 def refusal(error: BaseException) -> str | None:
     """What a bucket answered, in one line, if that is what the error is about; else None."""
     if type(error).__module__.partition(".")[0] not in CLIENTS:
@@ -148,6 +200,25 @@ def _configure() -> None:
         os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
     fsspec.config.conf["gcs"] = settings | fsspec.config.conf.get("gcs", {})
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the stacks of errors that it raises
+
+
+def _blob(path: pathlib.Path) -> Any:
+    """A file of a bucket for Google's own client, which knows preconditions."""
+    bucket, _, name = str(path).removeprefix(SCHEME).partition("/")
+    return _client(os.environ.get("STORAGE_EMULATOR_HOST")).bucket(bucket).blob(name)
+
+
+@functools.cache
+def _client(emulator: str | None) -> Any:
+    from google.cloud import storage
+
+    return storage.Client()
+
+
+def _answers() -> Any:
+    from google.api_core import exceptions
+
+    return exceptions
 
 
 def _bucket() -> Any:

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 
-from jaxdiff.io import paths
+from jaxdiff.io import locks, paths
 from jaxdiff.io.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ def uploaded_folder(folder: pathlib.Path, every: float = EVERY) -> Iterator[tupl
 def _upload_new(local: pathlib.Path, folder: pathlib.Path, sent: dict[pathlib.Path, tuple[int, int]]) -> None:
     """Uploads the files that have changed since `sent`, each as it is now: it may grow meanwhile."""
     with tempfile.TemporaryDirectory(prefix="jaxdiff_upload_") as name:
+        locks.confirm()
         for file in sorted(local.rglob("*")):
             now = (file.stat().st_size, file.stat().st_mtime_ns)
             if file.is_file() and sent.get(file) != now:

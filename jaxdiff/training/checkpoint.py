@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxdiff.io import paths, progress
+from jaxdiff.io import locks, paths, progress
 from jaxdiff.io.errors import CheckpointError, NonFiniteError, disk_full, first_line
 from jaxdiff.training import TrainState, distributed
 
@@ -99,6 +99,7 @@ def save(
     if levels is not None:
         meta["levels"] = {name: np.asarray(values).tolist() for name, values in levels.items()}
     arrays: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+    locks.confirm()
     with _saving(to):
         to.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
 

@@ -13,7 +13,7 @@ from jaxdiff.app.cli.train_command import Processes, print_once, report_stop
 from jaxdiff.app.config import load_ladder
 from jaxdiff.io import files
 from jaxdiff.io.errors import ConfigError
-from jaxdiff.training import distributed, sinks
+from jaxdiff.training import distributed, sinks, writer
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,17 @@ def ladder(args: Ladder) -> int:
     left = sources.unfinished(trained)
     if left and distributed.is_first():
         evaluate.check_measures(trained[-1].config.data, config.num, ladders.MEASURES, args.data_dir)
-    for stage in left:
-        print_once(f"rung {stage.workdir}: {stage.command}")
-        if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout, log_to=log_to):
-            return report_stop(stopped, stage.workdir)
-    if not distributed.is_first():
-        return 0
-    rows = ladders.measure_rungs(config, workdir, list(ladders.ladder_rungs(config, trained)), args.data_dir)
-    text = ladders.markdown_table(rows)
-    files.write_text(workdir / "table.md", text + "\n")
-    ladders.draw_figure(rows, workdir / "ladder.png")
+    with writer.one_writer(workdir):
+        for stage in left:
+            print_once(f"rung {stage.workdir}: {stage.command}")
+            with writer.one_writer(stage.workdir):
+                if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout, log_to=log_to):
+                    return report_stop(stopped, stage.workdir)
+        if not distributed.is_first():
+            return 0
+        rows = ladders.measure_rungs(config, workdir, list(ladders.ladder_rungs(config, trained)), args.data_dir)
+        text = ladders.markdown_table(rows)
+        files.write_text(workdir / "table.md", text + "\n")
+        ladders.draw_figure(rows, workdir / "ladder.png")
     print(f"{text}\n{workdir / 'table.md'}, {workdir / 'ladder.png'}, and a grid of samples for each row")
     return 0

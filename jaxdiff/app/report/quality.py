@@ -12,12 +12,12 @@ from jaxdiff import evaluate
 from jaxdiff.app import build
 from jaxdiff.app.config import DENOISERS, network_calls
 from jaxdiff.app.report.curves import COLOURS, Line, colours, plot, png
-from jaxdiff.app.report.run_record import RunRecord, read_json
+from jaxdiff.app.report.run_record import RunRecord
 from jaxdiff.app.runs import storage
 from jaxdiff.app.runs.finish import finish_run
 from jaxdiff.app.runs.sources import source_configs
 from jaxdiff.evaluate import Interval
-from jaxdiff.io import count, paths
+from jaxdiff.io import count, files, paths
 from jaxdiff.io.errors import ConfigError, UserError
 
 NAMES = {
@@ -126,7 +126,7 @@ def _ladders(record: RunRecord) -> Iterator[Group]:
     with contextlib.suppress(UserError):
         run = storage.fingerprint(record.workdir)
         for path in sorted(paths.resolved(record.workdir).parent.glob("*/ladder.json")):
-            for row in (row for row in read_json(path).get("rows", []) if row["settings"]["run"] == run):
+            for row in (row for row in files.read_json(path).get("rows", []) if row["settings"]["run"] == run):
                 of = f"by a classifier of {record.config.data.name}; Frechet distances in its features, of {row['num_real']} images"
                 measures = {"label_agreement": _exact(row["agreement"]), "frechet": _exact(row["frechet"])}
                 held_out = {"label_agreement": _exact(row["accuracy"]), "frechet": _exact(row["frechet_real"])}
@@ -154,12 +154,12 @@ def outcomes(record: RunRecord, data_dir: str | None = None) -> list[Outcome]:
         finish_run(config, workdir, data_dir)
     paths = {name: path for name in CAPTIONS if (path := workdir / f"{name}.png").is_file()}
     ends = [Outcome(CAPTIONS[name], image=png(path.read_bytes())) for name, path in paths.items()]
-    if rows := sorted(read_json(workdir / "accuracy.json").get("levels", []), key=lambda row: row["logsnr"]):
+    if rows := sorted(files.read_json(workdir / "accuracy.json").get("levels", []), key=lambda row: row["logsnr"]):
         x, y = [row["logsnr"] for row in rows], [row["accuracy"] for row in rows]
         curve = plot([Line("accuracy", COLOURS[0], x, y, marker="o")], "logsnr", "accuracy")
         shown = tuple((f"logsnr {logsnr:.1f}", f"{accuracy:.1%}") for logsnr, accuracy in zip(x, y, strict=True))
         ends.append(Outcome("Accuracy on held-out images, by how noisy they are", plot=curve, figures=shown))
-    if estimates := read_json(workdir / "likelihood.json").get("estimates", {}):
+    if estimates := files.read_json(workdir / "likelihood.json").get("estimates", {}):
         text = "{value:.3f} ± {standard_error:.3f} {unit}"
         shown = tuple((name, text.format(**each)) for name, each in estimates.items())
         ends.append(Outcome("Likelihood, with its standard error", figures=shown))
@@ -177,7 +177,7 @@ def key_figures(record: RunRecord, measured: Sequence[Group]) -> dict[str, str]:
     if c.objective in DENOISERS:
         shown |= {"sampled by": evaluate.describe_sampling(vars(c.sampling)), "network calls": str(network_calls(c))}
     shown |= _best(record, measured)
-    rebuilt = read_json(record.workdir / "reconstruction.json")
+    rebuilt = files.read_json(record.workdir / "reconstruction.json")
     if "psnr" in rebuilt:
         shown |= {"PSNR": f"{rebuilt['psnr']:.2f} dB", "compression": f"{rebuilt['ratio']:.3g} times fewer numbers"}
     if "codebook_usage" in rebuilt:

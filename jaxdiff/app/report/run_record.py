@@ -1,14 +1,13 @@
 """What the directories of runs hold, and their configs as tables; an unfinished run, or a damaged file, gives less."""
 
 import ast
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxdiff.app.config import Experiment, differences, load, to_dict
 from jaxdiff.app.runs import storage
-from jaxdiff.io import paths
+from jaxdiff.io import files, paths
 from jaxdiff.io.errors import ConfigError, UserError
 from jaxdiff.training import checkpoint
 
@@ -47,24 +46,10 @@ def read_runs(workdirs: Sequence[pathlib.Path]) -> list[RunRecord]:
         name = path.name if [each.name for each in resolved].count(path.name) == 1 else str(workdir)
         config, steps = storage.read_config(workdir), checkpoint.steps(workdir)
         metrics = workdir / "metrics.jsonl"
-        rows = [parse_json(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+        rows = [files.parse_json(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
         rows = [row for row in rows if "step" in row]  # the last line may be cut off
         records.append(RunRecord(name, workdir, config, _about(path.name, config), steps[-1] if steps else 0, rows))
     return records
-
-
-def parse_json(text: str) -> dict[str, Any]:
-    """The object in a text; empty where it is damaged, or holds another thing."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where the file is missing or damaged."""
-    return parse_json(path.read_bytes().decode(errors="replace")) if path.is_file() else {}
 
 
 def settings(records: Sequence[RunRecord]) -> dict[str, dict[str, list[Setting]]]:

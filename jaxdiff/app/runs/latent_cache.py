@@ -18,7 +18,7 @@ from jaxdiff.app.runs import storage
 from jaxdiff.app.runs.sources import check_measured
 from jaxdiff.data import latents as files
 from jaxdiff.data.latents import MIRRORED, Moments, Origin, Rows
-from jaxdiff.io import paths, progress
+from jaxdiff.io import locks, paths, progress
 from jaxdiff.io.errors import ConfigError, DataError, NonFiniteError
 from jaxdiff.training.mesh import batch_sharding, make_mesh, replicated
 
@@ -75,7 +75,8 @@ def write_latents(
     both = itertools.product(sources, range(1 + flip))
     parts = {name + MIRRORED * mirrored: _encoded(encode, sources[name], mirrored, size, name) for name, mirrored in both}
     origin = Origin(storage.fingerprint(run), str(run), c.name, c.image_shape, c.fit, c.reduce, flip)
-    num_bytes = files.write_latents(out, parts, next(iter(sources.values())).num_classes, origin)
+    with locks.one_writer(out.with_name(f".{out.name}.writer"), str(out)):
+        num_bytes = files.write_latents(out, parts, next(iter(sources.values())).num_classes, origin)
     num_examples = {name: sources[name.removesuffix(MIRRORED)].num_examples for name in parts}
     return Cached(out, num_examples, num_bytes)
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxdiff.app import build
 from jaxdiff.app.config import STUDENTS, Experiment, differences, distillation, from_dict, to_dict, with_article
 from jaxdiff.io import count, files, paths
-from jaxdiff.io.errors import ConfigError, first_line
+from jaxdiff.io.errors import ConfigError
 from jaxdiff.process import Level
 from jaxdiff.training import as_float32, checkpoint, distributed
 
@@ -41,12 +41,9 @@ def check_or_write_config(workdir: pathlib.Path, config: Experiment) -> None:
     if path.exists() and (differs := differences(to_dict(read_config(workdir)), values)):
         raise ConfigError(f"{workdir} was made by another config: {'; '.join(differs[:3])}; choose another --workdir")
     if distributed.is_first():
-        try:
+        with files.writing_to(workdir, "--workdir"):
             files.write_text(path, json.dumps(values, indent=2) + "\n")
             files.probe_directory(path.parent / "checkpoints")
-        except OSError as error:
-            reason = error.strerror or first_line(error)
-            raise ConfigError(f"{workdir} cannot be written ({reason}); choose another --workdir") from error
 
 
 def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = None) -> tuple[int, Any]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import math
 import pathlib
@@ -12,7 +11,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax import Array
 
 from jaxdiff import data
@@ -80,7 +78,7 @@ def train_run(
     start, mine = int(state.step), layout.rows(c.batch_size)
     aligned = math.gcd(config.steps_per_call, start)  # of a run that was begun with another number of steps a call
     config = dataclasses.replace(config, steps_per_call=aligned)
-    rows = _grouped(data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=start, rows=mine), aligned)
+    rows = data.stacked(data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=start, rows=mine), aligned)
     step = layout.compile(build.train_step(config, layout, sources), aligned)
     log.info("%s", describe(layout, state.params, c.batch_size))
     length = distillation.round_steps(config)
@@ -135,14 +133,6 @@ def _source(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> 
     if config.objective not in ("vae", "autoencoder") and 0 < num_classes < source.num_classes:
         raise ConfigError(f"model.num_classes must be at least {source.num_classes} for the data set {c.name}")
     return source
-
-
-def _grouped(rows: Iterator[dict[str, np.ndarray]], size: int) -> Iterator[dict[str, np.ndarray]]:
-    """The batches, or the arrays of `size` batches stacked, `[size, b, ...]`."""
-    while size > 1:
-        parts = list(itertools.islice(rows, size))
-        yield {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-    yield from rows
 
 
 @contextlib.contextmanager

@@ -1,0 +1,210 @@
+"""One writer at a time, on a disk and in a bucket: seconds are refused, dead ones do not block, lost leases end the process."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import gcs_server
+import pytest
+
+from jaxdiff.app import cli
+from jaxdiff.io import locks, paths
+from jaxdiff.io.errors import ConfigError
+from jaxdiff.training import writer
+
+HOLD = """
+import pathlib, sys, time
+from jaxdiff.io import files, locks, paths
+locks.RENEW, locks.LAPSE = 0.2, 1.0
+folder = paths.path(sys.argv[1])
+with locks.one_writer(folder / ".writer", "runs/x"):
+    print("in", flush=True)
+    while True:
+        files.write_text(folder / "written", str(time.time()))
+        time.sleep(0.3)
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("buckets")
+    (folder / "bucket").mkdir()
+    with gcs_server.server(folder):
+        yield folder
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request, tmp_path):
+    if request.param == "disk":
+        return tmp_path
+    request.getfixturevalue("root")
+    return paths.path(f"gs://bucket/{tmp_path.name}")
+
+
+@contextlib.contextmanager
+def holder(folder):
+    """Another process, which holds the folder and writes to it."""
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in\n", process.communicate()[1]
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_second_writer_is_refused_and_told_who_writes(folder):
+    with locks.one_writer(folder / ".writer", "runs/x"):
+        with pytest.raises(ConfigError) as refused, locks.one_writer(folder / ".writer", "runs/x"):
+            raise AssertionError
+        line = rf"runs/x is being written to by process {os.getpid()} on \S+, since [\d: -]+ \S+; wait for it, or stop it"
+        lapses = r" \(if it is dead, its lease lapses in \d+ s: at [\d:]+\)" if paths.in_bucket(folder) else ""
+        assert re.fullmatch(line + lapses, str(refused.value))
+    assert not (folder / ".writer").exists()
+    with locks.one_writer(folder / ".writer", "runs/x"):
+        pass
+
+
+def test_of_writers_that_begin_at_once_exactly_one_goes_on(folder):
+    num = 8
+    for _ in range(5):
+        barrier, over, entered, refused = threading.Barrier(num), threading.Event(), [], []
+
+        def begin(barrier=barrier, over=over, entered=entered, refused=refused):
+            barrier.wait()
+            try:
+                with locks.one_writer(folder / ".writer", "runs/x"):
+                    entered.append(1)
+                    over.wait(30)
+            except ConfigError as error:
+                refused.append(str(error))
+
+        threads = [threading.Thread(target=begin) for _ in range(num)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda entered=entered, refused=refused: len(entered) + len(refused) == num)
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert len(entered) == 1
+
+
+def test_writers_that_follow_each_other_never_meet(tmp_path):
+    """The file of the lock is removed at the end of each: one that has opened it before must not take it for the lock."""
+    inside, met = [], []
+
+    def repeat():
+        entered = 0
+        while entered < 50:
+            with contextlib.suppress(ConfigError), locks.one_writer(tmp_path / "lock", "runs/x"):
+                inside.append(1)
+                met.append(len(inside))
+                inside.pop()
+                entered += 1
+
+    threads = [threading.Thread(target=repeat) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(met) == {1}
+
+
+def read(path):
+    """The text of a file that is written again and again, which the tests' server does not do at one stroke."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return path.read_text()
+        except FileNotFoundError:
+            assert time.monotonic() < deadline
+
+
+def wait_until(happened):
+    deadline = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_killed_writer_leaves_its_place(folder):
+    with holder(folder) as process:
+        with pytest.raises(ConfigError, match=f"by process {process.pid} on "), locks.one_writer(folder / ".writer", "runs/x"):
+            raise AssertionError
+        process.kill()
+        process.wait()
+        assert (folder / ".writer").exists()
+        with locks.one_writer(folder / ".writer", "runs/x"):
+            pass
+
+
+def test_a_writer_that_was_paused_and_lost_its_lease_ends_without_another_write(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "LAPSE", 1.0)
+    folder = paths.path(f"gs://bucket/{tmp_path.name}")
+    with holder(folder) as process:
+        time.sleep(1.5)  # the lease is renewed
+        with pytest.raises(ConfigError, match="lapses in"), locks.one_writer(folder / ".writer", "runs/x"):
+            raise AssertionError
+        before = read(folder / "written")
+        wait_until(lambda: read(folder / "written") != before)
+        process.send_signal(signal.SIGSTOP)  # between two writes
+        time.sleep(1.5)
+        with locks.one_writer(folder / ".writer", "runs/x"):
+            before = read(folder / "written")
+            process.send_signal(signal.SIGCONT)
+            _, said = process.communicate(timeout=30)
+            assert process.returncode == 1
+            assert f"jaxdiff: runs/x is now written to by process {os.getpid()} on" in said
+            assert read(folder / "written") == before
+
+
+def test_a_lease_of_another_machine_is_free_when_it_has_lapsed(root, tmp_path, monkeypatch):
+    lock = paths.path(f"gs://bucket/{tmp_path.name}/.writer")
+    lock.write_text(json.dumps({"host": "far", "pid": 7, "started": "today", "place": "elsewhere"}))
+    with (
+        pytest.raises(ConfigError, match=r"process 7 on far, since today; .* lapses in (60|59|58) s"),
+        locks.one_writer(lock, "runs/x"),
+    ):
+        raise AssertionError
+    monkeypatch.setattr(locks, "LAPSE", 0.5)
+    time.sleep(0.6)
+    with locks.one_writer(lock, "runs/x"):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+
+
+def test_a_renewal_whose_answer_was_lost_is_not_taken_for_a_lost_lease(root, tmp_path, monkeypatch):
+    lock, whole = paths.path(f"gs://bucket/{tmp_path.name}/.writer"), paths.write_if
+    monkeypatch.setattr(locks, "RENEW", 0.05)
+    with locks.one_writer(lock, "runs/x"):
+        asked = []
+
+        def unheard(*args):
+            whole(*args)
+            asked.append(args)
+
+        monkeypatch.setattr(paths, "write_if", unheard)
+        wait_until(lambda: len(asked) > 2)
+        monkeypatch.setattr(paths, "write_if", whole)
+    assert not lock.exists()
+
+
+def test_commands_end_at_once_beside_a_writer(tmp_path, capsys):
+    run, rungs = tmp_path / "digits", tmp_path / "ladder"
+    recipes = pathlib.Path(__file__).parents[1] / "configs"
+    with writer.one_writer(run), writer.one_writer(rungs):
+        for command in (
+            ["train", str(recipes / "digits.py"), "--workdir", str(run)],
+            ["ladder", str(recipes / "digits_ladder.py"), "--workdir", str(rungs)],
+        ):
+            assert cli.main(command) == 1
+            assert f"jaxdiff: {command[-1]} is being written to by process {os.getpid()} on " in capsys.readouterr().err
+    assert not run.exists()
