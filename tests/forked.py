@@ -4,6 +4,7 @@ They start in milliseconds instead of four seconds of CPU each, and end as any o
 """
 
 import atexit
+import contextlib
 import dataclasses
 import multiprocessing
 import multiprocessing.process
@@ -59,6 +60,35 @@ def start(words, out, err, event=""):
     return Child(process, out, err)
 
 
+def call(function, *arguments, out, err):
+    """A process that calls a function, in the environment as it is now, and appends what it prints to two files."""
+    process = SERVER.Process(target=_call, args=(function, arguments, out, err, dict(os.environ)))
+    process.start()
+    return Child(process, out, err)
+
+
+def _call(function, arguments, out, err, environment):
+    _print_to(out, err)
+    os.environ.update(environment)
+    with _ending():
+        function(*arguments)
+
+
+def _print_to(out, err):
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+
+
+@contextlib.contextmanager
+def _ending():
+    """Does at its end what a process does at the end of Python, which a forked one does not reach."""
+    try:
+        yield
+    finally:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+
+
 def _jaxdiff(words, out, err, event):
     import jax
     from small_unet import replace_networks
@@ -66,8 +96,7 @@ def _jaxdiff(words, out, err, event):
     from jaxdiff import data
     from jaxdiff.app import cli
 
-    for number, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    _print_to(out, err)
     sys.argv = ["jaxdiff", *words]
     jax.config.update("jax_num_cpu_devices", 1)
     replace_networks()
@@ -83,8 +112,5 @@ def _jaxdiff(words, out, err, event):
 
     if event:
         data.batches = spoiled
-    try:
+    with _ending():
         cli.entry()
-    finally:  # as at the end of Python, which a forked process does not reach
-        threading._shutdown()
-        atexit._run_exitfuncs()

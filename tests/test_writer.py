@@ -6,30 +6,17 @@ import os
 import pathlib
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 
+import forked
 import gcs_server
 import pytest
 
 from jaxdiff.app import cli
-from jaxdiff.io import locks, paths
+from jaxdiff.io import files, locks, paths
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.training import writer
-
-HOLD = """
-import pathlib, sys, time
-from jaxdiff.io import files, locks, paths
-locks.RENEW, locks.LAPSE = 0.2, 1.0
-folder = paths.path(sys.argv[1])
-with locks.one_writer(folder / ".writer", "runs/x"):
-    print("in", flush=True)
-    while True:
-        files.write_text(folder / "written", str(time.time()))
-        time.sleep(0.3)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +35,26 @@ def folder(request, tmp_path):
     return paths.path(f"gs://bucket/{tmp_path.name}")
 
 
+def hold(name):
+    """Holds a folder and writes to it, for ever."""
+    locks.RENEW, locks.LAPSE, folder = 0.2, 1.0, paths.path(name)
+    with locks.one_writer(folder / ".writer", "runs/x"):
+        while True:
+            files.write_text(folder / "written", str(time.time()))
+            time.sleep(0.3)
+
+
 @contextlib.contextmanager
-def holder(folder):
+def holder(folder, tmp_path):
     """Another process, which holds the folder and writes to it."""
-    command = [sys.executable, "-c", HOLD, str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = forked.call(hold, str(folder), out=tmp_path / "out", err=tmp_path / "err")
     try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "in\n", process.communicate()[1]
-        yield process
+        wait_until(lambda: child.poll() is not None or (folder / "written").exists())
+        assert child.poll() is None, child.communicate()
+        yield child
     finally:
-        process.kill()
-        process.wait()
+        child.process.kill()
+        child.wait(30)
 
 
 def test_a_second_writer_is_refused_and_told_who_writes(folder):
@@ -136,12 +131,15 @@ def wait_until(happened):
         time.sleep(0.01)
 
 
-def test_a_killed_writer_leaves_its_place(folder):
-    with holder(folder) as process:
-        with pytest.raises(ConfigError, match=f"by process {process.pid} on "), locks.one_writer(folder / ".writer", "runs/x"):
+def test_a_killed_writer_leaves_its_place(folder, tmp_path):
+    with holder(folder, tmp_path) as child:
+        with (
+            pytest.raises(ConfigError, match=f"by process {child.process.pid} on "),
+            locks.one_writer(folder / ".writer", "runs/x"),
+        ):
             raise AssertionError
-        process.kill()
-        process.wait()
+        child.kill()
+        child.wait(30)
         assert (folder / ".writer").exists()
         with locks.one_writer(folder / ".writer", "runs/x"):
             pass
@@ -150,19 +148,19 @@ def test_a_killed_writer_leaves_its_place(folder):
 def test_a_writer_that_was_paused_and_lost_its_lease_ends_without_another_write(root, tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "LAPSE", 1.0)
     folder = paths.path(f"gs://bucket/{tmp_path.name}")
-    with holder(folder) as process:
+    with holder(folder, tmp_path) as child:
         time.sleep(1.5)  # the lease is renewed
         with pytest.raises(ConfigError, match="lapses in"), locks.one_writer(folder / ".writer", "runs/x"):
             raise AssertionError
         before = read(folder / "written")
         wait_until(lambda: read(folder / "written") != before)
-        process.send_signal(signal.SIGSTOP)  # between two writes
+        child.send_signal(signal.SIGSTOP)  # between two writes
         time.sleep(1.5)
         with locks.one_writer(folder / ".writer", "runs/x"):
             before = read(folder / "written")
-            process.send_signal(signal.SIGCONT)
-            _, said = process.communicate(timeout=30)
-            assert process.returncode == 1
+            child.send_signal(signal.SIGCONT)
+            _, said = child.communicate(timeout=30)
+            assert child.returncode == 1
             assert f"jaxdiff: runs/x is now written to by process {os.getpid()} on" in said
             assert read(folder / "written") == before
 
