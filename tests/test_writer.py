@@ -1,6 +1,7 @@
 """One writer at a time, on a disk and in a bucket: seconds are refused, dead ones do not block, lost leases end the process."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -93,25 +94,21 @@ def test_of_writers_that_begin_at_once_exactly_one_goes_on(folder):
         assert len(entered) == 1
 
 
-def test_writers_that_follow_each_other_never_meet(tmp_path):
-    """The file of the lock is removed at the end of each: one that has opened it before must not take it for the lock."""
-    inside, met = [], []
+def test_the_file_of_a_lock_that_its_holder_removed_is_not_taken_for_the_lock(tmp_path, monkeypatch):
+    lock, whole, asked = tmp_path / "lock", fcntl.flock, []
 
-    def repeat():
-        entered = 0
-        while entered < 50:
-            with contextlib.suppress(ConfigError), locks.one_writer(tmp_path / "lock", "runs/x"):
-                inside.append(1)
-                met.append(len(inside))
-                inside.pop()
-                entered += 1
+    def flock(file, how):
+        if not asked:
+            lock.unlink()  # as its holder does at the end: here between the opening and the locking of the file
+        asked.append(how)
+        whole(file, how)
 
-    threads = [threading.Thread(target=repeat) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert set(met) == {1}
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locks.one_writer(lock, "runs/x"):
+        assert lock.exists()
+        with pytest.raises(ConfigError), locks.one_writer(lock, "runs/x"):
+            raise AssertionError
+    assert len(asked) == 3
 
 
 def read(path):
@@ -182,8 +179,9 @@ def test_a_lease_of_another_machine_is_free_when_it_has_lapsed(root, tmp_path, m
 def test_a_renewal_whose_answer_was_lost_is_not_taken_for_a_lost_lease(root, tmp_path, monkeypatch):
     lock, whole = paths.path(f"gs://bucket/{tmp_path.name}/.writer"), paths.write_if
     monkeypatch.setattr(locks, "RENEW", 0.05)
+    asked, ended = [], []
+    monkeypatch.setattr(locks, "_end", lambda *args: ended.append(args))
     with locks.one_writer(lock, "runs/x"):
-        asked = []
 
         def unheard(*args):
             whole(*args)
@@ -192,6 +190,7 @@ def test_a_renewal_whose_answer_was_lost_is_not_taken_for_a_lost_lease(root, tmp
         monkeypatch.setattr(paths, "write_if", unheard)
         wait_until(lambda: len(asked) > 2)
         monkeypatch.setattr(paths, "write_if", whole)
+    assert not ended
     assert not lock.exists()
 
 
