@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxdiff.arguments import check, check_count
 from jaxdiff.compilation import compiled_once
 from jaxdiff.process.levels import CLEAN, Level, Schedule
-from jaxdiff.process.schedules import checked_betas, unit
+from jaxdiff.process.schedules import checked_betas, from_betas, unit
 
 
 def respaced(schedule: Schedule, measure: Callable[[Level], Array]) -> Schedule:
@@ -129,6 +129,15 @@ def zero_terminal_snr(betas: ArrayLike) -> np.ndarray:
     alpha = np.sqrt(np.cumprod(1 - betas))
     alpha2 = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
     return 1 - alpha2 / np.append(1.0, alpha2[:-1])
+
+
+def linear_zero_snr(beta_min: float = 0.0001, beta_max: float = 0.02, num_steps: int = 1000) -> Schedule:
+    """DDPM's linear betas, rescaled to end in pure noise, in continuous time: `from_betas(zero_terminal_snr(betas))`.
+
+    Lin et al. (2023), section 3.1. Its last level says nothing about x0, so its networks predict v or x0, not the noise.
+    """
+    check("linear_zero_snr", "0 < beta_min <= beta_max < 1", lambda a, b: 0 < a <= b < 1, beta_min=beta_min, beta_max=beta_max)
+    return from_betas(zero_terminal_snr(np.linspace(beta_min, beta_max, num_steps)))
 
 
 def _to_clean(noisy: Level) -> Level:

@@ -16,10 +16,10 @@ SamplerName = Literal[Deterministic, Stochastic, "heun_edm", "consistency", "ove
 TWO_CALLS = ("heun", "heun_edm")  # samplers that call the network twice a step, but once in the last
 Spacing = Literal["time", "logsnr", "karras", "quadratic"]
 Prediction = Literal["x0", "noise", "score", "v", "velocity", "edm"]
-ScheduleName = Literal["cosine", "linear", "linear_logsnr", "karras", "rectified_flow"]
+ScheduleName = Literal["cosine", "linear", "linear_logsnr", "linear_zero_snr", "karras", "rectified_flow"]
 # Schedules between which a network that does not scale its input may change: x has the same size at the same logsnr.
 FAMILIES = {
-    **dict.fromkeys(("cosine", "linear", "linear_logsnr", "learned"), "variance preserving"),
+    **dict.fromkeys(("cosine", "linear", "linear_logsnr", "linear_zero_snr", "learned"), "variance preserving"),
     **dict.fromkeys(("karras", "lognormal"), "variance exploding"),
     "rectified_flow": "straight",
 }

@@ -55,6 +55,8 @@ def rules(c: Experiment) -> Rules:
     yield "diffusion.sampling_schedule", "empty or linear_logsnr: training saw no levels beyond its ends", within
     walkable = d.schedule != "lognormal" or d.sampling_schedule
     yield "diffusion.sampling_schedule", "set (to karras, say) when training draws lognormal levels", walkable
+    says = d.prediction not in ("noise", "score") or "linear_zero_snr" not in (d.schedule, d.sampling_schedule)
+    yield "diffusion.prediction", "v, x0, velocity or edm on linear_zero_snr: at its end x is noise, whatever x0 is", says
     alike = d.prediction == "edm" or FAMILIES[d.sampling_schedule or d.schedule] == FAMILIES[d.schedule]
     family = f"of the family of {d.schedule}, unless the prediction is edm: the network has not seen such inputs"
     yield "diffusion.sampling_schedule", family, alike
