@@ -61,8 +61,10 @@ def _traced(arrays: list[Any]) -> bool:
 def _run(closed: Any, arrays: list[Any]) -> list[Any]:
     """The outputs of a jaxpr, by the program kept for it."""
     lowered = jax.jit(lambda consts, arrays: eval_jaxpr(closed.jaxpr, consts, *arrays)).lower(closed.consts, arrays)
-    placed = tuple(getattr(array, "sharding", None) for array in (*closed.consts, *arrays))
-    name = hashlib.sha256(lowered.as_text().encode()).digest(), placed
+    given = (*closed.consts, *arrays)
+    kinds = tuple(jax.typeof(array) for array in given)  # the text does not tell a typed key from one of uint32
+    placed = tuple(getattr(array, "sharding", None) for array in given)
+    name = hashlib.sha256(lowered.as_text().encode()).digest(), kinds, placed
     if name not in _programs:
         _programs[name] = lowered.compile()
         if len(_programs) > PROGRAMS:
