@@ -110,7 +110,7 @@ def denoiser(network: Network, parameterization: Parameterization) -> Denoiser:
     The sum is computed in x's dtype, whatever dtype the network uses.
 
     Raises:
-        ValueError: the network's output has another shape than x, for example twice the channels.
+        ValueError: the network's output has another shape than x, for example twice the channels, or x has no batch axis.
 
     >>> import jax.numpy as jnp
     >>> from jaxdiff import cosine, denoiser, predict_v
@@ -120,6 +120,8 @@ def denoiser(network: Network, parameterization: Parameterization) -> Denoiser:
     """
 
     def denoise(x: Array, level: Level) -> Array:
+        if not x.ndim:
+            raise ValueError("denoiser: x must have a batch axis, got a number")
         skip, out, scale = parameterization(level)
         logsnr = jnp.broadcast_to(jnp.ravel(level.logsnr), x.shape[:1])
         output = network(scale * x, logsnr)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.arguments import check_count
+from jaxdiff.arguments import at_least_float32, check_count
 from jaxdiff.compilation import compiled_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.process import Level, diffuse, forward_std
@@ -42,6 +42,8 @@ def invert(sampler: Sampler, denoise: Denoiser, x0: Array, levels: Level, key: A
     of two modes, where the ODE amplifies errors. For samplers without randomness and memory: `ddim()`, `heun()`. With 0
     iterations it is plain DDIM inversion.
     """
+    dtype = x0.dtype
+    x0, levels = at_least_float32((x0, levels))
 
     def down(x, t, s):
         return sampler.step(denoise, x, sampler.init(x), t, s, key)[0]
@@ -54,7 +56,7 @@ def invert(sampler: Sampler, denoise: Denoiser, x0: Array, levels: Level, key: A
         return corrected(down(x_s, s, t), x_s, t, s), None
 
     x = corrected(levels[-2].alpha * x0, x0, levels[-2], levels[-1])
-    return jax.lax.scan(up, x, jnp.arange(levels.sigma.size - 3, -1, -1))[0]
+    return jax.lax.scan(up, x, jnp.arange(levels.sigma.size - 3, -1, -1))[0].astype(dtype)
 
 
 def inpaint(sampler: Sampler, known: Array, mask: Array) -> Sampler:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.arguments import check
+from jaxdiff.arguments import check, is_one_key
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.process import Level, Schedule, diffuse, level_and_rate, time_of
 
@@ -58,7 +58,7 @@ def regression_loss(
 
 def noise_like(key: Array, x: Array) -> Array:
     """Standard normal noise of x's shape and dtype, from one key or from `[B]` keys, one an example."""
-    if key.ndim == 0:
+    if is_one_key(key):
         return jax.random.normal(key, x.shape, x.dtype)
     return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)
 

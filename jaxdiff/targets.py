@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxdiff.arguments import at_least_float32
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.process import Level, implied_x0, transfer
 
@@ -30,13 +31,16 @@ def two_steps(teacher: Denoiser, m: Level, s: Level) -> Denoiser:
 
     Progressive distillation (Salimans & Ho 2022, algorithm 2). Noise falls from t to m to s. If s is clean the
     target is the teacher's x0 at m, and if m is clean as well, its x0 at t. In float32 the error is about 1e-7 divided by
-    `alpha_s - alpha_t sigma_s / sigma_t`.
+    `alpha_s - alpha_t sigma_s / sigma_t`; half precision is computed in float32.
     """
+    m, s = at_least_float32((m, s))
 
     def target(x: Array, t: Level) -> Array:
+        dtype = x.dtype
+        x, t = at_least_float32((x, t))
         x_m = euler(teacher, x, t, m)
         x_s = _unless_clean(m, x_m, lambda noisy: euler(teacher, x_m, noisy, s))
-        return implied_x0(x, x_s, t, s)
+        return implied_x0(x, x_s, t, s).astype(dtype)
 
     return target
 
@@ -45,12 +49,13 @@ def ahead(network: Denoiser, teacher: Denoiser, s: Level, solver: Solver = euler
     """The network's x0 at the end of the teacher's solver step from t to s; that end itself where s is clean.
 
     Consistency distillation (Song et al. 2023, eq. 7); with the teacher `data(x0)`, consistency training (eq. 10); with a
-    guided teacher and s several levels on, latent consistency (Luo et al. 2023, eq. 16).
+    guided teacher and s several levels on, latent consistency (Luo et al. 2023, eq. 16). Half precision is computed in float32.
     """
+    s = at_least_float32(s)
 
     def target(x: Array, t: Level) -> Array:
-        x_s = solver(teacher, x, t, s)
-        return _unless_clean(s, x_s, lambda noisy: network(x_s, noisy))
+        x_s = solver(teacher, *at_least_float32((x, t)), s)
+        return _unless_clean(s, x_s, lambda noisy: network(x_s, noisy)).astype(x.dtype)
 
     return target
 

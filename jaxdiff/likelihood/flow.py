@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.arguments import check_count
+from jaxdiff.arguments import at_least_float32, check_count
 from jaxdiff.compilation import compiled_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.likelihood.checks import check_continuous
@@ -100,6 +100,7 @@ def flow_log_density(
         ValueError: x0 is 8-bit data that is not dequantized.
     """
     check_continuous(x0)
+    x0, levels = at_least_float32((x0, levels))
     path = jax.tree.map(lambda leaf: leaf[:-1][::-1], levels)
 
     def measured(x, level, number):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.arguments import is_one_key
 from jaxdiff.compilation import compiled_once
 from jaxdiff.likelihood import densities
 from jaxdiff.likelihood.checks import check_continuous, check_data, check_range
@@ -76,7 +77,7 @@ def logistic_pixels() -> Pixels:
 def reparameterized(posterior: Posterior, key: Array) -> Array:
     """A code `z = mean + std * noise`, from one key or from `[B]` keys, one per example (Kingma & Welling 2014, section 2.4)."""
     mean, std = posterior
-    if key.ndim == 0:
+    if is_one_key(key):
         return mean + std * jax.random.normal(key, mean.shape, mean.dtype)
     return mean + std * jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:], mean.dtype))(key)
 
@@ -134,6 +135,6 @@ def importance_bound(encode: Encode, decode: Decode, x0: Array, key: Array, num_
 
 def _draws(key: Array, num_samples: int) -> Array:
     """Keys `[num_samples, ...]` from one key or from `[B]`."""
-    if key.ndim == 0:
+    if is_one_key(key):
         return jax.random.split(key, num_samples)
     return jax.vmap(lambda k: jax.random.split(k, num_samples), out_axes=1)(key)

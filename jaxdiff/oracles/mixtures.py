@@ -58,8 +58,9 @@ def draw(data: Mixture, key: Array, num: int) -> Array:
 
 
 def log_density(data: Mixture, x: Array, level: Level) -> Array:
-    """`log q(x)` of the mixture noised to that level, in nats, `[B]`. At Level(1, 0): of the data itself."""
-    return jax.nn.logsumexp(_joint(data, x, level)[0], axis=-1)
+    """`log q(x)` of the mixture noised to that level, in nats, `[B]`, or `[]` of one x `[D]`. At Level(1, 0): of the data."""
+    of_one = x.ndim == 1 < data.means.shape[1]
+    return jax.nn.logsumexp(_joint(data, x, level)[0], axis=-1).reshape(() if of_one else (-1,))
 
 
 def denoiser(data: Mixture) -> Denoiser:
@@ -165,7 +166,7 @@ def flow_map(data: Mixture) -> Callable[..., Array]:
 def _joint(data: Mixture, x: Array, level: Level) -> tuple[Array, Array, Array]:
     """Log of weight * density `[B, K]`, and along the axes x minus the mean `[B, K, D]` and the variance `[B or 1, K, D]`."""
     variance = (_column(level.alpha) * data.stds[None]) ** 2 + _column(level.sigma) ** 2
-    offset = x.reshape(x.shape[0], 1, -1) - _column(level.alpha) * data.means[None]
+    offset = x.reshape(-1, 1, data.means.shape[1]) - _column(level.alpha) * data.means[None]
     if data.axes is not None:
         offset = jnp.einsum("kde,bkd->bke", data.axes, offset, precision="highest")
     log_normal = -0.5 * jnp.sum(offset**2 / variance + jnp.log(2 * jnp.pi * variance), axis=-1)

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.arguments import check
+from jaxdiff.arguments import at_least_float32, check
 from jaxdiff.process.levels import Level, Schedule, from_logsnr
 
 LOGSNR_MIN = -15.0  # where a chain ends that goes to pure noise
@@ -70,7 +70,9 @@ def lognormal(mean: float = -1.2, std: float = 1.2, tail: float = 1e-5) -> Sched
     check("lognormal", "std > 0 and 0 < tail < 0.5", lambda std, tail: std > 0 and 0 < tail < 0.5, std=std, tail=tail)
 
     def level(t):
-        sigma = jnp.exp(mean + std * jax.scipy.special.ndtri(jnp.clip(jnp.asarray(t), tail, 1 - tail)))
+        t = 1.0 * jnp.asarray(t)
+        quantile = jax.scipy.special.ndtri(jnp.clip(at_least_float32(t), tail, 1 - tail))
+        sigma = jnp.exp(mean + std * quantile).astype(t.dtype)
         return Level(jnp.ones_like(sigma), sigma)
 
     return level
@@ -113,7 +115,9 @@ def from_betas(betas: ArrayLike, logsnr_max: float = 15.0) -> Schedule:
 
     def level(t):
         t = 1.0 * jnp.asarray(t)
-        return _variance_preserving(jnp.interp(t, jnp.asarray(times, t.dtype), jnp.asarray(exponents, t.dtype)), logsnr_max)
+        wide = at_least_float32(t)
+        exponent = jnp.interp(wide, jnp.asarray(times, wide.dtype), jnp.asarray(exponents, wide.dtype))
+        return jax.tree.map(lambda leaf: leaf.astype(t.dtype), _variance_preserving(exponent, logsnr_max))
 
     return level
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdiff.arguments import at_least_float32
 from jaxdiff.compilation import compiled_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.process import Level
@@ -38,7 +39,8 @@ def sample(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Ar
     """The x0 that the sampler reaches from x, a sample at `levels[0]`, along `levels [N + 1]`, of which the last is clean.
 
     To start from pure noise, x is `levels[0].sigma * noise`. Pure; compiles under `jax.jit`, and memory does not grow with the
-    number of steps.
+    number of steps. x and levels in bfloat16 or float16 are computed in float32, which the denoiser sees, and the result is in
+    their dtype.
 
     Raises:
         TypeError: x and levels differ in dtype.
@@ -50,11 +52,12 @@ def sample(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Ar
     >>> sample(ddim(), oracles.denoiser(cloud), x, grid(cosine(), 50), jax.random.key(1)).mean(0).round(1).tolist()
     [1.0, -1.0]
     """
-    move, num_steps = _moves(sampler, denoise, x, levels, key)
-    looped, carry = num_steps - (sampler.last is not None), (x, sampler.init(x))
+    move, carry, num_steps = _moves(sampler, denoise, x, levels, key)
+    looped = num_steps - (sampler.last is not None)
     if looped:
         carry, _ = jax.lax.scan(move, carry, jnp.arange(looped))
-    return carry[0] if sampler.last is None else move(carry, looped, sampler.last)[0][0]
+    x0 = carry[0] if sampler.last is None else move(carry, looped, sampler.last)[0][0]
+    return x0.astype(x.dtype)
 
 
 @compiled_once
@@ -64,36 +67,41 @@ def trajectory(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key
     Raises:
         ValueError: `every` does not divide the number of steps N.
     """
-    move, num_steps = _moves(sampler, denoise, x, levels, key)
+    move, carry, num_steps = _moves(sampler, denoise, x, levels, key)
     if every < 1 or num_steps % every:
         raise ValueError(f"trajectory: every must divide the number of steps, {num_steps}, got {every}")
 
     def leg(carry, indices):
         carry, _ = jax.lax.scan(move, carry, indices)
-        return carry, carry[0]
+        return carry, carry[0].astype(x.dtype)
 
-    legs = jnp.arange(num_steps).reshape(-1, every)
+    x, legs = jnp.asarray(x), jnp.arange(num_steps).reshape(-1, every)
     if sampler.last is None:
-        _, states = jax.lax.scan(leg, (x, sampler.init(x)), legs)
+        _, states = jax.lax.scan(leg, carry, legs)
         return jnp.concatenate([x[None], states])
-    carry, states = jax.lax.scan(leg, (x, sampler.init(x)), legs[:-1])
+    carry, states = jax.lax.scan(leg, carry, legs[:-1])
     if every > 1:
         carry, _ = jax.lax.scan(move, carry, legs[-1, :-1])
     (x0, _), _ = move(carry, num_steps - 1, sampler.last)
-    return jnp.concatenate([x[None], states, x0[None]])
+    return jnp.concatenate([x[None], states, x0.astype(x.dtype)[None]])
 
 
 def _moves(sampler, denoise, x, levels, key):
-    """`move(carry, index) -> (carry, None)`, one step, where the carry is `(x, memory)`, and the number of steps."""
-    levels = jax.tree.map(jnp.asarray, levels)
+    """`move(carry, index) -> (carry, None)`, one step, the first carry `(x, memory)`, and the number of steps."""
+    x, levels = jax.tree.map(jnp.asarray, (x, levels))
     chex.assert_rank((levels.alpha, levels.sigma), 1)
     if not x.dtype == levels.alpha.dtype == levels.sigma.dtype:
         raise TypeError(f"sample: x is {x.dtype}, levels {levels.alpha.dtype}; give both in one dtype (a network may use another)")
 
-    def move(carry, index, step=sampler.step):
-        return step(denoise, *carry, levels[index], levels[index + 1], jax.random.fold_in(key, index)), None
+    x, levels = at_least_float32((x, levels))
 
-    return move, levels.sigma.size - 1
+    def of_one_dtype(x, level):
+        return jnp.asarray(denoise(x, level), x.dtype)
+
+    def move(carry, index, step=sampler.step):
+        return step(of_one_dtype, *carry, levels[index], levels[index + 1], jax.random.fold_in(key, index)), None
+
+    return move, (x, sampler.init(x)), levels.sigma.size - 1
 
 
 def map_step(wrap: Callable[[Step], Step], sampler: Sampler) -> Sampler:

@@ -95,7 +95,7 @@ def overshoot(levels: Level) -> Sampler:
     last = levels.sigma.size - 1
 
     def step(denoise, x, number, t, s, key):
-        beyond = levels[jnp.minimum(number + 2, last)]
+        beyond = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype)[jnp.minimum(number + 2, last)], levels)
         x = transfer(x, denoise(x, t), t, beyond)
         ratio = s.alpha / beyond.alpha
         std = safe_sqrt(s.sigma**2 - (ratio * beyond.sigma) ** 2)
