@@ -9,6 +9,7 @@ import pathlib
 import sys
 import types
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -122,12 +123,13 @@ def test_a_recipe_of_every_objective_is_run():
 
 @pytest.fixture(scope="module")
 def each_once():
-    """Recipes are loaded with one block a level; their networks and the shapes of their states are traced once for all of them."""
+    """Recipes are loaded with one block a level, one batch size and one rate of dropout; what they share is traced once for all."""
     shapes, found = build.state_shapes, {}
 
     def load(path):
         recipe = config.load(path)
-        return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, blocks=1))
+        model = dataclasses.replace(recipe.model, blocks=1, dropout=0.1)
+        return dataclasses.replace(recipe, model=model, data=dataclasses.replace(recipe.data, batch_size=8))
 
     def state_shapes(recipe, sources=types.MappingProxyType({})):
         name = repr((recipe, dict(sources)))
@@ -135,12 +137,14 @@ def each_once():
         return found[name]
 
     apply = functools.cache(lambda module: jax.jit(unet.network(module)))
+    init = functools.cache(lambda module: jax.jit(functools.partial(nn.Module.init, module)))
     with pytest.MonkeyPatch.context() as patch:
         training = sys.modules["jaxdiff.app.build.train_step"]  # hidden by its function
         for module in (build, training):
             patch.setattr(module, "state_shapes", state_shapes)
         for module in (networks, training):
             patch.setattr(module, "network", apply)
+        patch.setattr(unet.UNet, "init", lambda module, *inputs, **given: init(module)(*inputs, **given))
         patch.setattr(program, "load", load)
         yield load
 
