@@ -324,7 +324,7 @@ def test_a_run_ends_with_the_same_evaluation(runs, tfds_dir):
     ],
 )
 def test_what_cannot_be_measured_is_one_line(runs, tfds_dir, capsys, flags, said):
-    assert cli.main(["evaluate", str(runs / "labelled"), "--data-dir", tfds_dir, *flags]) == 1
+    assert cli.main(["evaluate", "--quiet", str(runs / "labelled"), "--data-dir", tfds_dir, *flags]) == 1
     err = capsys.readouterr().err.strip().splitlines()
     assert said in err[-1]
     assert len(err) == 1
