@@ -18,7 +18,7 @@ from jaxdiff.app.config import Experiment
 from jaxdiff.io.errors import UsageError
 
 DataDir = Annotated[
-    str | None, tyro.conf.arg(help="Directory of tensorflow-datasets, which may be in a bucket; by default its own.")
+    str | None, tyro.conf.arg(help="Directory of tensorflow-datasets, on a disk or gs://.")
 ]
 WORDS = {int: "N", float: "X", str: "TEXT", pathlib.Path: "PATH", bool: ""}  # placeholders of values
 COLUMN, NARROW = 26, 15  # where texts begin, of flags and of groups

@@ -44,7 +44,7 @@ class Train:
     profile: str = ""
     """FIRST:LAST, such as 10:20: profile these steps into workdir/profile."""
     log: str = "tensorboard"
-    """Where metrics and samples go, separated by commas: tensorboard, wandb, or FILE.py:NAME of a sink."""
+    """Sinks of metrics and samples, separated by commas: tensorboard, wandb, FILE.py:NAME."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
