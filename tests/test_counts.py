@@ -36,6 +36,7 @@ NEVER_ONE = {  # where it is printed
         (2, "process", "2 processes"),
         (1, "process", "1 process"),
         (3, "batch", "3 batches"),
+        (2, "epoch", "2 epochs"),
         (21, "held-out image", "21 held-out images"),
     ],
 )

@@ -9,5 +9,5 @@ def count(number: int, noun: str, spec: str = "d") -> str:
         noun: in the singular; words may stand before it, such as `held-out image`.
         spec: the number's format: `,` separates thousands.
     """
-    ending = "es" if noun.endswith(("s", "x", "ch")) else "s"
+    ending = "es" if noun.endswith(("s", "x", "tch", "nch")) else "s"
     return f"{number:{spec}} {noun}{'' if number == 1 else ending}"

@@ -17,9 +17,7 @@ import tyro
 from jaxdiff.app.config import Experiment
 from jaxdiff.io.errors import UsageError
 
-DataDir = Annotated[
-    str | None, tyro.conf.arg(help="Directory of tensorflow-datasets, on a disk or gs://.")
-]
+DataDir = Annotated[str | None, tyro.conf.arg(help="Directory of tensorflow-datasets, on a disk or gs://.")]
 WORDS = {int: "N", float: "X", str: "TEXT", pathlib.Path: "PATH", bool: ""}  # placeholders of values
 COLUMN, NARROW = 26, 15  # where texts begin, of flags and of groups
 TOP = "run"  # the group of the config's fields that have none
