@@ -10,6 +10,7 @@ from jaxdiff.training import metrics, sinks
 PIXELS = np.zeros((4, 4, 3), np.uint8)
 OWN = """
 import json
+import neighbour
 from jaxdiff.training.sinks import Sink
 
 def written(run):
@@ -36,6 +37,7 @@ def train(workdir, made, start=0):
 
 def test_a_sink_of_ones_own_gets_all(tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "neighbour.py").write_text("")
     train(tmp_path, sinks.factories(f"{tmp_path}/mine.py:written"))
     told = (tmp_path / "own.txt").read_text().splitlines()
     expected = ["opened 0 2", 'scalars 1 {"loss": 1.0}', 'scalars 2 {"loss": 0.5}', "image 2 samples (4, 4, 3)", "closed"]

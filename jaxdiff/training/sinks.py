@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import os
 import pathlib
-import runpy
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdiff.io import files
-from jaxdiff.io.errors import ConfigError, first_line, user_code
+from jaxdiff.io.errors import ConfigError, first_line
+from jaxdiff.io.user_files import run_file
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +90,7 @@ def factories(names: str) -> dict[str, Factory]:
 def _factory(name: str) -> Factory:
     path, _, function = name.rpartition(":")
     if path:
-        if not pathlib.Path(path).is_file():
-            raise ConfigError(f"--log {name}: there is no file {path}")
-        with user_code(path, path):
-            defined = runpy.run_path(path)
+        defined = run_file(path, "my_sink")
         if function not in defined:
             raise ConfigError(f"--log {name}: there is no {function}")
         return defined[function]

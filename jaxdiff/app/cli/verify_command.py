@@ -1,9 +1,6 @@
 """`jaxdiff verify`: its flags, and what it does with a sampler such as `heun`, or `path/to/file.py:my_sampler`."""
 
 import inspect
-import pathlib
-import runpy
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -17,6 +14,7 @@ from jaxdiff.app.config import SamplerName
 from jaxdiff.app.config.validation import did_you_mean
 from jaxdiff.io import progress
 from jaxdiff.io.errors import ConfigError, user_code
+from jaxdiff.io.user_files import run_file
 from jaxdiff.samplers import Sampler
 
 
@@ -54,12 +52,7 @@ def verify(args: Verify) -> int:
 def _load_sampler(text: str) -> Sampler | Callable[..., Any]:
     """The sampler of that name: a `Sampler` or a function `(denoise, x, levels, key) -> x0`, or a factory of one."""
     path, _, name = text.rpartition(":")
-    if path and not pathlib.Path(path).is_file():
-        raise ConfigError(f"no file {path}; write path/to/file.py:my_sampler")
-    if path:
-        sys.path.insert(0, str(pathlib.Path(path).parent))  # for imports of its neighbours
-    with user_code(path, path):
-        choices = runpy.run_path(path) if path else built_in()
+    choices = run_file(path, "my_sampler") if path else built_in()
     if name not in choices:
         public = [n for n, value in choices.items() if isinstance(value, Sampler) or (inspect.isfunction(value) and n[0] != "_")]
         where = f"a name in {path}, such as" if path else "path/to/file.py:my_sampler, or one of"
