@@ -23,10 +23,9 @@ def writer(
 ) -> Iterator[tuple[Write, Callable[[int, np.ndarray], None], Callable[[], None]]]:
     """Three functions: for metrics and for a picture `[H, W, C]`, both at a step, and one that brings all to a bucket.
 
-    Sinks get the first two as well.
-
-    Lines of `metrics.jsonl` after the step `start` are dropped first: a resumed run writes them again. Call the third before
-    a checkpoint, or a run that resumes from it may lack lines. Of several processes the first alone writes.
+    The sinks of the factories `made` get metrics and pictures too. Lines of `metrics.jsonl` after the step `start` are dropped
+    first: a resumed run writes them again. Call the third before a checkpoint, or a run that resumes from it may lack lines. Of
+    several processes the first alone writes.
     """
     if not distributed.is_first():
         yield lambda step, values: None, lambda step, pixels: None, lambda: None

@@ -105,26 +105,26 @@ def open_sinks(made: Mapping[str, Factory], run: Run) -> Sink:
     """One sink that passes all on to those of the factories. One that fails is left out from then on, with a warning."""
     sinks: dict[str, Sink] = {}
 
-    def attempt(name: str, action: Callable[[], Any]) -> Any:
+    def attempt(name: str, action: Callable[..., Any], *args: Any) -> Any:
         try:
-            return action()
+            return action(*args)
         except Exception as error:  # of a network, a disk, the user's own code: training goes on
             log.warning("--log %s failed, and gets nothing from now on: %s: %s", name, type(error).__name__, first_line(error))
             sinks.pop(name, None)
 
     def scalars(step: int, values: Mapping[str, float]) -> None:
         for name, sink in list(sinks.items()):
-            attempt(name, lambda sink=sink: sink.scalars(step, values))
+            attempt(name, sink.scalars, step, values)
 
-    def image(step: int, name: str, pixels: np.ndarray) -> None:
-        for each, sink in list(sinks.items()):
-            attempt(each, lambda sink=sink: sink.image(step, name, pixels))
+    def image(step: int, title: str, pixels: np.ndarray) -> None:
+        for name, sink in list(sinks.items()):
+            attempt(name, sink.image, step, title, pixels)
 
     def close() -> None:
         for name, sink in list(sinks.items()):
             attempt(name, sink.close)
 
     for name, factory in made.items():
-        if (sink := attempt(name, lambda factory=factory: factory(run))) is not None:
+        if (sink := attempt(name, factory, run)) is not None:
             sinks[name] = sink
     return Sink(scalars, image, close)

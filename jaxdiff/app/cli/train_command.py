@@ -54,14 +54,14 @@ def train(args: Train) -> int:
 
     config, before = sources.resolve_sources(validated(args.experiment, where="jaxdiff train"), args.workdir)
     distributed.initialize(args.processes.coordinator, args.processes.num_processes, args.processes.process_id)
-    left, how = sources.unfinished(before), (profiling.parse_steps(args.profile), sinks.factories(args.log))
+    left, traced, log_to = sources.unfinished(before), profiling.parse_steps(args.profile), sinks.factories(args.log)
     if left and not args.with_stages:
         raise ConfigError(sources.describe(left, args.workdir))
     for stage in [*left, sources.Stage(args.config, args.workdir, config)]:
         if stage.workdir != args.workdir:
             print_once(f"stage {stage.workdir}: {stage.command}")
         with writer.one_writer(stage.workdir):
-            if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout, *how):
+            if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout, traced, log_to):
                 return report_stop(stopped, stage.workdir)
             if distributed.is_first():
                 print(finish.finish_run(stage.config, stage.workdir, args.data_dir))
