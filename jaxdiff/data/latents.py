@@ -83,7 +83,7 @@ def write_latents(directory: pathlib.Path, splits: Mapping[str, Iterable[Rows]],
                     writer.add_examples({split: examples})
         with _told(f"latents could not be written to {directory}"):  # array_record says only here that the disk is full
             writer.close_all()
-        return sum(file.stat().st_size for file in draft.iterdir())
+        return paths.total_bytes(draft)
 
 
 def open_latents(directory: pathlib.Path) -> tuple[Any, Origin]:
