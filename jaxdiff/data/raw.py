@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 
 from jaxdiff.data.digits import png
 from jaxdiff.data.latents import INFO
+from jaxdiff.data.read import directory
 from jaxdiff.io import files, paths
 from jaxdiff.io.errors import DataError, first_line
 
@@ -37,7 +38,7 @@ def prepare(name: str, data_dir: str | None = None, raw_dir: pathlib.Path | None
 
     Args:
         name: `mnist` or `cifar10`.
-        data_dir: tfds's data directory, on a disk or in a bucket; its own default where None.
+        data_dir: tfds's data directory, on a disk or in a bucket; TFDS_DATA_DIR or its own default where None.
         raw_dir: a folder with the raw files, for a machine without network.
 
     Raises:
@@ -45,6 +46,7 @@ def prepare(name: str, data_dir: str | None = None, raw_dir: pathlib.Path | None
     """
     if name not in RAW:
         raise DataError(f"data: {name!r} has no preparation here; write one of {', '.join(RAW)}")
+    data_dir = directory(data_dir)
     if data_dir is not None and paths.in_bucket(place := paths.path(data_dir)):
         return _prepare_in_bucket(name, place, raw_dir)
     builder: Any = tfds.builder(name, data_dir=data_dir, file_format="array_record")

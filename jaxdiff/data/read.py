@@ -151,6 +151,11 @@ def num_images(name: str, split: str, data_dir: str | None = None) -> int:
     return len(_source(name, split, data_dir)[0])
 
 
+def directory(data_dir: str | None) -> str | None:
+    """The directory of data sets, on a disk or in a bucket: the named one, or TFDS_DATA_DIR; None is the default of tfds."""
+    return data_dir or os.environ.get("TFDS_DATA_DIR")
+
+
 def normalize(pixels: np.ndarray) -> np.ndarray:
     """uint8 pixels as float32 in [-1, 1]."""
     return pixels.astype(np.float32) / 127.5 - 1
@@ -177,7 +182,7 @@ def fit_image(image: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.nd
 
 def _source(name: str, split: str, data_dir: str | None, decoders: Any = None) -> tuple[Any, Any]:
     builder = _builder(name, data_dir)
-    where = data_dir or pathlib.Path(builder.data_dir).parents[1]
+    where = directory(data_dir) or pathlib.Path(builder.data_dir).parents[1]
     if not builder.info.splits:
         how = (
             f"jaxdiff data {name} --data-dir"
@@ -213,8 +218,8 @@ def _builder(name: str, data_dir: str | None) -> Any:
 
 
 def _on_disk(name: str, data_dir: str | None) -> str | None:
-    """Tfds's directory; where it is in a bucket, one on the disk with a copy of the data set, if the bucket has it."""
-    place = data_dir or os.environ.get("TFDS_DATA_DIR")
+    """The directory; where it is in a bucket, one on the disk with a copy of the data set, if the bucket has it."""
+    place = directory(data_dir)
     if place is None or not paths.in_bucket(paths.path(place)):
-        return data_dir
+        return place
     return str(copies.local_copy(paths.path(place) / re.split("[:/]", name)[0], may_be_missing=True).parent)
