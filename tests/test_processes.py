@@ -182,7 +182,7 @@ AGREES = """
 import json, sys
 import jax, numpy as np
 from jaxdiff.io.errors import ConfigError
-from jaxdiff.training import distributed, mesh, writer
+from jaxdiff.training import distributed, mesh, run_lock
 
 index = int(sys.argv[2])
 distributed.initialize(f"localhost:{sys.argv[1]}", 2, index)
@@ -194,7 +194,7 @@ with distributed.first_process_first():
 found = [distributed.broadcast_from_first({"of": index}), distributed.all_true(True), distributed.all_true(index == 0)]
 found += [distributed.is_first(), distributed.replicate_locally(whole)["a"].tolist()]
 try:
-    with writer.one_writer(sys.argv[3]), writer.one_writer(sys.argv[3]):
+    with run_lock.hold(sys.argv[3]), run_lock.hold(sys.argv[3]):
         pass
 except ConfigError as error:  # which the second of two commands would get, on all its processes
     found.append(str(error).partition(" on ")[0])

@@ -28,7 +28,7 @@ CONFIRM: list[Callable[[], None]] = []  # of the leases that this process holds
 
 
 @contextlib.contextmanager
-def one_writer(lock: pathlib.Path, what: str) -> Iterator[None]:
+def hold(lock: pathlib.Path, what: str) -> Iterator[None]:
     """Keeps other processes out of the same block for the same `lock`, a file that is there as long; `what` is written to.
 
     In a bucket the process ends where it loses the lease, because it was paused or had no answer for longer than that lasts.

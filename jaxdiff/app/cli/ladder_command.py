@@ -13,7 +13,7 @@ from jaxdiff.app.cli.train_command import Processes, print_once, report_stop
 from jaxdiff.app.config import load_ladder
 from jaxdiff.io import files
 from jaxdiff.io.errors import ConfigError
-from jaxdiff.training import distributed, sinks, writer
+from jaxdiff.training import distributed, run_lock, sinks
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ def ladder(args: Ladder) -> int:
     left = sources.unfinished(trained)
     if left and distributed.is_first():
         evaluate.check_measures(trained[-1].config.data, config.num, ladders.MEASURES, args.data_dir)
-    with writer.one_writer(workdir):
+    with run_lock.hold(workdir):
         for stage in left:
             print_once(f"rung {stage.workdir}: {stage.command}")
-            with writer.one_writer(stage.workdir):
+            with run_lock.hold(stage.workdir):
                 if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout, log_to=log_to):
                     return report_stop(stopped, stage.workdir)
         if not distributed.is_first():

@@ -9,7 +9,7 @@ import tyro
 from jaxdiff.app.cli.flags import DataDir
 from jaxdiff.app.config import Experiment, validated
 from jaxdiff.io.errors import ConfigError
-from jaxdiff.training import distributed, profiling, sinks, writer
+from jaxdiff.training import distributed, profiling, run_lock, sinks
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def train(args: Train) -> int:
     for stage in [*left, sources.Stage(args.config, args.workdir, config)]:
         if stage.workdir != args.workdir:
             print_once(f"stage {stage.workdir}: {stage.command}")
-        with writer.one_writer(stage.workdir):
+        with run_lock.hold(stage.workdir):
             if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout, traced, log_to):
                 return report_stop(stopped, stage.workdir)
             if distributed.is_first():

@@ -75,7 +75,7 @@ def write_latents(
     both = itertools.product(sources, range(1 + flip))
     parts = {name + MIRRORED * mirrored: _encoded(encode, sources[name], mirrored, size, name) for name, mirrored in both}
     origin = Origin(storage.fingerprint(run), str(run), c.name, c.image_shape, c.fit, c.reduce, flip)
-    with locks.one_writer(out.with_name(f".{out.name}.writer"), str(out)):
+    with locks.hold(out.with_name(f".{out.name}.writer"), str(out)):
         num_bytes = files.write_latents(out, parts, next(iter(sources.values())).num_classes, origin)
     num_examples = {name: sources[name.removesuffix(MIRRORED)].num_examples for name in parts}
     return Cached(out, num_examples, num_bytes)

@@ -17,7 +17,7 @@ import pytest
 from jaxdiff.app import cli
 from jaxdiff.io import files, locks, paths
 from jaxdiff.io.errors import ConfigError
-from jaxdiff.training import writer
+from jaxdiff.training import run_lock
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def folder(request, tmp_path):
 def hold(name):
     """Holds a folder and writes to it, for ever."""
     locks.RENEW, locks.LAPSE, folder = 0.2, 1.0, paths.path(name)
-    with locks.one_writer(folder / ".writer", "runs/x"):
+    with locks.hold(folder / ".writer", "runs/x"):
         while True:
             files.write_text(folder / "written", str(time.time()))
             time.sleep(0.3)
@@ -59,14 +59,14 @@ def holder(folder, tmp_path):
 
 
 def test_a_second_writer_is_refused_and_told_who_writes(folder):
-    with locks.one_writer(folder / ".writer", "runs/x"):
-        with pytest.raises(ConfigError) as refused, locks.one_writer(folder / ".writer", "runs/x"):
+    with locks.hold(folder / ".writer", "runs/x"):
+        with pytest.raises(ConfigError) as refused, locks.hold(folder / ".writer", "runs/x"):
             raise AssertionError
         line = rf"runs/x is being written to by process {os.getpid()} on \S+, since [\d: -]+ \S+; wait for it, or stop it"
         lapses = r" \(if it is dead, its lease lapses in \d+ s: at [\d:]+\)" if paths.in_bucket(folder) else ""
         assert re.fullmatch(line + lapses, str(refused.value))
     assert not (folder / ".writer").exists()
-    with locks.one_writer(folder / ".writer", "runs/x"):
+    with locks.hold(folder / ".writer", "runs/x"):
         pass
 
 
@@ -78,7 +78,7 @@ def test_of_writers_that_begin_at_once_exactly_one_goes_on(folder):
         def begin(barrier=barrier, over=over, entered=entered, refused=refused):
             barrier.wait()
             try:
-                with locks.one_writer(folder / ".writer", "runs/x"):
+                with locks.hold(folder / ".writer", "runs/x"):
                     entered.append(1)
                     over.wait(30)
             except ConfigError as error:
@@ -104,9 +104,9 @@ def test_the_file_of_a_lock_that_its_holder_removed_is_not_taken_for_the_lock(tm
         whole(file, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with locks.one_writer(lock, "runs/x"):
+    with locks.hold(lock, "runs/x"):
         assert lock.exists()
-        with pytest.raises(ConfigError), locks.one_writer(lock, "runs/x"):
+        with pytest.raises(ConfigError), locks.hold(lock, "runs/x"):
             raise AssertionError
     assert len(asked) == 3
 
@@ -132,13 +132,13 @@ def test_a_killed_writer_leaves_its_place(folder, tmp_path):
     with holder(folder, tmp_path) as child:
         with (
             pytest.raises(ConfigError, match=f"by process {child.process.pid} on "),
-            locks.one_writer(folder / ".writer", "runs/x"),
+            locks.hold(folder / ".writer", "runs/x"),
         ):
             raise AssertionError
         child.kill()
         child.wait(30)
         assert (folder / ".writer").exists()
-        with locks.one_writer(folder / ".writer", "runs/x"):
+        with locks.hold(folder / ".writer", "runs/x"):
             pass
 
 
@@ -147,13 +147,13 @@ def test_a_writer_that_was_paused_and_lost_its_lease_ends_without_another_write(
     folder = paths.path(f"gs://bucket/{tmp_path.name}")
     with holder(folder, tmp_path) as child:
         time.sleep(1.5)  # the lease is renewed
-        with pytest.raises(ConfigError, match="lapses in"), locks.one_writer(folder / ".writer", "runs/x"):
+        with pytest.raises(ConfigError, match="lapses in"), locks.hold(folder / ".writer", "runs/x"):
             raise AssertionError
         before = read(folder / "written")
         wait_until(lambda: read(folder / "written") != before)
         child.send_signal(signal.SIGSTOP)  # between two writes
         time.sleep(1.5)
-        with locks.one_writer(folder / ".writer", "runs/x"):
+        with locks.hold(folder / ".writer", "runs/x"):
             before = read(folder / "written")
             child.send_signal(signal.SIGCONT)
             _, said = child.communicate(timeout=30)
@@ -167,12 +167,12 @@ def test_a_lease_of_another_machine_is_free_when_it_has_lapsed(root, tmp_path, m
     lock.write_text(json.dumps({"host": "far", "pid": 7, "started": "today", "place": "elsewhere"}))
     with (
         pytest.raises(ConfigError, match=r"process 7 on far, since today; .* lapses in (60|59|58) s"),
-        locks.one_writer(lock, "runs/x"),
+        locks.hold(lock, "runs/x"),
     ):
         raise AssertionError
     monkeypatch.setattr(locks, "LAPSE", 0.5)
     time.sleep(0.6)
-    with locks.one_writer(lock, "runs/x"):
+    with locks.hold(lock, "runs/x"):
         assert json.loads(lock.read_text())["pid"] == os.getpid()
 
 
@@ -181,7 +181,7 @@ def test_a_renewal_whose_answer_was_lost_is_not_taken_for_a_lost_lease(root, tmp
     monkeypatch.setattr(locks, "RENEW", 0.05)
     asked, ended = [], []
     monkeypatch.setattr(locks, "_end", lambda *args: ended.append(args))
-    with locks.one_writer(lock, "runs/x"):
+    with locks.hold(lock, "runs/x"):
 
         def unheard(*args):
             whole(*args)
@@ -197,7 +197,7 @@ def test_a_renewal_whose_answer_was_lost_is_not_taken_for_a_lost_lease(root, tmp
 def test_commands_end_at_once_beside_a_writer(tmp_path, capsys):
     run, rungs = tmp_path / "digits", tmp_path / "ladder"
     recipes = pathlib.Path(__file__).parents[1] / "configs"
-    with writer.one_writer(run), writer.one_writer(rungs):
+    with run_lock.hold(run), run_lock.hold(rungs):
         for command in (
             ["train", str(recipes / "digits.py"), "--workdir", str(run)],
             ["ladder", str(recipes / "digits_ladder.py"), "--workdir", str(rungs)],

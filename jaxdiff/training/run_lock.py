@@ -12,7 +12,7 @@ from jaxdiff.training import distributed
 
 
 @contextlib.contextmanager
-def one_writer(workdir: pathlib.Path) -> Iterator[None]:
+def hold(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps all but the processes of this run from its directory: the first holds it, and tells the others. All must call it.
 
     Raises:
@@ -23,7 +23,7 @@ def one_writer(workdir: pathlib.Path) -> Iterator[None]:
         if distributed.is_first():
             try:
                 with files.writing_to(workdir, "--workdir"):
-                    stack.enter_context(locks.one_writer(paths.path(workdir) / ".writer", str(workdir)))
+                    stack.enter_context(locks.hold(paths.path(workdir) / ".writer", str(workdir)))
             except ConfigError as error:
                 refused = str(error)
         if refused := distributed.broadcast_from_first(refused):
