@@ -12,9 +12,11 @@ import time
 
 import forked
 import gcs_server
+import numpy as np
 import pytest
 
 from jaxdiff.app import cli
+from jaxdiff.evaluate import feature_cache
 from jaxdiff.io import files, locks, paths
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.training import run_lock
@@ -192,6 +194,44 @@ def test_a_renewal_whose_answer_was_lost_is_not_taken_for_a_lost_lease(root, tmp
         monkeypatch.setattr(paths, "write_if", whole)
     assert not ended
     assert not lock.exists()
+
+
+def test_of_processes_that_need_the_same_file_of_a_cache_one_makes_it(tmp_path):
+    path, made, found, go_on = tmp_path / "cache" / "features.npz", [], [], threading.Event()
+
+    def make():
+        made.append(1)
+        go_on.wait(30)
+        return {"a": np.arange(3)}
+
+    threads = [threading.Thread(target=lambda: found.append(feature_cache.cached_arrays(path, make))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: made)
+    time.sleep(0.1)
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert made == [1]
+    assert [each["a"].tolist() for each in found] == [[0, 1, 2]] * 4
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_who_waits_for_a_process_that_is_killed_goes_on(tmp_path):
+    with holder(tmp_path, tmp_path) as child:
+        entered = []
+
+        def wait():
+            with locks.take_turns(tmp_path / ".writer", "features.npz"):
+                entered.append(child.poll())
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        time.sleep(0.1)
+        assert not entered
+        child.kill()
+        waiting.join(30)
+        assert len(entered) == 1
 
 
 def test_commands_end_at_once_beside_a_writer(tmp_path, capsys):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.io import files
+from jaxdiff.io import files, locks
 from jaxdiff.io.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -27,18 +27,22 @@ def digest(*parts: Any) -> str:
 
 
 def cached_arrays(path: pathlib.Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file; computed, and written there, if the file is missing or damaged."""
-    try:
-        with np.load(path) as file:  # its archive has a checksum of each array
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # numpy raises many kinds
-        log.warning("%s is damaged and made again (%s)", path, first_line(error))
-    made: dict[str, Any] = {name: np.asarray(value) for name, value in make().items()}
-    try:
-        with files.atomic_write(path) as draft, draft.open("wb") as file:
-            np.savez(file, **made)
-    except OSError as error:
-        log.warning("%s cannot be kept (%s)", path, error.strerror)
-    return made
+    """The arrays of a .npz file; computed, and written there, if the file is missing or damaged.
+
+    Of several processes that need them at once one computes, and the others wait for it and read.
+    """
+    with locks.take_turns(path.with_name(f".{path.name}.lock"), path.name):
+        try:
+            with np.load(path) as file:  # its archive has a checksum of each array
+                return {name: file[name] for name in file.files}
+        except FileNotFoundError:
+            pass
+        except Exception as error:  # numpy raises many kinds
+            log.warning("%s is damaged and made again (%s)", path, first_line(error))
+        made: dict[str, Any] = {name: np.asarray(value) for name, value in make().items()}
+        try:
+            with files.atomic_write(path) as draft, draft.open("wb") as file:
+                np.savez(file, **made)
+        except OSError as error:
+            log.warning("%s cannot be kept (%s)", path, error.strerror)
+        return made

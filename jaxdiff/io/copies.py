@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
-import fcntl
 import pathlib
 
-from jaxdiff.io import files, paths, progress
+from jaxdiff.io import files, locks, paths, progress
 from jaxdiff.io.errors import DataError
 
 THREADS = 16  # files that are copied at once
@@ -28,8 +27,7 @@ def local_copy(folder: pathlib.Path, may_be_missing: bool = False) -> pathlib.Pa
         raise DataError(f"{folder}: there is no such folder")
     copy = files.cache_dir() / "copies" / str(folder).removeprefix(paths.SCHEME)
     copy.mkdir(parents=True, exist_ok=True)
-    with copy.with_name(f".{copy.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.take_turns(copy.with_name(f".{copy.name}.lock"), str(folder)):
         missing = {name: each for name, each in wanted.items() if not _is_copied(copy / name, each)}
         needed, free = sum(each.size for each in missing.values()), paths.free_bytes(copy)
         if needed > free:

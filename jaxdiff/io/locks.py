@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from jaxdiff.io import paths
+from jaxdiff.io import paths, progress
 from jaxdiff.io.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,19 @@ def hold(lock: pathlib.Path, what: str) -> Iterator[None]:
     Raises:
         ConfigError: another process is in the block; it says which, and in a bucket when the lease lapses.
     """
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"), "place": _place()}
-    with _lease(lock, what, me) if paths.in_bucket(lock) else _lock(lock, what, me):
+    with _lease(lock, what) if paths.in_bucket(lock) else _lock(lock, what):
+        yield
+
+
+@contextlib.contextmanager
+def take_turns(lock: pathlib.Path, what: str) -> Iterator[None]:
+    """Lets one process at a time into the block for the same `lock`, a file on a disk; others wait for what it makes there.
+
+    Where `lock` cannot be written, nobody waits.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            stack.enter_context(_lock(lock, what, wait=True))
         yield
 
 
@@ -48,12 +59,12 @@ def confirm() -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: pathlib.Path, what: str, me: dict[str, Any]) -> Iterator[None]:
+def _lock(path: pathlib.Path, what: str, wait: bool = False) -> Iterator[None]:
     fresh = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path, what) as file:
+    with _locked(path, what, wait) as file:
         file.truncate(0)
-        file.write(json.dumps(me))
+        file.write(json.dumps(_me()))
         file.flush()
         try:
             yield
@@ -65,7 +76,7 @@ def _lock(path: pathlib.Path, what: str, me: dict[str, Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path, what: str) -> Iterator[Any]:
+def _locked(path: pathlib.Path, what: str, wait: bool) -> Iterator[Any]:
     """The open file, locked, which still has its name: the process that held it before removes it."""
     while True:
         with path.open("a+") as file:
@@ -73,13 +84,23 @@ def _locked(path: pathlib.Path, what: str) -> Iterator[Any]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
-                raise ConfigError(f"{what} is being written to by {_named(file.read())}; wait for it, or stop it") from error
+                other = _named(file.read())
+                if not wait:
+                    raise ConfigError(f"{what} is being written to by {other}; wait for it, or stop it") from error
+                with progress.waiting(f"waiting for {what}, which {other} makes"):
+                    fcntl.flock(file, fcntl.LOCK_EX)
             except OSError as error:  # some file systems have no locks
                 log.warning("%s cannot be locked (%s); see to it that nothing else writes to it", what, error.strerror)
             with contextlib.suppress(FileNotFoundError):
                 if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
                     yield file
                     return
+
+
+def _me() -> dict[str, Any]:
+    """This process, as it is written down for others."""
+    started = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": started, "place": _place()}
 
 
 def _named(text: str) -> str:
@@ -92,8 +113,8 @@ def _named(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _lease(path: pathlib.Path, what: str, me: dict[str, Any]) -> Iterator[None]:
-    text = json.dumps(me | {"lease": secrets.token_hex(8)})
+def _lease(path: pathlib.Path, what: str) -> Iterator[None]:
+    text = json.dumps(_me() | {"lease": secrets.token_hex(8)})
     held: dict[str, Any] = {"generation": _acquired(path, what, text), "renewed": time.monotonic()}
     done, turn = threading.Event(), threading.Lock()
 

@@ -1,6 +1,7 @@
 """What the TPU compiler says of a config's real step on chips that are only described: memory, work, collectives, a bound."""
 
 import gzip
+import hashlib
 import itertools
 import json
 import math
@@ -17,7 +18,7 @@ from jaxdiff.app.config import Experiment, Model, validated
 from jaxdiff.app.plan import compiling, cost, hlo
 from jaxdiff.app.plan.chips import CHIPS, VALID, Topology, topology
 from jaxdiff.app.plan.collectives import MOVES, Grid, Traffic, traffic
-from jaxdiff.io import count, files
+from jaxdiff.io import count, files, locks
 from jaxdiff.io.errors import ConfigError
 
 GIB = 2**30
@@ -111,13 +112,15 @@ def cache_dir(directory: pathlib.Path | None = None) -> pathlib.Path:
 
 
 def planned(job: Job) -> Plan:
-    """The plan of a job; takes minutes unless its program was compiled before.
+    """The plan of a job; takes minutes unless its program was compiled before, or another process compiles it now.
 
     Raises:
         ConfigError: the config does not fit the topology.
         CompilerError: the compiler stopped, or took longer than the limit.
     """
-    program, about, cached = _compiled(job)
+    name = hashlib.sha256(repr(job._replace(limit_s=0.0)).encode()).hexdigest()
+    with locks.take_turns(job.cache / f".{name}.lock", f"the plan for {job.where.name}"):
+        program, about, cached = _compiled(job)
     times: Any = {"lowering_s": about["lowering_s"], "compiled_s": program.seconds, "cached": cached}
     if program.too_big:
         return Plan(job, about["mesh"], {}, cost.Cost(0.0, 0.0, 0.0), (), tuple(about["notes"]), program.too_big, **times)
