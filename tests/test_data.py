@@ -1,4 +1,5 @@
 import gzip
+import os
 import pathlib
 import time
 
@@ -110,6 +111,26 @@ def test_large_sets_are_read_from_disk_to_the_same_values(digits, tfds_dir, monk
     indices = np.array([3, 1400, 3])
     for a, b in zip(lazy.fetch(indices), digits.fetch(indices), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_split_is_decoded_once_until_its_files_change(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(data.read, "fit_image", lambda image, shape, fit: asked.append(1) or image)
+
+    def decoded(split="test"):
+        before = len(asked)
+        images = data.load_split("digits", split, (8, 8, 1), data_dir=str(tmp_path)).fetch(np.arange(20))[0]
+        images[:] = 0  # a copy of what is kept
+        return len(asked) - before
+
+    assert [decoded(), decoded("train[:50]"), decoded()] == [299, 50, 0]
+    assert [decoded("train[:60]"), decoded("train[:50]")] == [60, 0]  # the last two
+    assert decoded() == 299
+    (shard,) = tmp_path.glob("digits/*/*test.array_record*")
+    os.utime(shard, (1, 1))
+    assert decoded() == 299
+    whole = data.load_split("digits", "test", (8, 8, 1), data_dir=str(tmp_path)).fetch(np.arange(20))[0]
+    assert whole.any((1, 2, 3)).all()
 
 
 @pytest.mark.parametrize(

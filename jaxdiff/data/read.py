@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 Fit = Literal["pad", "resize", "crop"]
 IN_MEMORY = 2 * 2**30  # bytes of decoded images up to which a split is decoded once, at the start
+Decoded = tuple[np.ndarray, np.ndarray]  # images and labels
+DECODED: dict[tuple[Any, ...], Decoded] = {}
 
 
 class ImageSpec(Protocol):
@@ -130,20 +132,31 @@ def load_split(name: str, split: str, image_shape: tuple[int, int, int], fit: Fi
     if shape[-1] not in (image_shape[-1], None):
         raise DataError(f"data: {name} has {count(shape[-1], 'channel')}; set data.image_shape to end in {shape[-1]}")
 
-    def decode(examples: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    def decode(examples: list[dict[str, Any]]) -> Decoded:
         pixels = np.stack([fit_image(example["image"], image_shape, fit) for example in examples])
         return pixels, np.array([example["label"] for example in examples], np.int32)
 
     rest = (len(source), info.features["label"].num_classes, shape)
     if len(source) * np.prod(image_shape) > IN_MEMORY:
         return Images(lambda indices: decode(source.__getitems__(indices.tolist())), *rest)
-    starts = progress.track(range(0, len(source), 256), f"decoding {name} {split}", "batch")
-    try:
-        parts = [decode(source.__getitems__(list(range(i, min(i + 256, len(source)))))) for i in starts]
-    except RuntimeError as error:
-        raise DataError(f"data set {name} is damaged, remove and prepare it again: {first_line(error)}") from error
-    pixels, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    state = [(str(file), file.stat().st_mtime_ns) for file in sorted(pathlib.Path(info.data_dir).iterdir())]
+    pixels, labels = _decoded_once((split, image_shape, fit, *state), source, decode, f"{name} {split}")
     return Images(lambda indices: (pixels[indices], labels[indices]), *rest)
+
+
+def _decoded_once(key: tuple[Any, ...], source: Any, decode: Callable[[Any], Decoded], what: str) -> Decoded:
+    """All images and labels of a split; those of the last two are kept, for what reads the same ones again."""
+    if key not in DECODED:
+        starts = progress.track(range(0, len(source), 256), f"decoding {what}", "batch")
+        try:
+            parts = [decode(source.__getitems__(list(range(i, min(i + 256, len(source)))))) for i in starts]
+        except RuntimeError as error:
+            raise DataError(f"data set {what.split()[0]} is damaged, remove and prepare it again: {first_line(error)}") from error
+        while len(DECODED) > 1:
+            del DECODED[next(iter(DECODED))]
+        pixels, labels = zip(*parts, strict=True)
+        DECODED[key] = np.concatenate(pixels), np.concatenate(labels)
+    return DECODED[key]
 
 
 def num_images(name: str, split: str, data_dir: str | None = None) -> int:
