@@ -16,11 +16,13 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process that tests st
 
 import jax
 import pytest
+from shared_contexts import share_contexts
 from small_unet import SmallUNet, small_block
 
 from jaxdiff.app.build import networks
 from jaxdiff.models import autoencoder
 
+share_contexts()
 gc.set_threshold(50_000)  # little of what tracing makes is garbage; looking for it takes a twentieth of the time
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

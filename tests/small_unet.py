@@ -5,6 +5,7 @@ Run as a script it is `jaxdiff` with that network.
 
 import flax.linen as nn
 import jax.numpy as jnp
+from shared_contexts import share_contexts
 
 from jaxdiff.app import cli
 from jaxdiff.app.build import networks
@@ -43,7 +44,8 @@ def small_block(half, x, channels, name, attend=None):
 
 
 def replace_networks():
-    """Small networks in place of a UNet's and an autoencoder's, for good."""
+    """Small networks in place of a UNet's and an autoencoder's, for good; what else makes a test's process quick, too."""
+    share_contexts()
     networks.UNet, autoencoder.Half.block = SmallUNet, small_block
 
 
