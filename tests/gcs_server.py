@@ -25,13 +25,19 @@ def binary():
 
 
 @contextlib.contextmanager
-def server(root):
-    """Serves the folders in `root` as buckets to this process and to those that it starts, until the end of the block."""
+def server(root, proxy=None):
+    """Serves the folders in `root` as buckets to this process and to those that it starts, until the end of the block.
+
+    With a proxy all of them ask that.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{free.getsockname()[1]}"
-    url = f"http://{host}"
-    flags = ["-scheme", "http", "-host", "127.0.0.1", "-port", host.rpartition(":")[2], "-public-host", host, "-external-url", url]
+    asked = host
+    if proxy:
+        proxy.behind, asked = host, proxy.host
+    url = f"http://{asked}"
+    flags = ["-scheme", "http", "-host", "127.0.0.1", "-port", host.rpartition(":")[2], "-public-host", asked, "-external-url", url]
     command = [str(binary()), *flags, "-backend", "filesystem", "-filesystem-root", str(root)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -39,7 +45,7 @@ def server(root):
             patch.setenv("STORAGE_EMULATOR_HOST", url)
             for name in ("TENSORSTORE_GCS_HTTP_URL", "GOOGLE_AUTH_TOKEN_FOR_TESTING"):  # which `paths.path` sets
                 patch.delenv(name, raising=False)
-            wait_for(url, process)
+            wait_for(f"http://{host}", process)
             yield
     finally:
         process.kill()

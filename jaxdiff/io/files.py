@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from jaxdiff.io import locks, paths
+from jaxdiff.io import gcs, locks, paths
 from jaxdiff.io.errors import ConfigError, first_line
 
 
@@ -80,7 +80,8 @@ def writing_to(path: pathlib.Path, flag: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror or first_line(error)}); choose another {flag}") from error
+        reason = error.strerror or gcs.refusal(error) or first_line(error)
+        raise ConfigError(f"{path} cannot be written ({reason}); choose another {flag}") from error
 
 
 def probe_directory(directory: pathlib.Path) -> None:

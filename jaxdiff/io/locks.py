@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from jaxdiff.io import paths, progress
+from jaxdiff.io import gcs, paths, progress
 from jaxdiff.io.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
@@ -121,12 +121,9 @@ def _lease(path: pathlib.Path, what: str) -> Iterator[None]:
     def renew() -> None:
         with turn:
             asked = time.monotonic()
-            generation = paths.write_if(path, text, held["generation"])
+            generation, known = _written(path, text, held["generation"])
             if generation is None:
-                known = paths.read_version(path)
-                if known is None or known.text != text:  # else the answer to an earlier request was lost
-                    _end(what, known)
-                generation = known.generation
+                _end(what, path, known)
             held.update(generation=generation, renewed=asked)
 
     def check() -> None:
@@ -138,7 +135,8 @@ def _lease(path: pathlib.Path, what: str) -> Iterator[None]:
             try:
                 renew()
             except Exception as error:  # of many kinds; the next request may succeed
-                log.warning("the lease of %s was not renewed (%s); trying again in %g s", what, first_line(error), RENEW)
+                reason = gcs.refusal(error) or first_line(error)
+                log.warning("the lease of %s was not renewed (%s); trying again in %g s", what, reason, RENEW)
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
@@ -149,19 +147,31 @@ def _lease(path: pathlib.Path, what: str) -> Iterator[None]:
         CONFIRM.remove(check)
         done.set()
         thread.join()
-        paths.remove_if(path, held["generation"])
+        with contextlib.suppress(Exception):  # the lease lapses
+            paths.remove_if(path, held["generation"])
+
+
+def _written(path: pathlib.Path, text: str, generation: int) -> tuple[int | None, paths.Version | None]:
+    """The new generation of the lease where it still had that one; else None, and the lease as it is."""
+    if (written := paths.write_if(path, text, generation)) is not None:
+        return written, None
+    known = paths.read_version(path)
+    if known is not None and known.text == text:  # the answer to an earlier request was lost
+        return known.generation, known
+    return None, known
 
 
 def _acquired(path: pathlib.Path, what: str, text: str) -> int:
     """The generation of the lease, once it is this process's."""
-    if (generation := paths.write_if(path, text, 0)) is not None:
+    generation, known = _written(path, text, 0)
+    if generation is not None:
         return generation
-    known = paths.read_version(path)
     left = 0.0 if known is None else LAPSE - (paths.bucket_time(path.parent) - known.updated)
     if known is None or left <= 0 or _is_dead(known.text):
-        if (generation := paths.write_if(path, text, known.generation if known else 0)) is not None:
+        generation, known = _written(path, text, known.generation if known else 0)
+        if generation is not None:
             return generation
-        known, left = paths.read_version(path), LAPSE
+        left = LAPSE
     lapses = f"if it is dead, its lease lapses in {left:.0f} s: at {_clock(left)}"
     raise ConfigError(f"{what} is being written to by {_named(known.text if known else '')}; wait for it, or stop it ({lapses})")
 
@@ -192,9 +202,11 @@ def _is_dead(text: str) -> bool:
     return False
 
 
-def _end(what: str, known: paths.Version | None) -> NoReturn:
+def _end(what: str, lock: pathlib.Path, known: paths.Version | None) -> NoReturn:
     """Ends the process at once, and with it what it writes in the background."""
-    other = _named(known.text) if known else "another process"
-    lost = f"jaxdiff: {what} is now written to by {other}: this process was paused, or had no answer from the bucket, and ends"
+    lost = f"jaxdiff: {lock} is gone, maybe with its bucket: {what} is no longer this process's alone, which ends"
+    if known:
+        why = "this process was paused, or had no answer from the bucket, and ends"
+        lost = f"jaxdiff: {what} is now written to by {_named(known.text)}: {why}"
     print(f"\n{lost}", file=sys.stderr, flush=True)
     os._exit(1)

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import functools
 import importlib.util
-import logging
 import math
 import os
 import pathlib
@@ -20,10 +19,10 @@ import secrets
 import shutil
 from typing import Any, NamedTuple
 
-from jaxdiff.io.errors import ConfigError, DataError, first_line
+from jaxdiff.io import gcs
+from jaxdiff.io.errors import ConfigError, DataError
 
 SCHEME = "gs://"
-CLIENTS = ("gcsfs", "aiohttp", "google", "requests")  # packages whose errors say what a bucket answered
 
 
 def path(name: str | os.PathLike[str]) -> pathlib.Path:
@@ -44,7 +43,7 @@ def path(name: str | os.PathLike[str]) -> pathlib.Path:
         raise ConfigError(f"{text} names no bucket; write gs://bucket/folder")
     if importlib.util.find_spec("gcsfs") is None:
         raise ConfigError(f'{SCHEME}{place}: what reads buckets is not installed; run: pip install "jaxdiff[gcs]"')
-    _configure()
+    gcs.configure()
     from etils import epath
 
     bucket: Any = epath.Path(SCHEME + place)
@@ -142,9 +141,10 @@ class Version(NamedTuple):
 
 def read_version(path: pathlib.Path) -> Version | None:
     """The file as it is now in the bucket; None if it is not there."""
-    while (blob := (asked := _blob(path)).bucket.get_blob(asked.name)) is not None:
+    options = gcs.lease_options()
+    while (blob := (asked := _blob(path)).bucket.get_blob(asked.name, **options)) is not None:
         with contextlib.suppress(_answers().NotFound):  # it was written anew in between
-            return Version(blob.download_as_text(), blob.generation, blob.updated.timestamp())
+            return Version(blob.download_as_text(**options), blob.generation, blob.updated.timestamp())
     return None
 
 
@@ -156,7 +156,7 @@ def write_if(path: pathlib.Path, text: str, generation: int) -> int | None:
     """
     blob = _blob(path)
     try:
-        blob.upload_from_string(text, if_generation_match=generation)
+        blob.upload_from_string(text, if_generation_match=generation, **gcs.lease_options())
     except _answers().PreconditionFailed:
         return None
     except _answers().NotFound as error:
@@ -169,37 +169,15 @@ def write_if(path: pathlib.Path, text: str, generation: int) -> int | None:
 def remove_if(path: pathlib.Path, generation: int) -> None:
     """Removes a file where it still has that generation."""
     with contextlib.suppress(_answers().NotFound, _answers().PreconditionFailed):
-        _blob(path).delete(if_generation_match=generation)
+        _blob(path).delete(if_generation_match=generation, **gcs.lease_options())
 
 
 def bucket_time(folder: pathlib.Path) -> float:
     """The bucket's clock, in seconds of Unix time: that of a file which is written and removed."""
     blob = _blob(folder / f".{secrets.token_hex(4)}.time")
-    blob.upload_from_string("")
-    blob.delete()
+    blob.upload_from_string("", **gcs.lease_options())
+    blob.delete(**gcs.lease_options())
     return blob.updated.timestamp()
-
-
-def refusal(error: BaseException) -> str | None:
-    """What a bucket answered, in one line, if that is what the error is about; else None."""
-    if type(error).__module__.partition(".")[0] not in CLIENTS:
-        return None
-    return f"the bucket cannot be read or written ({first_line(error)}); see gcloud auth application-default login"
-
-
-def _configure() -> None:
-    """How gcsfs works: without lists of what was there before, since others write to the same bucket."""
-    import fsspec.config
-
-    os.environ.setdefault("EPATH_USE_TF", "false")  # or etils would use TensorFlow where that is installed
-    settings: dict[str, Any] = {"cache_timeout": 0, "use_listings_cache": False}
-    if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):  # which wants no credentials, for whose lack its clients would warn
-        settings["token"] = "anon"
-        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", emulator)
-        os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
-    fsspec.config.conf["gcs"] = settings | fsspec.config.conf.get("gcs", {})
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the stacks of errors that it raises
 
 
 def _blob(path: pathlib.Path) -> Any:

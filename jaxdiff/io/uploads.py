@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 
-from jaxdiff.io import locks, paths
+from jaxdiff.io import gcs, locks, paths
 from jaxdiff.io.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -41,16 +41,26 @@ def uploaded_folder(folder: pathlib.Path, every: float = EVERY) -> Iterator[tupl
                 try:
                     upload()
                 except Exception as error:  # of many kinds; the next one, or that of a checkpoint, may succeed
-                    log.warning("%s could not be written to (%s); trying again in %g s", folder, first_line(error), every)
+                    log.warning(
+                        "%s could not be written to (%s); trying again in %g s",
+                        folder,
+                        gcs.refusal(error) or first_line(error),
+                        every,
+                    )
 
         thread = threading.Thread(target=repeat, daemon=True)
         thread.start()
         try:
             yield local, upload
-        finally:
+        except BaseException:
             done.set()
             thread.join()
-            upload()
+            with contextlib.suppress(Exception):  # what the block failed of is to be said
+                upload()
+            raise
+        done.set()
+        thread.join()
+        upload()
 
 
 def _upload_new(local: pathlib.Path, folder: pathlib.Path, sent: dict[pathlib.Path, tuple[int, int]]) -> None:

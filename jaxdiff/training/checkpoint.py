@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from jaxdiff.io import locks, paths, progress
-from jaxdiff.io.errors import CheckpointError, NonFiniteError, disk_full, first_line
+from jaxdiff.io import gcs, locks, paths, progress
+from jaxdiff.io.errors import CheckpointError, DataError, NonFiniteError, disk_full, first_line
 from jaxdiff.training import TrainState, distributed
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def manager(workdir: pathlib.Path, keep: int = 3, keep_every: int | None = None)
         _remove_unfinished(workdir)
     kept: Any = {"max_to_keep": keep, "keep_period": keep_every}
     options = ocp.CheckpointManagerOptions(**kept, create=True, enable_async_checkpointing=True)
+    _prepare_clients()
     made = ocp.CheckpointManager(_directory(workdir), options=options)
     try:
         yield made
@@ -102,6 +104,17 @@ def save(
     locks.confirm()
     with _saving(to):
         to.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
+
+
+def check(to: ocp.CheckpointManager) -> None:
+    """Raises the error of a save that failed in the background, if one has; call it at every step, it makes no request.
+
+    Raises:
+        CheckpointError: a save failed.
+    """
+    if not to.is_saving_in_progress():
+        with _saving(to):
+            to.wait_until_finished()
 
 
 def restore(workdir: pathlib.Path, like: TrainState) -> TrainState | None:
@@ -230,11 +243,13 @@ def _read(workdir: pathlib.Path, step: int, like: Mapping[str, Any], together: b
     Each process reads what its own devices hold, and waits for no other; with `together` all must read, and all can or none.
     """
     directory, items, reason = _directory(workdir) / str(step), {}, ""
-    _silence_abandoned_reads()
+    _prepare_clients()
     try:
         with progress.waiting(f"reading checkpoint {step}"):
             items = _restored(directory, like)
     except Exception as error:  # orbax and tensorstore raise bare Exceptions too
+        if refused := gcs.refusal(error):  # it is whole, for all that is known
+            raise DataError(f"checkpoint {directory} cannot be read now: {refused}") from error
         reason = f"checkpoint {directory} cannot be read ({first_line(error)})"
     _agree(reason, directory, together)
     for name in like:
@@ -252,9 +267,16 @@ def _restored(directory: pathlib.Path, like: Mapping[str, Any]) -> Any:
         return reader.restore(directory, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **wanted))
 
 
+def _prepare_clients() -> None:
+    """Bounds how often tensorstore asks a bucket, and quiets what requests raise that a failed one has abandoned."""
+    for context in (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT):
+        context["gcs_request_retries"] = gcs.tensorstore_retries()
+    _silence_abandoned_requests()
+
+
 @functools.cache
-def _silence_abandoned_reads() -> None:
-    """Keeps Python from printing, in a hundred lines each, what orbax's pending reads raise when a failed read abandons them."""
+def _silence_abandoned_requests() -> None:
+    """Keeps Python from printing, in a hundred lines each, what orbax's pending reads and writes raise when one has failed."""
     plain = sys.unraisablehook
 
     def hook(raised: Any) -> None:
@@ -290,8 +312,11 @@ def _check_room(to: ocp.CheckpointManager, items: Mapping[str, Any]) -> None:
 def _saving(to: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
-    except (ValueError, OSError) as error:
-        reason = "the disk is full" if disk_full(error) else first_line(error)
+    except Exception as error:
+        refused = gcs.refusal(error)
+        if not refused and not isinstance(error, (ValueError, OSError)):
+            raise
+        reason = refused or ("the disk is full" if disk_full(error) else first_line(error))
         raise CheckpointError(f"a checkpoint in {to.directory} could not be saved: {reason}") from error
 
 

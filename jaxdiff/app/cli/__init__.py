@@ -4,6 +4,7 @@ Each command is a function of a dataclass, whose fields tyro makes flags. Errors
 """
 
 import logging
+import os
 import re
 import sys
 import traceback
@@ -28,7 +29,7 @@ from jaxdiff.app.cli.sample_command import sample
 from jaxdiff.app.cli.train_command import train
 from jaxdiff.app.cli.verify_command import verify
 from jaxdiff.app.config.validation import did_you_mean
-from jaxdiff.io import files, paths
+from jaxdiff.io import files, gcs
 from jaxdiff.io.errors import UsageError, UserError, disk_full, first_line
 from jaxdiff.training import distributed
 
@@ -92,7 +93,7 @@ def _refusal(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or re.search(TOO_MUCH, str(error)):
         how = "ask for less at once: --batch-size, --num; of train --data.batch-size, --model.remat"
         return f"out of memory ({first_line(error)}); {how}"
-    if bucket := paths.refusal(error):
+    if bucket := gcs.refusal(error):
         return bucket
     if not isinstance(error, OSError):
         return None
@@ -111,5 +112,8 @@ def _missing_device(error: Exception) -> str | None:
 
 
 def entry() -> None:
-    """The console script."""
-    sys.exit(main())
+    """The console script. Where it failed, it ends at once: the threads of a failed save would wait for each other."""
+    if status := main():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

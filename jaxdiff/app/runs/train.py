@@ -170,6 +170,7 @@ def _steps(context: LoopContext, state: TrainState, end: int, source: Any) -> Tr
             jax.block_until_ready(previous)  # at most two steps are in flight
             pending[number] = previous = values
             after(number, values)
+            checkpoint.check(to)
             if number == numbers[0]:
                 profiling.log_first_step(values, context.began)
             shown.update(config.steps_per_call)
