@@ -40,22 +40,22 @@ def executed(
 ) -> nbformat.NotebookNode:
     """The notebook with the outputs that it has in `workdir`, run by this Python with the variables `env` beside its own.
 
-    `before` is Python that runs between its parameters and all that follows.
+    `before` is Python that runs first.
 
     Raises:
         CellExecutionError: a cell failed, or a command in it.
     """
     notebook = nbformat.read(path, as_version=4)
     cells = list(notebook.cells)
-    ours = [nbformat.v4.new_code_cell(STRICT)]
+    first = nbformat.v4.new_code_cell(STRICT + before)
     place = next(number for number, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
     values = notebook.metadata.jaxdiff.reduced if reduced else {}
-    ours.append(nbformat.v4.new_code_cell("\n".join([before, *(f"{name} = {value!r}" for name, value in values.items())])))
-    running = nbformat.from_dict({**notebook, "cells": [*cells[: place + 1], *ours, *cells[place + 1 :]]})
+    small = nbformat.v4.new_code_cell("\n".join(f"{name} = {value!r}" for name, value in values.items()))
+    running = nbformat.from_dict({**notebook, "cells": [first, *cells[: place + 1], small, *cells[place + 1 :]]})
     (workdir / "configs").symlink_to(ROOT / "configs")
     client = nbclient.NotebookClient(running, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(workdir)}})
     client.execute(env=_environment(env))
-    return nbformat.from_dict({**running, "cells": running.cells[: place + 1] + running.cells[place + 1 + len(ours) :]})
+    return nbformat.from_dict({**running, "cells": running.cells[1 : place + 2] + running.cells[place + 3 :]})
 
 
 def _environment(env: Mapping[str, str]) -> dict[str, str]:

@@ -15,7 +15,12 @@ import sys
 import threading
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["forked", "small_unet", "jaxdiff.app.runs.train", "jaxdiff.app.runs.sources", "tensorboardX"])
+SERVER.set_forkserver_preload(
+    [
+        *("forked", "small_unet", "jaxdiff.app.runs.train", "jaxdiff.app.runs.sources", "tensorboardX"),
+        *("ipykernel.kernelapp", "matplotlib.figure"),  # of notebooks
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +30,12 @@ class Child:
     process: multiprocessing.process.BaseProcess
     out: pathlib.Path
     err: pathlib.Path
+
+    stdin = stdout = stderr = None
+
+    @property
+    def pid(self):
+        return self.process.pid
 
     @property
     def returncode(self):
@@ -47,6 +58,9 @@ class Child:
 
     def kill(self):
         self.send_signal(signal.SIGKILL)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
 
 
 def start(words, out, err, event=""):

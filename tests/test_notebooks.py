@@ -3,15 +3,20 @@
 import ast
 import base64
 import io
+import os
 import pathlib
 import re
 import sys
+import time
 
 import execute
+import forked
+import jax
 import nbformat
 import numpy as np
 import pytest
 import small_unet
+from jupyter_client.provisioning import local_provisioner
 from PIL import Image
 
 COLAB = pathlib.Path(__file__).parents[1] / "colab"
@@ -25,23 +30,37 @@ LONGEST = 12  # lines of a function or class: what is longer belongs in the libr
 LAST_INSTALLING = 2  # the cells up to this one find or install jaxdiff
 
 SMALL = """\
-import os, shlex, sys
-sys.path.append({tests!r})
+import contextlib, io, os, runpy, shlex, sys
+from IPython.utils.text import SList
 from small_unet import replace_networks
 from jaxdiff.app import cli
 replace_networks()
-os.environ["PATH"] = {bin!r} + os.pathsep + os.environ["PATH"]
+
+def first_on_path(info):
+    os.environ["PATH"] = {bin!r} + os.pathsep + os.environ["PATH"]
 
 def system(command, run=get_ipython().system):
     command = get_ipython().var_expand(command, depth=1)
     simple = command.removeprefix("JAX_PLATFORMS=cpu ").removesuffix(' || echo "exit status $?"')
-    if simple.startswith("jaxdiff ") and not set("|&>") & set(simple):
-        status = cli.main(shlex.split(simple)[1:])
+    words = [] if set("|&>") & set(simple) else shlex.split(simple)
+    if words[:1] == ["jaxdiff"]:
+        status = cli.main(words[1:])
         assert status == 0 or simple != command, command
+    elif words[:1] == ["python"]:
+        runpy.run_path(words[1], run_name="__main__")
     else:
         run(command)
 
-get_ipython().system = system
+def getoutput(command, *options, run=get_ipython().getoutput, **more):
+    words = shlex.split(command)
+    if words[:2] != ["python", "-c"]:
+        return run(command, *options, **more)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(words[2], {{}})
+    return SList(printed.getvalue().splitlines())
+
+get_ipython().system, get_ipython().getoutput = system, getoutput
+get_ipython().events.register("pre_run_cell", first_on_path)
 """
 """Of a notebook that is tested: small networks, in its own process and in `jaxdiff`, and simple commands without a process each."""
 
@@ -80,9 +99,39 @@ def blank(picture):
     return pixels.std() < 1
 
 
+@pytest.fixture
+def forked_kernels(tmp_path, monkeypatch):
+    """Kernels are forked from a process that has imported everything, as leaders of their process groups."""
+
+    def launch(command, env, cwd, **_):
+        out, err = tmp_path / "kernel.out", tmp_path / "kernel.err"
+        child = forked.call(kernel, command[command.index("-f") :], env, cwd, out=out, err=err)
+        while child.poll() is None and os.getpgid(child.pid) != child.pid:
+            time.sleep(0.01)
+        return child
+
+    monkeypatch.setattr(local_provisioner, "launch_kernel", launch)
+
+
+def kernel(words, env, cwd):
+    """What `python -m ipykernel_launcher` does, in a process that has read another environment."""
+    import matplotlib
+    from ipykernel import kernelapp
+
+    os.setsid()
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path.insert(0, "")
+    jax.config.update("jax_platforms", env.get("JAX_PLATFORMS", "cpu"))
+    jax.config.update("jax_num_cpu_devices", int(env.get("JAX_NUM_CPU_DEVICES", 1)))
+    matplotlib.use("module://matplotlib_inline.backend_inline")
+    kernelapp.launch_new_instance(words)
+
+
 @pytest.mark.slow
 @each
-def test_runs_from_top_to_bottom(path, tmp_path, tfds_dir):
+def test_runs_from_top_to_bottom(path, tmp_path, tfds_dir, forked_kernels):
     offline = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     offline |= dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1")  # where processes of one run meet
     here = {
@@ -96,7 +145,7 @@ def test_runs_from_top_to_bottom(path, tmp_path, tfds_dir):
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} {small_unet.__file__} "$@"\n')
     command.chmod(0o755)
-    small = SMALL.format(tests=str(pathlib.Path(__file__).parent), bin=str(command.parent))
+    small = SMALL.format(bin=str(command.parent))
     ran = execute.executed(path, tmp_path, reduced=True, before=small, **offline, **here)
     drawn = pictures(ran)
     assert len(drawn) == len(pictures(read(path)))
@@ -167,7 +216,7 @@ def test_no_command_waits_for_a_chip_that_the_notebook_holds(path):
         assert "!python -c" in parameters(notebook).source
 
 
-def test_a_cell_fails_with_its_command(tmp_path):
+def test_a_cell_fails_with_its_command(tmp_path, forked_kernels):
     cells = [nbformat.v4.new_code_cell("", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell("!exit 3")]
     path = tmp_path / "failing.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
