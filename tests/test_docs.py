@@ -20,11 +20,14 @@ DRAWN = sorted(path.stem for path in (DOCS / "pictures").glob("*.png"))
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python_runs(page, compilations):
-    """The blocks of a page are one session; those with prompts say what comes back. What calls no `jit` compiles nothing again."""
+    """The blocks of a page are one session; those with prompts say what comes back.
+
+    What calls no `jit` compiles nothing again. `verify` is left out of it: it traces programs of its own for seconds.
+    """
     session = {}
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL), 1):
         session = after(code, session, f"{page.name}, block {number}")
-        if "jit" not in code:
+        if "jit" not in code and "verify" not in code:
             compilations.clear()
             session = after(code, session, f"{page.name}, block {number} again")
             assert not compilations
@@ -71,10 +74,9 @@ def run(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [["progressive", "cascade"]], ids="-".join)
-def test_pictures_are_drawn(names, tmp_path, run):
-    run("draw.py", *names, "--out", tmp_path)
-    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(names)
+def test_a_picture_is_drawn(tmp_path, run):
+    run("draw.py", "progressive", "--out", tmp_path)
+    assert [path.stem for path in tmp_path.iterdir()] == ["progressive"]
 
 
 @pytest.mark.slow
