@@ -12,7 +12,6 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import process, samplers
-from jaxdiff.compilation import compiled_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.oracles import mixtures
 from jaxdiff.oracles.comparison import Check
@@ -53,7 +52,7 @@ def _ddim_errors() -> Mapping[str, list[float]]:
 
 def _errors(function: Callable[[Denoiser, Array, Level, Array], Array]) -> Mapping[str, list[float]]:
     """By schedule, the median distance from the reference for each number of steps."""
-    sampled: Callable[..., Array] = compiled_once(functools.partial(function, mixtures.denoiser(_clouds())))
+    sampled = jax.jit(functools.partial(function, mixtures.denoiser(_clouds())))
     lists = _lists()
 
     def error(name, steps):
