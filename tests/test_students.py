@@ -1,12 +1,12 @@
 """Runs of students: how they start, what teaches them, their levels in the checkpoint, and what is refused."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import shutil
 import signal
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import pytest
 
 from jaxdiff import process
 from jaxdiff.app import build, cli
+from jaxdiff.app.build import networks
 from jaxdiff.app.config import (
     Autoencoder,
     Data,
@@ -33,6 +34,7 @@ from jaxdiff.app.runs import train as run
 from jaxdiff.app.runs.sources import record_sources, source_configs, source_params
 from jaxdiff.app.runs.trained import image_sampler
 from jaxdiff.io.errors import ConfigError
+from jaxdiff.models import unet
 from jaxdiff.training import TrainState, checkpoint
 
 TEACHER = Experiment(
@@ -105,7 +107,7 @@ LAYOUT = build.layout
 def quick(small_unet, small_autoencoder):
     """Runs of small networks, on one device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "layout", partial(LAYOUT, devices=jax.devices()[:1]))
+        patch.setattr(build, "layout", functools.partial(LAYOUT, devices=jax.devices()[:1]))
         yield
 
 
@@ -193,8 +195,8 @@ def relabelled(workdir, target, **changes):
     return target
 
 
-def scored(folder, config):
-    """`(step, scale) -> loss` of random params, another average and the teacher, at fixed noise; compiled once."""
+def scored(folder, config, jit=jax.jit):
+    """`(step, params) -> loss` of random params, another average and the teacher, at fixed noise; compiled once."""
     sources, frozen = source_configs(config), source_params(config, places=build.FROZEN)
     shapes, rng = build.state_shapes(config, sources), np.random.default_rng(1)
     state = jax.tree.map(lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
@@ -204,12 +206,10 @@ def scored(folder, config):
         "label": np.arange(8, dtype=np.int32),
         "index": np.arange(8),
     }
-    compiled = jax.jit(
-        lambda params, frozen, step: build.objective(config, sources)(
-            params, dataclasses.replace(state, step=step, frozen=frozen), rows, jax.random.key(0)
-        )
-    )
-    return lambda step=0, params=None: float(compiled(state.params if params is None else params, frozen, np.int32(step)))
+    objective = build.objective(config, sources)
+    loss = jit(lambda params, state: objective(params, state, rows, jax.random.key(0)))
+    state = jax.tree.map(jnp.asarray, state)
+    return lambda step=0, params=None: float(loss(params or state.params, dataclasses.replace(state, step=jnp.int32(step))))
 
 
 # Guided students.
@@ -324,7 +324,7 @@ def test_a_round_begins_from_the_first_average_that_the_config_names(folder):
     params = {"kernel": jnp.zeros((2,))}
     averages = {"a": {"kernel": jnp.full((2,), 1.0)}, "z": {"kernel": jnp.full((2,), 2.0)}}
     state = TrainState(jnp.int32(3), params, averages, build.optimizer(config).init(params), {"teacher": params})
-    turned = jax.jit(partial(build.next_round_state, config))(state)
+    turned = jax.jit(functools.partial(build.next_round_state, config))(state)
     for tree in (turned.params, turned.frozen["teacher"], *turned.ema.values()):
         np.testing.assert_array_equal(tree["kernel"], 2.0)
 
@@ -464,9 +464,11 @@ COUNTED = [
 
 
 @pytest.mark.slow
-def test_every_field_of_consistency_counts(folder):
-    """No two of these configs have the same loss."""
-    found = [scored(folder, made(folder, "consistency", **change, steps=4))(step=1) for change in COUNTED]
+def test_every_field_of_consistency_counts(folder, monkeypatch):
+    """No two of these configs have the same loss. Without jit but for the networks: what they share is compiled once for all."""
+    monkeypatch.setattr(networks, "network", functools.cache(lambda module: jax.jit(unet.network(module))))
+    configs = [made(folder, "consistency", **change, steps=4) for change in COUNTED]
+    found = [scored(folder, config, jit=lambda loss: loss)(step=1) for config in configs]
     assert np.isfinite(found).all()
     gaps = np.diff(np.sort(found)) / np.sort(found)[1:]
     assert gaps.min() > 1e-4, list(zip(found, COUNTED, strict=True))
@@ -608,9 +610,9 @@ def test_a_student_in_latents(folder, trained, tmp_path, drawn):
 def test_a_student_trains_alike_however_it_is_spread(folder, trained, tmp_path, tfds_dir, monkeypatch):
     """Over the devices of a mesh, its params and its teacher too, and by pmap, as on one device."""
     plain = trained("progressive")
-    monkeypatch.setattr(build, "layout", partial(LAYOUT, devices=jax.devices()[:2]))
+    monkeypatch.setattr(build, "layout", functools.partial(LAYOUT, devices=jax.devices()[:2]))
     for change in ({"mesh.fsdp": 2}, {"mesh.mapping": "pmap"}):
-        config = made(folder, "progressive", **change)
+        config = made(folder, "progressive", checkpoint_every=9, **change)
         if "mesh.fsdp" in change:
             _, state = begun(config, tmp_path / "none")
             for tree in (state.params, state.frozen["teacher"]):
