@@ -15,7 +15,7 @@ import jaxdiff as jd
 from jaxdiff import losses, objectives, oracles
 from jaxdiff.cascade import Stage
 
-NUM = 3_000
+NUM = 2_000
 SCHEDULE = jd.cosine()
 PATH = jd.grid(jd.uniform_logsnr(jd.cosine(-10.0, 12.0)), 40, t_min=0)
 

@@ -16,7 +16,17 @@ from jaxdiff import likelihood, losses, oracles, process
 
 MEAN, STD = np.array([0.3, -0.5]), np.array([0.4, 0.7])
 log_density = jax.jit(oracles.log_density)
+draw = jax.jit(oracles.draw, static_argnums=2)
 KINDS = {"cosine": jd.cosine(), "karras": jd.karras(5e-4), "rectified_flow": jd.rectified_flow()}  # VP, VE, the straight path
+
+
+def selected(schedules, number):
+    """The schedule of that number, which may be traced: one program for all of them."""
+
+    def schedule(t):
+        return jax.tree.map(lambda *parts: jnp.stack(parts)[number], *(each(t) for each in schedules))
+
+    return schedule
 
 
 def snr(level):
@@ -49,7 +59,7 @@ def ends(x0, noisiest, cleanest):
 @pytest.fixture
 def data(float64):
     exact = oracles.gaussian(MEAN, STD)
-    return exact, oracles.draw(exact, jax.random.key(0), 2000)
+    return exact, draw(exact, jax.random.key(0), 1000)
 
 
 @functools.cache
@@ -106,12 +116,19 @@ def test_discrete_bound_converges_to_the_continuous_one(data):
     assert -1.1 < np.log(two / one) / np.log(256 / 64) < -0.9
 
 
+@functools.cache
+def continuous_bound():
+    """Of the Gaussian's denoiser, `(x0, number of the schedule, key) -> Estimate`."""
+    denoise, schedules = oracles.denoiser(oracles.gaussian(MEAN, STD)), [jd.uniform_logsnr(kind) for kind in KINDS.values()]
+    call = partial(likelihood.continuous_bound, denoise, reconstruction=likelihood.gaussian, num_times=50)
+    return jax.jit(lambda x0, number, key: call(x0, selected(schedules, number), key))
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_continuous_bound_is_unbiased_with_honest_errors(data, name):
     exact, x0 = data
     schedule = jd.uniform_logsnr(KINDS[name])
-    call = partial(likelihood.continuous_bound, oracles.denoiser(exact), reconstruction=likelihood.gaussian, num_times=100)
-    got = jax.jit(lambda x0, key: call(x0, schedule, key))(x0, jax.random.key(1))
+    got = continuous_bound()(x0, list(KINDS).index(name), jax.random.key(1))
     first, last = snr(schedule(jnp.array([1.0, 0.0])))
     x0 = np.asarray(x0)
     closed = sum(ends(x0, first, last)) - diffusion_integral(x0, first, last)
@@ -171,7 +188,7 @@ def flow(kind):
 def test_flow_log_density_is_the_closed_form(float64, name, kind):
     """To 1e-4 nats per dimension: of the data with the cleanest level's noise, and of the data itself."""
     exact, levels = model(kind), grid(jd.uniform_logsnr(KINDS[name]), 320)
-    x0 = oracles.draw(exact, jax.random.key(0), 100)
+    x0 = draw(exact, jax.random.key(0), 100)
     got = flow(kind)(x0, levels, jax.random.key(1))
     noisy = noisy_log_density(exact, x0, levels[-2])
     assert np.max(np.abs(got.value - noisy)) < 2e-4
@@ -185,21 +202,22 @@ def noisy_log_density(exact, x0, level):
     return oracles.log_density(exact, level.alpha * x0, level) + x0.shape[1] * jnp.log(level.alpha)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_adaptive_flow_log_density_is_the_closed_form(float64, name):
-    exact, schedule = model("mixture"), KINDS[name]
-    x0 = oracles.draw(exact, jax.random.key(0), 100)
+def test_adaptive_flow_log_density_is_the_closed_form(float64):
+    exact, schedules = model("mixture"), list(KINDS.values())
+    x0 = draw(exact, jax.random.key(0), 100)
     call = partial(likelihood.adaptive_flow_log_density, oracles.denoiser(exact), divergence=likelihood.exact(), tolerance=1e-8)
-    adaptive = jax.jit(lambda x0, key: call(x0, schedule, key, prior=partial(oracles.log_density, exact)))
-    got = adaptive(x0, jax.random.key(1))
-    assert np.max(np.abs(got.value - noisy_log_density(exact, x0, schedule(0.0)))) < 1e-5
+    prior = partial(oracles.log_density, exact)
+    adaptive = jax.jit(lambda x0, number, key: call(x0, selected(schedules, number), key, prior=prior))
+    for number, schedule in enumerate(schedules):
+        got = adaptive(x0, number, jax.random.key(1))
+        assert np.max(np.abs(got.value - noisy_log_density(exact, x0, schedule(0.0)))) < 1e-5
 
 
 def test_flow_log_density_starts_at_noise(float64):
     """Without a prior of one's own: noise of std sigma, carried by the flow map of a Gaussian, in closed form."""
     exact = oracles.gaussian(MEAN, STD)
     levels = grid(jd.karras_spaced(jd.karras(0.002, 3.0)), 512)
-    x0 = oracles.draw(exact, jax.random.key(0), 50)
+    x0 = draw(exact, jax.random.key(0), 50)
     call = partial(likelihood.flow_log_density, oracles.denoiser(exact), sampler=jd.heun(), divergence=likelihood.exact())
     got = jax.jit(call)(x0, levels, jax.random.key(1))
     ratio = np.sqrt((STD**2 + 9.0) / (STD**2 + 0.002**2))
@@ -215,7 +233,7 @@ def test_hutchinson_error_bar_covers_the_truth(float64):
     exact = oracles.correlated(
         [0.5, 0.5], jax.random.normal(key, (2, 4)), factor @ jnp.swapaxes(factor, 1, 2) + 0.05 * jnp.eye(4)[None]
     )
-    levels, x0 = grid(jd.uniform_logsnr(jd.cosine()), 24), oracles.draw(exact, jax.random.key(0), 1)
+    levels, x0 = grid(jd.uniform_logsnr(jd.cosine()), 12), draw(exact, jax.random.key(0), 1)
     probes = 16
 
     @partial(jax.jit, static_argnums=0)
@@ -258,15 +276,15 @@ def estimators(denoise):
 def test_estimators_of_8_bit_data_agree_with_its_probability(float64, pixels, name):
     """Each is below log P within its error, and near it: the discrete bound pays for its steps."""
     denoise, values, log_prob = pixels
-    x0 = jnp.repeat(jnp.asarray(values), 64, axis=0)
+    x0 = jnp.repeat(jnp.asarray(values), 32, axis=0)
     got = jax.jit(estimators(denoise)[name])(x0, jax.random.key(0))
     np.testing.assert_allclose(sum(got.terms.values()), got.value, atol=1e-9)
-    value, error = (np.asarray(a).reshape(4, 64) for a in (got.value, got.standard_error))
-    bar = np.sqrt(np.mean(error**2, axis=1) / 64)
+    value, error = (np.asarray(a).reshape(4, 32) for a in (got.value, got.standard_error))
+    bar = np.sqrt(np.mean(error**2, axis=1) / 32)
     gap = log_prob - value.mean(axis=1)
     assert np.all(gap > -4 * bar - 4e-3)  # alpha at the noisiest level is 2.5e-3, which the prior leaves out
     assert np.all(gap < 4 * bar + {"discrete": 0.25, "continuous": 0.02, "flow": 0.02}[name])
-    assert np.all(bar < 0.1)
+    assert np.all(bar < 0.15)
 
 
 def test_uniform_dequantization_is_exact_for_a_density_flat_in_each_interval(float64):
