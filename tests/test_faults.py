@@ -105,8 +105,10 @@ def test_a_save_that_is_refused_in_the_background_is_said_in_one_line_and_costs_
     monkeypatch.setattr(gcs, "ATTEMPTS", 3)
     monkeypatch.setattr(multihost, "_DEFAULT_BARRIER_TIMEOUT", 1)  # for which threads of a failed save wait for each other
     for step, (fault, message) in enumerate(REFUSALS, 1):
+        begun = time.monotonic()
         with pytest.raises(CheckpointError) as refused:
             save_and_fail(workdir, step, proxy, fault)
+        assert time.monotonic() - begun < 60  # said in the loop, not at its end
         line = rf"a checkpoint in {workdir}/checkpoints could not be saved: {re.escape(message)}.*"
         assert re.fullmatch(line, str(refused.value))
         if step == 3:
