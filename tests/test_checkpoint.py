@@ -139,7 +139,7 @@ def test_reads_that_a_failed_one_abandons_are_not_printed_but_others_are(monkeyp
     """Each raises when it is freed, in orbax's code: here in code that says it is of such a file."""
     printed = []
     monkeypatch.setattr(sys, "unraisablehook", lambda raised: printed.append(str(raised.exc_value)))
-    checkpoint._silence_abandoned_reads.__wrapped__()
+    checkpoint._silence_abandoned_requests.__wrapped__()
     source = "async def read(wait):\n    try:\n        await wait\n    except BaseException:\n        raise Exception(wait.name)"
     for file in ("orbax/checkpoint/serialization.py", "mine.py"):
         scope = {}

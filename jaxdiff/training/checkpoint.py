@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from jaxdiff.io import gcs, locks, paths, progress
 from jaxdiff.io.errors import CheckpointError, DataError, NonFiniteError, disk_full, first_line
@@ -269,8 +268,11 @@ def _restored(directory: pathlib.Path, like: Mapping[str, Any]) -> Any:
 
 def _prepare_clients() -> None:
     """Bounds how often tensorstore asks a bucket, and quiets what requests raise that a failed one has abandoned."""
-    for context in (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT):
-        context["gcs_request_retries"] = gcs.tensorstore_retries()
+    with contextlib.suppress(ImportError):  # of what is orbax's own, as it has no option; without it 33 times, with long pauses
+        from orbax.checkpoint._src.serialization import tensorstore_utils
+
+        for name in ("_BASE_TS_CONTEXT", "_DEFAULT_OCDBT_TS_CONTEXT"):
+            getattr(tensorstore_utils, name, {})["gcs_request_retries"] = gcs.tensorstore_retries()
     _silence_abandoned_requests()
 
 
