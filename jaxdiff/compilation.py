@@ -49,7 +49,24 @@ def compiled_once(function: Callable[P, T]) -> Callable[P, T]:
         closed, shapes = jax.make_jaxpr(of_arrays, return_shape=True)(arrays)
         if _traced(closed.consts):
             return function(*args, **kwargs)
-        return jax.tree.unflatten(jax.tree.structure(shapes), _run(closed, arrays))
+        return jax.tree.unflatten(jax.tree.structure(shapes), _program(closed, arrays)(closed.consts, arrays))
+
+    return call
+
+
+def traced_once(function: Callable[..., T]) -> Callable[..., T]:
+    """`compiled_once(function)` of arrays alone, traced anew for other shapes only: what it closes over must stay as it is."""
+    kept: dict[Any, tuple[Any, Callable[..., list[Any]], Any]] = {}
+
+    def call(*args: Any) -> T:
+        leaves, tree = jax.tree.flatten(args)
+        key = tree, tuple(map(jax.typeof, leaves))
+        if key not in kept:
+            flat = lambda leaves: function(*jax.tree.unflatten(tree, leaves))  # noqa: E731
+            closed, shapes = jax.make_jaxpr(flat, return_shape=True)(leaves)
+            kept[key] = closed.consts, _program(closed, leaves), jax.tree.structure(shapes)
+        consts, program, structure = kept[key]
+        return jax.tree.unflatten(structure, program(consts, leaves))
 
     return call
 
@@ -58,8 +75,8 @@ def _traced(arrays: list[Any]) -> bool:
     return any(isinstance(array, Tracer) for array in arrays)
 
 
-def _run(closed: Any, arrays: list[Any]) -> list[Any]:
-    """The outputs of a jaxpr, by the program kept for it."""
+def _program(closed: Any, arrays: list[Any]) -> Callable[..., list[Any]]:
+    """The compiled program of a jaxpr, a function of its constants and arguments, where it is kept or from now on."""
     lowered = jax.jit(lambda consts, arrays: eval_jaxpr(closed.jaxpr, consts, *arrays)).lower(closed.consts, arrays)
     given = (*closed.consts, *arrays)
     kinds = tuple(jax.typeof(array) for array in given)  # the text does not tell a typed key from one of uint32
@@ -70,4 +87,4 @@ def _run(closed: Any, arrays: list[Any]) -> list[Any]:
         if len(_programs) > PROGRAMS:
             _programs.popitem(last=False)
     _programs.move_to_end(name)
-    return _programs[name](closed.consts, arrays)
+    return _programs[name]

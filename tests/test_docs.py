@@ -22,7 +22,7 @@ DRAWN = sorted(path.stem for path in (DOCS / "pictures").glob("*.png"))
 def test_python_runs(page, compilations):
     """The blocks of a page are one session; those with prompts say what comes back.
 
-    What calls no `jit` compiles nothing again. `verify` is left out of it: it traces programs of its own for seconds.
+    What calls no `jit` compiles nothing again. `verify` is left out: test_verification.py verifies twice.
     """
     session = {}
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL), 1):

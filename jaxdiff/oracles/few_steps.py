@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import process, samplers
+from jaxdiff.compilation import traced_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.oracles import mixtures
 from jaxdiff.oracles.comparison import Check
@@ -52,7 +53,7 @@ def _ddim_errors() -> Mapping[str, list[float]]:
 
 def _errors(function: Callable[[Denoiser, Array, Level, Array], Array]) -> Mapping[str, list[float]]:
     """By schedule, the median distance from the reference for each number of steps."""
-    sampled = jax.jit(functools.partial(function, mixtures.denoiser(_clouds())))
+    sampled = traced_once(functools.partial(function, mixtures.denoiser(_clouds())))
     lists = _lists()
 
     def error(name, steps):

@@ -10,6 +10,7 @@ import jax
 from jax import Array
 
 from jaxdiff import samplers
+from jaxdiff.compilation import traced_once
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.oracles import mixtures, properties
 from jaxdiff.oracles.comparison import Check, compare, compare_moments
@@ -79,7 +80,7 @@ def _checks(function: Function, order: float | None, denoiser: Callable, num: in
     flowing = denoiser is not mixtures.denoiser
     data = properties.gaussian() if flowing else properties.clouds()
     x = jax.random.normal(key, (8, 2))
-    sampled = jax.jit(functools.partial(function, denoiser(data)))
+    sampled = traced_once(functools.partial(function, denoiser(data)))
     uses_key, *lines = properties.key_and_compilations(function, denoiser(data), sampled, x)
     yield lines[0]
     if order is not None and uses_key:
