@@ -31,7 +31,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_is_not(tfds_dir, sm
         chaos.main()
     said = capsys.readouterr().out
     assert ended.value.code == 0, said
-    assert "bit-equal: params yes, ema yes, opt_state yes, step yes" in said
+    assert "bit-equal: params yes, ema yes, opt_state yes, step yes, metrics yes" in said
     kills, in_saves, lost = map(int, re.search(r"(\d+) kills, (\d+) of them in saves, at most (\d+) steps", said).groups())
     assert kills == 2
     assert in_saves >= 1
