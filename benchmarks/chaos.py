@@ -177,7 +177,7 @@ def trial(directory, arguments, chance):
 def equal(unbroken, broken, struck):
     """Whether two runs ended with the same values, to the bit, and nothing is left of killed saves."""
     one, other = final(unbroken.workdir), final(broken.workdir)
-    same = {name: all(map(same_bits, jax.tree.leaves(one[name]), jax.tree.leaves(other[name]))) for name in one}
+    same = {name: all(jax.tree.leaves(jax.tree.map(same_bits, one[name], other[name]))) for name in one}
     same["metrics"] = metrics(unbroken.workdir) == metrics(broken.workdir)
     in_saves = sum(saving for saving, *_ in struck)
     print(
