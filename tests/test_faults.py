@@ -12,7 +12,7 @@ import pytest
 from orbax.checkpoint._src.multihost import multihost
 
 from jaxdiff.io import gcs, locks, paths, uploads
-from jaxdiff.io.errors import CheckpointError
+from jaxdiff.io.errors import CheckpointError, DataError
 from jaxdiff.training import TrainState, checkpoint
 
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -118,3 +118,8 @@ def test_a_save_that_is_refused_in_the_background_is_said_in_one_line_and_costs_
         proxy.fault = gcs_proxy.passed_on
         assert_saved(workdir, step)
     assert checkpoint.steps(workdir) == [1, 2, 3]
+    proxy.fault = lambda method, path: 403 if "params" in path else None
+    with pytest.raises(DataError, match=r"checkpoint .*/3 cannot be read now: gs://bucket refuses to be read"):
+        restored(workdir)
+    proxy.fault = gcs_proxy.passed_on
+    assert checkpoint.steps(workdir) == [1, 2, 3]  # none is taken for damaged
