@@ -41,26 +41,22 @@ def uploaded_folder(folder: pathlib.Path, every: float = EVERY) -> Iterator[tupl
                 try:
                     upload()
                 except Exception as error:  # of many kinds; the next one, or that of a checkpoint, may succeed
-                    log.warning(
-                        "%s could not be written to (%s); trying again in %g s",
-                        folder,
-                        gcs.refusal(error) or first_line(error),
-                        every,
-                    )
+                    reason = gcs.refusal(error) or first_line(error)
+                    log.warning("%s could not be written to (%s); trying again in %g s", folder, reason, every)
 
         thread = threading.Thread(target=repeat, daemon=True)
         thread.start()
         try:
             yield local, upload
         except BaseException:
-            done.set()
-            thread.join()
             with contextlib.suppress(Exception):  # what the block failed of is to be said
                 upload()
             raise
-        done.set()
-        thread.join()
-        upload()
+        else:
+            upload()
+        finally:
+            done.set()
+            thread.join()
 
 
 def _upload_new(local: pathlib.Path, folder: pathlib.Path, sent: dict[pathlib.Path, tuple[int, int]]) -> None:
