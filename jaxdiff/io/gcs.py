@@ -25,7 +25,7 @@ _CLIENTS = ("gcsfs", "aiohttp", "google", "requests")  # packages whose errors s
 _OF_A_BUCKET = r"^Forbidden: |^[A-Z_]+: .*gs://"  # errors of other types that gcsfs and tensorstore raise
 _FORBIDDEN = r"^Forbidden: |^40[13] |, 40[13]$|PERMISSION_DENIED|UNAUTHENTICATED|[Cc]redentials"
 _NO_BUCKET = r"specified bucket does not exist|No such bucket|(^|/)b/[^/\s]+/o(\?\S*)?$"
-_UNHEARD: list[float] = []  # since when there was no answer to any request of gcsfs
+_heard = -math.inf  # when gcsfs last had an answer to any request
 
 
 def configure() -> None:
@@ -120,21 +120,20 @@ def _file_system() -> Any:
 
 
 async def _answer(ask: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
-    """The answer to a request, which is made again and again while there is none."""
+    """The answer to a request, which is made again and again while there is none to it and to no other."""
+    global _heard
     pause, began = PAUSE, time.monotonic()
     while True:
         try:
             answer = await ask(*args, **options)
         except Exception as error:
             if not _may_pass(error):
-                _UNHEARD.clear()
+                _heard = time.monotonic()
                 raise
-            if not _UNHEARD:
-                _UNHEARD.append(began)
-            if time.monotonic() - _UNHEARD[0] > PATIENCE:
+            if time.monotonic() - max(began, _heard) > PATIENCE:
                 raise
         else:
-            _UNHEARD.clear()
+            _heard = time.monotonic()
             return answer
         await asyncio.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, LONGEST_PAUSE)
