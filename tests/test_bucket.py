@@ -9,6 +9,7 @@ import sys
 import time
 
 import flax.linen as nn
+import gcs_proxy
 import gcs_server
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from jaxdiff.app.cli import doctor_command
 from jaxdiff.app.runs import latent_cache, storage
 from jaxdiff.data.latents import check_free
 from jaxdiff.evaluate import reference_classifier
-from jaxdiff.io import copies, files, paths, uploads
+from jaxdiff.io import copies, files, gcs, paths, uploads
 from jaxdiff.io.errors import ConfigError, DataError
 from jaxdiff.training import checkpoint
 
@@ -38,12 +39,19 @@ RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
 pytestmark = pytest.mark.usefixtures("small_unet", "small_autoencoder", "one_device")
 
 
+@pytest.fixture(scope="module")
+def proxy():
+    """What all requests to the bucket pass."""
+    with gcs_proxy.proxy() as proxy:
+        yield proxy
+
+
 @pytest.fixture(scope="module", autouse=True)
-def root(tmp_path_factory):
+def root(tmp_path_factory, proxy):
     """The folder that is the bucket."""
     folder = tmp_path_factory.mktemp("buckets")
     (folder / "bucket").mkdir()
-    with gcs_server.server(folder):
+    with gcs_server.server(folder, proxy):
         yield folder / "bucket"
 
 
@@ -79,6 +87,7 @@ def words(workdir, tfds_dir):
 
 
 def final_state(workdir):
+    workdir = paths.path(workdir)
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return checkpoint.restore(workdir, storage.with_sharding(build.state_shapes(storage.read_config(workdir)), single))
 
@@ -114,15 +123,27 @@ def remote(root, tfds_dir, small_unet, one_device):
     return paths.path(workdir)
 
 
-def test_a_run_in_a_bucket_that_was_killed_is_bit_equal_to_one_on_a_disk(local, remote, root):
+def assert_same_run(local, remote):
     one, other = final_state(local), final_state(remote)
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), one, other)
     assert metrics(local) == metrics(remote)
+
+
+def test_a_run_in_a_bucket_that_was_killed_is_bit_equal_to_one_on_a_disk(local, remote, root):
+    assert_same_run(local, remote)
     assert [row["step"] for row in metrics(remote)] == list(range(1, 21))
     assert (root / "run" / "samples.png").read_bytes() == (local / "samples.png").read_bytes()
     assert checkpoint.steps(remote) == checkpoint.steps(local) == [10, 20]
     assert len(list((root / "run" / "tensorboard").iterdir())) == 2
     assert not pathlib.Path("gs:").exists()
+
+
+def test_a_run_is_the_same_where_a_third_of_all_requests_fails(local, proxy, tfds_dir, monkeypatch):
+    for name in ("PAUSE", "LONGEST_PAUSE"):
+        monkeypatch.setattr(gcs, name, getattr(gcs, name) / 100)
+    monkeypatch.setattr(proxy, "fault", gcs_proxy.failing(1 / 3))
+    assert cli.main(words(f"{BUCKET}/failing", tfds_dir)) == 0
+    assert_same_run(local, f"{BUCKET}/failing")
 
 
 def test_commands_read_and_write_in_the_bucket(remote, root, tfds_dir, capsys, monkeypatch):
