@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import DETERMINISTIC, GUIDANCES, PARAMETERIZATIONS, SAMPLERS, SCHEDULES, clouds
+from cases import DETERMINISTIC, GUIDANCES, METHODS, PARAMETERIZATIONS, SAMPLERS, SCHEDULES, clouds
 
 import jaxdiff as jd
-from jaxdiff import editing, losses, oracles, process, targets
+from jaxdiff import editing, likelihood, losses, oracles, process, targets, training
 
 HALF = ("bfloat16", "float16")
 LABEL = (1.0, 0.2, 0.0)
@@ -63,6 +63,22 @@ def first(x):
     return x[..., :1]
 
 
+def method_loss(name, g):
+    """The loss of a training method, of a network with one parameter, its own average and if so its teacher."""
+
+    def student(params, given, key):
+        return jd.denoiser(lambda x, logsnr: jnp.tanh(params.astype(x.dtype) * x), jd.predict_v)
+
+    def teacher(frozen, given):
+        return student(frozen["encoder"], given, None)
+
+    one = jnp.asarray(0.9, g.x0.dtype)
+    state = training.TrainState(jnp.int32(3), one, {"ema": one}, (), {"encoder": one})
+    batch = {"image": g.x0, "index": jnp.arange(len(g.x0))}
+    loss = METHODS[name].objective(student, teacher, jd.cosine(-8.0, 8.0))(one, state, batch, g.key)
+    return jnp.broadcast_to(loss, g.x0.shape[:1])
+
+
 def regressed(g, weight=losses.v_weight, distance=losses.squared_error):
     return jd.regression_loss(network(jd.predict_v), targets.data(g.x0), g.x0, g.t, g.key, weight, distance)
 
@@ -106,11 +122,35 @@ OTHER = {  # functions of x whose result has another shape or, as the mixtures a
     "truncated_snr": lambda g: regressed(g, losses.truncated_snr),
     "min_snr": lambda g: regressed(g, losses.min_snr()),
 }
+LIKELIHOODS = {  # in nats, for each example
+    "gaussian": lambda g: likelihood.densities.gaussian(g.x0, g.x, g.t.sigma),
+    "discretized_gaussian": lambda g: likelihood.densities.discretized_gaussian(g.x0, g.x, g.t.sigma),
+    "discretized_logistic": lambda g: likelihood.densities.discretized_logistic(g.x0, g.x, g.t.sigma),
+    "bernoulli": lambda g: likelihood.densities.bernoulli(jnp.sign(g.x0), g.x),
+    "squared_error": lambda g: likelihood.bounds.squared_error(exact, g.x0, g.t, g.key),
+    "discrete_bound": lambda g: likelihood.discrete_bound(exact, g.x0, g.levels[:-1], g.key, likelihood.densities.gaussian).value,
+    "continuous_bound": lambda g: (
+        likelihood.continuous_bound(exact, g.x0, jd.cosine(-8.0, 8.0), g.key, likelihood.densities.gaussian, num_times=4).value
+    ),
+    "flow_log_density": lambda g: (
+        likelihood.flow_log_density(exact, g.x0, g.levels[:-1], g.key, jd.ddim(), likelihood.flow.exact()).value
+    ),
+    "channel_kl": lambda g: likelihood.vae.channel_kl(likelihood.vae.Posterior(g.x0, jnp.abs(g.x) + g.t.sigma)),
+    "kl": lambda g: likelihood.vae.kl(likelihood.vae.Posterior(g.x0, jnp.abs(g.x) + g.t.sigma)),
+    "elbo": lambda g: (
+        likelihood.elbo(
+            lambda x0: (x0, jnp.ones_like(x0)), lambda z, x0: likelihood.densities.gaussian(x0, z, jnp.ones_like(x0)), g.x0, g.key
+        ).value
+    ),
+    **{f"objective {name}": lambda g, name=name: method_loss(name, g) for name in METHODS},
+}
+OTHER |= LIKELIHOODS
 ALL = {**KEPT, **OTHER}
 OF_BATCHES = {name for name in OTHER if name not in ("oracle", "score", "log_density", "class_log_prob", "guided", "flow_map")}
 RANDOM = {*SAMPLERS} - DETERMINISTIC | {"overshoot", "noise_like", "sdedit", "inpaint", "resampled"}
-RANDOM |= {name for name in OTHER if name.startswith(("weight", "regression", "pseudo", "truncated", "min_snr"))}
-COMPUTED = [name for name in ALL if name not in RANDOM and (name not in SAMPLERS or name == "dpmpp_3m")]
+RANDOM |= {name for name in OTHER if name.startswith(("weight", "regression", "pseudo", "truncated", "min_snr", "objective"))}
+RANDOM |= {"squared_error", "discrete_bound", "continuous_bound", "elbo"}
+COMPUTED = [name for name in ALL if name not in RANDOM]
 each = pytest.mark.parametrize("name", ALL)
 
 
@@ -121,7 +161,7 @@ def cast(g, dtype):
 
 @jax.jit
 def computed(g):
-    """What the deterministic functions return; of the samplers one, as the others share its loop."""
+    """What the deterministic functions return."""
     return {name: ALL[name](g) for name in COMPUTED}
 
 
@@ -136,10 +176,11 @@ def test_half_precision_is_within_two_percent_of_float32(dtype):
     assert {half[name].dtype for name in half if name in KEPT} == {jnp.dtype(dtype)}
 
 
-@pytest.mark.parametrize("name", [name for name in KEPT if name not in COMPUTED])
-def test_half_precision_is_kept(name):
+@pytest.mark.parametrize("name", [name for name in ALL if name not in COMPUTED])
+def test_half_precision_is_taken_and_kept(name):
     with jax.numpy_dtype_promotion("standard"):
-        assert jax.eval_shape(KEPT[name], cast(given(), jnp.bfloat16)).dtype == jnp.bfloat16
+        result = jax.eval_shape(ALL[name], cast(given(), jnp.bfloat16))
+    assert result.dtype == jnp.bfloat16 or (result.dtype == jnp.float32 and name in OTHER)
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in SAMPLERS])  # of which test_contract.py tests it
@@ -150,7 +191,8 @@ def test_float64_is_kept_and_gradients_can_be_taken(name, float64):
         return jnp.sum(ALL[name](g._replace(x0=x0, noise=noise, x=jd.diffuse(x0, noise, g.t))))
 
     g = cast(given(), jnp.float64)
-    value, gradients = jax.eval_shape(jax.value_and_grad(total, argnums=(0, 1)), g.x0, g.noise, g)
+    with jax.numpy_dtype_promotion("standard" if name.startswith("objective") else "strict"):  # these draw times in float32
+        value, gradients = jax.eval_shape(jax.value_and_grad(total, argnums=(0, 1)), g.x0, g.noise, g)
     assert value.dtype == jnp.float64
     assert all(leaf.shape == g.x0.shape for leaf in gradients)
 

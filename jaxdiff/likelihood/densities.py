@@ -48,7 +48,12 @@ def of_example(values: Array, x0: Array) -> Array:
 
 
 def _of_interval(log_cdf: Callable[[Array], Array], x0: Array, mean: Array, std: Array) -> Array:
-    """`log(cdf(upper) - cdf(lower))` of symmetric distributions, from the tail that is not near 1: exact far from the mean."""
+    """`log(cdf(upper) - cdf(lower))` of symmetric distributions, from the tail that is not near 1: exact far from the mean.
+
+    In float32 at least: half precision cannot tell the ends of an interval apart.
+    """
+    if jnp.finfo(x0.dtype).bits < 32:
+        x0, mean, std = (jnp.asarray(value, jnp.float32) for value in (x0, mean, std))
     far = jnp.sign(mean - x0)  # mirrored so that the interval lies in the lower tail
     far = jnp.where(far == 0, 1, far)
     offset = far * (x0 - mean)
