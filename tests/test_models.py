@@ -29,6 +29,13 @@ def initial(module, *arguments):
     return jax.eval_shape(module.init, jax.random.key(0), *arguments)["params"]
 
 
+def test_norms_of_one_shape_are_one_function_of_the_program():
+    """Traced, differentiated and lowered once, however many a network has."""
+    norm, x = Norm(), jnp.ones((2, 4, 4, 8))
+    twice = jax.jit(lambda params, x: norm.apply(params, norm.apply(params, x)))
+    assert twice.lower(norm.init(jax.random.key(0), x), x).as_text().count("func.func private @_normalised") == 1
+
+
 @pytest.fixture(scope="module")
 def tiny():
     """The parameters of a UNet, and the compiled network."""

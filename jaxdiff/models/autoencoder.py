@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxdiff.models.layers import Attention, Norm, ResidualBlock, check_size, rematted, resized, zeros
+from jaxdiff.models.layers import Attention, Conv, Dense, Norm, ResidualBlock, check_size, rematted, resized, zeros
 
 LOG_STD = (-15.0, 10.0)  # where the log of a code's standard deviation is clipped, as in latent diffusion's autoencoder
 
@@ -50,7 +50,7 @@ class Half(nn.Module):
 
     def conv(self, x: Array, channels: int, name: str, **options: Any) -> Array:
         """A 3x3 convolution."""
-        return nn.Conv(channels, (3, 3), dtype=self.dtype, name=name, **options)(x)
+        return Conv(channels, (3, 3), dtype=self.dtype, name=name, **options)(x)
 
     def ending(self, x: Array, channels: int, **options: Any) -> Array:
         """Norm, SiLU and the convolution to the channels of the output."""
@@ -77,7 +77,7 @@ class Encoder(Half):
             for number in range(self.blocks):
                 x = self.block(x, self.channels * multiplier, f"{level}_{number}")
         moments = self.moments * self.latent_channels
-        return nn.Dense(moments, dtype=self.dtype, name="quant")(self.ending(self.middle(x), moments))
+        return Dense(moments, dtype=self.dtype, name="quant")(self.ending(self.middle(x), moments))
 
 
 class Decoder(Half):
@@ -90,7 +90,7 @@ class Decoder(Half):
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
-        z = nn.Dense(z.shape[-1], dtype=self.dtype, name="post_quant")(z)
+        z = Dense(z.shape[-1], dtype=self.dtype, name="post_quant")(z)
         x = self.conv(z, self.channels * self.multipliers[-1], "conv_in")
         x = self.middle(x)
         for level, multiplier in reversed(list(enumerate(self.multipliers))):

@@ -10,7 +10,19 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxdiff.models.layers import Attention, Norm, ResidualBlock, applied, check_size, embedded, rematted, resized, zeros
+from jaxdiff.models.layers import (
+    Attention,
+    Conv,
+    Dense,
+    Norm,
+    ResidualBlock,
+    applied,
+    check_size,
+    embedded,
+    rematted,
+    resized,
+    zeros,
+)
 
 
 class Classifier(nn.Module):
@@ -26,14 +38,14 @@ class Classifier(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> tuple[Array, Array]:
         channels = self.channels
         while True:
-            x = nn.silu(Norm(self.dtype)(nn.Conv(channels, (3, 3), dtype=self.dtype)(x)))
+            x = nn.silu(Norm(self.dtype)(Conv(channels, (3, 3), dtype=self.dtype)(x)))
             if x.shape[1] < 8 or x.shape[1] % 2 or x.shape[2] % 2:
                 break
             x = resized(x, 0.5)
             channels *= 2
         x = nn.Dropout(self.dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
-        features = nn.silu(nn.Dense(self.features, dtype=self.dtype)(x))
-        return nn.Dense(self.num_classes, dtype=self.dtype)(features), features
+        features = nn.silu(Dense(self.features, dtype=self.dtype)(x))
+        return Dense(self.num_classes, dtype=self.dtype)(features), features
 
 
 class NoisyClassifier(nn.Module):
@@ -59,7 +71,7 @@ class NoisyClassifier(nn.Module):
         check_size(x.shape, len(self.multipliers))
         embedding = embedded(condition, self.channels, self.dtype)
         residual = rematted(ResidualBlock, self.remat)
-        x = nn.Conv(self.channels, (3, 3), dtype=self.dtype)(x.astype(self.dtype))
+        x = Conv(self.channels, (3, 3), dtype=self.dtype)(x.astype(self.dtype))
         for level, multiplier in enumerate(self.multipliers):
             for number in range(self.blocks):
                 resample = 0.5 if level > 0 and number == 0 else 1.0
@@ -69,7 +81,7 @@ class NoisyClassifier(nn.Module):
                     x = Attention(self.head_channels, self.dtype, name=f"attention_{level}_{number}")(x)
         x = Attention(self.head_channels, self.dtype, name="attention")(x)
         pooled = jnp.mean(nn.silu(Norm(self.dtype)(x)), axis=(1, 2))
-        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=zeros)(pooled)
+        return Dense(self.num_classes, dtype=self.dtype, kernel_init=zeros)(pooled)
 
 
 def network(module: NoisyClassifier) -> Callable[..., Array]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxdiff.models.layers import Norm
+from jaxdiff.models.layers import Conv, Norm
 
 
 class PatchDiscriminator(nn.Module):
@@ -31,6 +31,6 @@ class PatchDiscriminator(nn.Module):
         x = x.astype(self.dtype)
         for layer in range(self.layers + 1):
             strides = (2, 2) if layer < self.layers else (1, 1)
-            x = nn.Conv(self.channels * min(2**layer, 8), (4, 4), strides, dtype=self.dtype, name=f"conv_{layer}")(x)
+            x = Conv(self.channels * min(2**layer, 8), (4, 4), strides, dtype=self.dtype, name=f"conv_{layer}")(x)
             x = nn.leaky_relu(x if layer == 0 else Norm(self.dtype, name=f"norm_{layer}")(x), 0.2)
-        return nn.Conv(1, (4, 4), dtype=self.dtype, name="conv_out")(x)[..., 0].astype(jnp.float32)
+        return Conv(1, (4, 4), dtype=self.dtype, name="conv_out")(x)[..., 0].astype(jnp.float32)

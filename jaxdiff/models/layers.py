@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,13 @@ from jax.typing import DTypeLike
 
 from jaxdiff.io import count
 
-zeros = nn.initializers.zeros_init()
+# Each is traced once a shape: Flax evaluates them at initialisation, and to check shapes whenever a network is traced.
+lecun_normal, normal, zeros, ones = (
+    jax.jit(initializer, static_argnums=(1, 2))
+    for initializer in (nn.initializers.lecun_normal(), nn.initializers.normal(1.0), nn.initializers.zeros, nn.initializers.ones)
+)
+Dense = functools.partial(nn.Dense, kernel_init=lecun_normal, bias_init=zeros)
+Conv = functools.partial(nn.Conv, kernel_init=lecun_normal, bias_init=zeros)
 
 # Attention of more scores than this a head is computed in parts, which a TPU keeps in its VMEM (128 MiB; the batch of a
 # chip multiplies them): at 4,096 tokens it would else write and read 64 MiB of scores an example and head. By the compiler's
@@ -33,26 +40,32 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, modulation: tuple[Array, Array] | None = None) -> Array:
-        batch, *_, channels = x.shape
-        groups = next(n for n in (32, 16, 8, 4, 2, 1) if n == 1 or (channels % n == 0 and channels // n >= 4))
-        wide, places = x.astype(jnp.float32), tuple(range(1, x.ndim - 1))
+        channels = x.shape[-1:]
+        scale, bias = self.param("scale", ones, channels), self.param("bias", zeros, channels)
+        return _normalised(x, scale, bias, modulation).astype(self.dtype)
 
-        def mean_of(
-            values: Array,
-        ) -> Array:  # of each channel first: XLA reads x as it lies, which it need not if groups come first
-            return jnp.mean(jnp.mean(values, axis=places).reshape(batch, groups, channels // groups), axis=2)
 
-        mean = mean_of(wide)
-        variance = jnp.maximum(mean_of(wide**2) - mean**2, 0)
-        each = channels // groups
-        inverse, mean = (jnp.repeat(value, each, axis=1) for value in (jax.lax.rsqrt(variance + 1e-5), mean))
-        gain = inverse * self.param("scale", nn.initializers.ones_init(), (channels,))[None]
-        offset = self.param("bias", zeros, (channels,))[None] - mean * gain
-        if modulation is not None:
-            scale, shift = (value.astype(jnp.float32) for value in modulation)
-            gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
-        shape = (batch, *(1 for _ in x.shape[1:-1]), channels)
-        return (wide * gain.reshape(shape) + offset.reshape(shape)).astype(self.dtype)
+@jax.jit  # traced, differentiated and lowered once for all places of one shape
+def _normalised(x: Array, scale: Array, bias: Array, modulation: tuple[Array, Array] | None) -> Array:
+    batch, *_, channels = x.shape
+    groups = next(n for n in (32, 16, 8, 4, 2, 1) if n == 1 or (channels % n == 0 and channels // n >= 4))
+    wide, places = x.astype(jnp.float32), tuple(range(1, x.ndim - 1))
+
+    def mean_of(values: Array) -> Array:
+        """By groups, but of each channel first: XLA reads x as it lies, which it need not if groups come first."""
+        return jnp.mean(jnp.mean(values, axis=places).reshape(batch, groups, channels // groups), axis=2)
+
+    mean = mean_of(wide)
+    variance = jnp.maximum(mean_of(wide**2) - mean**2, 0)
+    each = channels // groups
+    inverse, mean = (jnp.repeat(value, each, axis=1) for value in (jax.lax.rsqrt(variance + 1e-5), mean))
+    gain = inverse * scale[None]
+    offset = bias[None] - mean * gain
+    if modulation is not None:
+        scale, shift = (value.astype(jnp.float32) for value in modulation)
+        gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
+    shape = (batch, *(1 for _ in x.shape[1:-1]), channels)
+    return wide * gain.reshape(shape) + offset.reshape(shape)
 
 
 def frequencies(value: Array, features: int, slowest: float = 0.05, fastest: float = 8.0) -> Array:
@@ -67,8 +80,8 @@ def frequencies(value: Array, features: int, slowest: float = 0.05, fastest: flo
 
 def embedded(condition: Array, channels: int, dtype: DTypeLike) -> Array:
     """The condition `[B]` as features `[B, 4 * channels]`, by two dense layers of the module that calls this."""
-    hidden = nn.Dense(4 * channels, dtype=dtype)(frequencies(condition, channels).astype(dtype))
-    return nn.Dense(4 * channels, dtype=dtype)(nn.silu(hidden))
+    hidden = Dense(4 * channels, dtype=dtype)(frequencies(condition, channels).astype(dtype))
+    return Dense(4 * channels, dtype=dtype)(nn.silu(hidden))
 
 
 class GuidanceEmbedding(nn.Module):
@@ -82,8 +95,8 @@ class GuidanceEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, scale: Array) -> Array:
-        hidden = nn.Dense(4 * self.channels, dtype=self.dtype, name="in")(frequencies(scale, self.channels).astype(self.dtype))
-        return nn.Dense(4 * self.channels, dtype=self.dtype, kernel_init=zeros, name="out")(nn.silu(hidden))
+        hidden = Dense(4 * self.channels, dtype=self.dtype, name="in")(frequencies(scale, self.channels).astype(self.dtype))
+        return Dense(4 * self.channels, dtype=self.dtype, kernel_init=zeros, name="out")(nn.silu(hidden))
 
 
 def head_count(channels: int, head_channels: int, heads: int = 0) -> int:
@@ -142,10 +155,10 @@ class Attention(nn.Module):
         batch, height, width, channels = x.shape
         heads = head_count(channels, self.head_channels, self.heads)
         tokens = Norm(self.dtype)(x).reshape(batch, height * width, channels)
-        queries_keys_values = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(tokens)
+        queries_keys_values = Dense(3 * channels, dtype=self.dtype, name="qkv")(tokens)
         q, k, v = jnp.moveaxis(queries_keys_values.reshape(batch, height * width, 3, heads, channels // heads), 2, 0)
         mixed = attended(q, k, v).reshape(batch, height, width, channels)
-        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")(mixed)
+        return x + Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")(mixed)
 
 
 class ResidualBlock(nn.Module):
@@ -165,19 +178,19 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, condition: Array | None, train: bool) -> Array:
         hidden = resized(nn.silu(Norm(self.dtype)(x)), self.resample)
-        hidden = nn.Conv(self.channels, (3, 3), dtype=self.dtype)(hidden)
+        hidden = Conv(self.channels, (3, 3), dtype=self.dtype)(hidden)
         modulation = None
         if condition is not None and self.scale_shift:
-            scale, shift = jnp.split(nn.Dense(2 * self.channels, dtype=self.dtype)(nn.silu(condition)), 2, axis=-1)
+            scale, shift = jnp.split(Dense(2 * self.channels, dtype=self.dtype)(nn.silu(condition)), 2, axis=-1)
             modulation = scale, shift
         elif condition is not None:
-            hidden = hidden + nn.Dense(self.channels, dtype=self.dtype)(nn.silu(condition))[:, None, None]
+            hidden = hidden + Dense(self.channels, dtype=self.dtype)(nn.silu(condition))[:, None, None]
         hidden = nn.silu(Norm(self.dtype)(hidden, modulation))
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
-        hidden = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=zeros)(hidden)
+        hidden = Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=zeros)(hidden)
         x = resized(x, self.resample)
         if x.shape[-1] != self.channels:
-            x = nn.Dense(self.channels, dtype=self.dtype, name="skip")(x)
+            x = Dense(self.channels, dtype=self.dtype, name="skip")(x)
         return x + hidden
 
 

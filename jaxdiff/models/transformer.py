@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxdiff.models.layers import Norm, attended, head_count, zeros
+from jaxdiff.models.layers import Dense, Norm, attended, head_count, ones, zeros
 
 
 class Transformer(nn.Module):
@@ -28,10 +28,10 @@ class Transformer(nn.Module):
         batch, height, width, channels = x.shape
         heads = head_count(channels, self.head_channels, self.heads)
         tokens = Norm(self.dtype)(x).reshape(batch, height * width, channels)
-        tokens = nn.Dense(channels, dtype=self.dtype, name="in")(tokens)
+        tokens = Dense(channels, dtype=self.dtype, name="in")(tokens)
         for number in range(self.blocks):
             tokens = Block(heads, self.dtype, name=f"block_{number}")(tokens, context)
-        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")(tokens).reshape(x.shape)
+        return x + Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")(tokens).reshape(x.shape)
 
 
 class Block(nn.Module):
@@ -64,11 +64,11 @@ class MultiHead(nn.Module):
         channels = tokens.shape[-1]
 
         def projected(x: Array, name: str) -> Array:
-            y = nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(x)
+            y = Dense(channels, use_bias=False, dtype=self.dtype, name=name)(x)
             return y.reshape(*y.shape[:2], self.heads, channels // self.heads)
 
         mixed = attended(projected(tokens, "q"), projected(source, "k"), projected(source, "v"))
-        return nn.Dense(channels, dtype=self.dtype, name="out")(mixed.reshape(tokens.shape))
+        return Dense(channels, dtype=self.dtype, name="out")(mixed.reshape(tokens.shape))
 
 
 class GatedFeedForward(nn.Module):
@@ -79,8 +79,8 @@ class GatedFeedForward(nn.Module):
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
         channels = tokens.shape[-1]
-        value, gate = jnp.split(nn.Dense(8 * channels, dtype=self.dtype, name="in")(tokens), 2, axis=-1)
-        return nn.Dense(channels, dtype=self.dtype, name="out")(value * nn.gelu(gate, approximate=False))
+        value, gate = jnp.split(Dense(8 * channels, dtype=self.dtype, name="in")(tokens), 2, axis=-1)
+        return Dense(channels, dtype=self.dtype, name="out")(value * nn.gelu(gate, approximate=False))
 
 
 class LayerNorm(nn.Module):
@@ -90,7 +90,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
+        scale = self.param("scale", ones, x.shape[-1:])
         bias = self.param("bias", zeros, x.shape[-1:])
         full = x.astype(jnp.float32)
         mean = jnp.mean(full, axis=-1, keepdims=True)

@@ -14,12 +14,14 @@ from jax.typing import DTypeLike
 
 from jaxdiff.models.layers import (
     Attention,
+    Conv,
     GuidanceEmbedding,
     Norm,
     ResidualBlock,
     applied,
     check_size,
     embedded,
+    normal,
     rematted,
     resized,
     zeros,
@@ -119,7 +121,7 @@ class UNet(nn.Module):
         return self._conv(nn.silu(Norm(self.dtype)(hidden)), x.shape[-1], kernel_init=zeros)
 
     def _conv(self, x: Array, channels: int, **options: Any) -> Array:
-        return nn.Conv(channels, (3, 3), dtype=self.dtype, **options)(x)
+        return Conv(channels, (3, 3), dtype=self.dtype, **options)(x)
 
     def _residual(self, channels: int, resample: float, name: str) -> nn.Module:
         kind = rematted(ResidualBlock, self.remat)
@@ -148,7 +150,7 @@ class UNet(nn.Module):
             return hidden
         if label is None:
             raise ValueError(f"label: the network has classes; give labels [B], {self.num_classes} where there is none")
-        labels = nn.Embed(self.num_classes + 1, 4 * self.channels, dtype=self.dtype, embedding_init=nn.initializers.normal(1.0))
+        labels = nn.Embed(self.num_classes + 1, 4 * self.channels, dtype=self.dtype, embedding_init=normal)
         return hidden + labels(label)
 
     def _check_context(self, context: Array | None) -> None:
