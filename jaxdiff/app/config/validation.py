@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import json
 import pathlib
 import re
@@ -57,10 +58,13 @@ def _defined(path: pathlib.Path, name: str, example: str) -> Any:
     return contents[name]
 
 
+_validator = functools.cache(pydantic.TypeAdapter)  # of a kind of dataclass, which takes tens of milliseconds to make
+
+
 def _checked(kind: Any, rules: Callable[[Any], Rules], values: Mapping[str, Any], where: str) -> Any:
     """The dataclass of JSON values, once types, bounds and rules are checked."""
     try:
-        config = pydantic.TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+        config = _validator(kind).validate_json(json.dumps(values), strict=True)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
