@@ -158,7 +158,7 @@ def statistic_of(name, seed):
 @pytest.mark.parametrize("name", STATISTICS)
 def test_intervals_cover_at_the_stated_rate(name, confidence):
     """Of sets whose law is not the reference's, against the mean over sets."""
-    tries = 300
+    tries = 150
 
     def interval(seed):
         return evaluate.bootstrap(statistic_of(name, seed), SETS, confidence=confidence, draws=40)
