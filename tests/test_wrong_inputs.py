@@ -32,7 +32,7 @@ WRONG = {
     "a flag for a command": ("--quiet", 2, "flags come after it"),
     "no group of that name": ("train {}/tiny.py --help modle", 2, "write one of run, data, model"),
     "train: a folder as recipe": ("train {}/folder.py", 1, "no config file {}/folder.py; "),
-    "train: a binary file": ("train {}/binary.py", 1, "binary.py: SyntaxError"),
+    "train: a binary file": ("train {}/binary.py", 1, "source code string cannot contain null bytes"),
     "train: a file without a config": ("train {}/empty.py", 1, "must define config = jaxdiff.app.config.Experiment(...)"),
     "train: a file that exits": ("train {}/exits.py", 1, "exits.py: SystemExit"),
     "train: a wrong field": ("train {}/other.py", 1, "must be at least 1 for a classifier, got 0"),
