@@ -1,6 +1,5 @@
 """Strict modes, eight simulated devices, a compilation cache: before anything touches a device."""
 
-import collections
 import gc
 import importlib.metadata
 import os
@@ -28,12 +27,6 @@ gc.set_threshold(50_000)  # little of what tracing makes is garbage; looking for
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-
-
-def pytest_collection_modifyitems(items):
-    """Files with the most slow tests come first, so that none of them is left to one process at the end."""
-    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture
