@@ -9,7 +9,7 @@ import pytest
 from cases import DETERMINISTIC, GUIDANCES, METHODS, PARAMETERIZATIONS, SAMPLERS, SCHEDULES, clouds
 
 import jaxdiff as jd
-from jaxdiff import editing, likelihood, losses, oracles, process, targets, training
+from jaxdiff import editing, likelihood, losses, objectives, oracles, process, targets, training
 
 HALF = ("bfloat16", "float16")
 LABEL = (1.0, 0.2, 0.0)
@@ -122,7 +122,22 @@ OTHER = {  # functions of x whose result has another shape or, as the mixtures a
     "truncated_snr": lambda g: regressed(g, losses.truncated_snr),
     "min_snr": lambda g: regressed(g, losses.min_snr()),
 }
-LIKELIHOODS = {  # in nats, for each example
+
+
+def images(g):
+    """x0 as images of 2x2 pixels, `[B, 2, 2, 1]`."""
+    return jnp.stack([g.x0, g.noise], axis=1)[..., None]
+
+
+def enlarged(g):
+    """The images of a cascade's second stage, of twice their size."""
+    stage = jd.cascade.Stage(
+        lambda given: lambda x, level: (x + given["spatial"]) / 2, jd.ddim(), g.levels, (4, 4, 1), 2, g.levels[3]
+    )
+    return jd.cascade.enlarged(stage, images(g), g.key)
+
+
+OF_EXAMPLES = {  # of each example: nats, images or a loss
     "gaussian": lambda g: likelihood.densities.gaussian(g.x0, g.x, g.t.sigma),
     "discretized_gaussian": lambda g: likelihood.densities.discretized_gaussian(g.x0, g.x, g.t.sigma),
     "discretized_logistic": lambda g: likelihood.densities.discretized_logistic(g.x0, g.x, g.t.sigma),
@@ -142,14 +157,17 @@ LIKELIHOODS = {  # in nats, for each example
             lambda x0: (x0, jnp.ones_like(x0)), lambda z, x0: likelihood.densities.gaussian(x0, z, jnp.ones_like(x0)), g.x0, g.key
         ).value
     ),
+    "downsampled": lambda g: objectives.downsampled(images(g), 2),
+    "upsampled": lambda g: objectives.upsampled(images(g), 2),
+    "enlarged": enlarged,
     **{f"objective {name}": lambda g, name=name: method_loss(name, g) for name in METHODS},
 }
-OTHER |= LIKELIHOODS
+OTHER |= OF_EXAMPLES
 ALL = {**KEPT, **OTHER}
 OF_BATCHES = {name for name in OTHER if name not in ("oracle", "score", "log_density", "class_log_prob", "guided", "flow_map")}
 RANDOM = {*SAMPLERS} - DETERMINISTIC | {"overshoot", "noise_like", "sdedit", "inpaint", "resampled"}
 RANDOM |= {name for name in OTHER if name.startswith(("weight", "regression", "pseudo", "truncated", "min_snr", "objective"))}
-RANDOM |= {"squared_error", "discrete_bound", "continuous_bound", "elbo"}
+RANDOM |= {"enlarged", "squared_error", "discrete_bound", "continuous_bound", "elbo"}
 COMPUTED = [name for name in ALL if name not in RANDOM]
 each = pytest.mark.parametrize("name", ALL)
 
