@@ -79,6 +79,19 @@ def method_loss(name, g):
     return jnp.broadcast_to(loss, g.x0.shape[:1])
 
 
+def images(g):
+    """x0 and noise as two rows of an image, `[B, 2, 2, 1]`."""
+    return jnp.stack([g.x0, g.noise], axis=1)[..., None]
+
+
+def enlarged(g):
+    """The images of a cascade's second stage, of twice their size."""
+    stage = jd.cascade.Stage(
+        lambda given: lambda x, level: (x + given["spatial"]) / 2, jd.ddim(), g.levels, (4, 4, 1), 2, g.levels[3]
+    )
+    return jd.cascade.enlarged(stage, images(g), g.key)
+
+
 def regressed(g, weight=losses.v_weight, distance=losses.squared_error):
     return jd.regression_loss(network(jd.predict_v), targets.data(g.x0), g.x0, g.t, g.key, weight, distance)
 
@@ -121,40 +134,23 @@ OTHER = {  # functions of x whose result has another shape or, as the mixtures a
     **{f"weight {name}": lambda g, weight=weight: regressed(g, weight) for name, (_, weight, _) in PARAMETERIZATIONS.items()},
     "truncated_snr": lambda g: regressed(g, losses.truncated_snr),
     "min_snr": lambda g: regressed(g, losses.min_snr()),
-}
-
-
-def images(g):
-    """x0 as images of 2x2 pixels, `[B, 2, 2, 1]`."""
-    return jnp.stack([g.x0, g.noise], axis=1)[..., None]
-
-
-def enlarged(g):
-    """The images of a cascade's second stage, of twice their size."""
-    stage = jd.cascade.Stage(
-        lambda given: lambda x, level: (x + given["spatial"]) / 2, jd.ddim(), g.levels, (4, 4, 1), 2, g.levels[3]
-    )
-    return jd.cascade.enlarged(stage, images(g), g.key)
-
-
-OF_EXAMPLES = {  # of each example: nats, images or a loss
-    "gaussian": lambda g: likelihood.densities.gaussian(g.x0, g.x, g.t.sigma),
-    "discretized_gaussian": lambda g: likelihood.densities.discretized_gaussian(g.x0, g.x, g.t.sigma),
-    "discretized_logistic": lambda g: likelihood.densities.discretized_logistic(g.x0, g.x, g.t.sigma),
-    "bernoulli": lambda g: likelihood.densities.bernoulli(jnp.sign(g.x0), g.x),
+    "gaussian": lambda g: likelihood.gaussian(g.x0, g.x, g.t.sigma),
+    "discretized_gaussian": lambda g: likelihood.discretized_gaussian(g.x0, g.x, g.t.sigma),
+    "discretized_logistic": lambda g: likelihood.discretized_logistic(g.x0, g.x, g.t.sigma),
+    "bernoulli": lambda g: likelihood.bernoulli(jnp.sign(g.x0), g.x),
     "squared_error": lambda g: likelihood.bounds.squared_error(exact, g.x0, g.t, g.key),
-    "discrete_bound": lambda g: likelihood.discrete_bound(exact, g.x0, g.levels[:-1], g.key, likelihood.densities.gaussian).value,
+    "discrete_bound": lambda g: likelihood.discrete_bound(exact, g.x0, g.levels[:-1], g.key, likelihood.gaussian).value,
     "continuous_bound": lambda g: (
-        likelihood.continuous_bound(exact, g.x0, jd.cosine(-8.0, 8.0), g.key, likelihood.densities.gaussian, num_times=4).value
+        likelihood.continuous_bound(exact, g.x0, jd.cosine(-8.0, 8.0), g.key, likelihood.gaussian, num_times=4).value
     ),
     "flow_log_density": lambda g: (
-        likelihood.flow_log_density(exact, g.x0, g.levels[:-1], g.key, jd.ddim(), likelihood.flow.exact()).value
+        likelihood.flow_log_density(exact, g.x0, g.levels[:-1], g.key, jd.ddim(), likelihood.exact()).value
     ),
-    "channel_kl": lambda g: likelihood.vae.channel_kl(likelihood.vae.Posterior(g.x0, jnp.abs(g.x) + g.t.sigma)),
-    "kl": lambda g: likelihood.vae.kl(likelihood.vae.Posterior(g.x0, jnp.abs(g.x) + g.t.sigma)),
+    "channel_kl": lambda g: likelihood.channel_kl(likelihood.Posterior(g.x0, jnp.abs(g.x) + g.t.sigma)),
+    "kl": lambda g: likelihood.kl(likelihood.Posterior(g.x0, jnp.abs(g.x) + g.t.sigma)),
     "elbo": lambda g: (
         likelihood.elbo(
-            lambda x0: (x0, jnp.ones_like(x0)), lambda z, x0: likelihood.densities.gaussian(x0, z, jnp.ones_like(x0)), g.x0, g.key
+            lambda x0: (x0, jnp.ones_like(x0)), lambda z, x0: likelihood.gaussian(x0, z, jnp.ones_like(x0)), g.x0, g.key
         ).value
     ),
     "downsampled": lambda g: objectives.downsampled(images(g), 2),
@@ -162,7 +158,6 @@ OF_EXAMPLES = {  # of each example: nats, images or a loss
     "enlarged": enlarged,
     **{f"objective {name}": lambda g, name=name: method_loss(name, g) for name in METHODS},
 }
-OTHER |= OF_EXAMPLES
 ALL = {**KEPT, **OTHER}
 OF_BATCHES = {name for name in OTHER if name not in ("oracle", "score", "log_density", "class_log_prob", "guided", "flow_map")}
 RANDOM = {*SAMPLERS} - DETERMINISTIC | {"overshoot", "noise_like", "sdedit", "inpaint", "resampled"}
