@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdiff.io import files, paths, uploads
 from jaxdiff.training import distributed
-from jaxdiff.training.sinks import Factory, Run, open_sinks
+from jaxdiff.training.sinks import Factory, Run, event_writer, open_sinks
 
 Write = Callable[[int, Mapping[str, float]], None]
 
@@ -48,9 +48,7 @@ def writer(
 
 def write_pictures(workdir: pathlib.Path, step: int, shown: Mapping[str, np.ndarray]) -> None:
     """Adds pictures `[H, W, C]` by their names to a run's TensorBoard, at a step."""
-    from tensorboardX import SummaryWriter
-
-    with uploads.uploaded_folder(paths.path(workdir)) as (folder, _), SummaryWriter(str(folder / "tensorboard")) as board:
+    with uploads.uploaded_folder(paths.path(workdir)) as (folder, _), event_writer(folder) as board:
         for name, pixels in shown.items():
             board.add_image(name, pixels, step, dataformats="HWC")
 

@@ -7,14 +7,18 @@ import logging
 import os
 import pathlib
 import secrets
+import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from jaxdiff.io import files
 from jaxdiff.io.errors import ConfigError, first_line
 from jaxdiff.io.user_files import run_file
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +47,17 @@ class Sink(NamedTuple):
 Factory = Callable[[Run], Sink]
 
 
-def tensorboard(run: Run) -> Sink:
-    """Event files in the run's folder `tensorboard`; steps that are taken again after a resume replace the first ones."""
+def event_writer(folder: pathlib.Path, purge_step: int | None = None) -> SummaryWriter:
+    """Writes a new event file of TensorBoard in `folder / "tensorboard"`; from `purge_step` on it replaces those before it."""
     from tensorboardX import SummaryWriter
 
-    board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.start + 1)
+    suffix = f".{time.time_ns()}"  # its own names tell files apart by the second
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step, filename_suffix=suffix)
+
+
+def tensorboard(run: Run) -> Sink:
+    """Event files in the run's folder `tensorboard`; steps that are taken again after a resume replace the first ones."""
+    board = event_writer(run.folder, run.start + 1)
 
     def scalars(step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
