@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import logging
 import os
@@ -18,7 +17,7 @@ from PIL import Image, ImageOps
 
 from jaxdiff.data.latents import Rows
 from jaxdiff.io import copies, count, paths, progress
-from jaxdiff.io.errors import DataError, first_line
+from jaxdiff.io.errors import DataError, did_you_mean, first_line
 
 log = logging.getLogger(__name__)
 
@@ -220,9 +219,9 @@ def _builder(name: str, data_dir: str | None) -> Any:
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError) as error:  # the second where it is no name at all
-        near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=1)
-        hint = f"did you mean {near[0]}?" if near else "write data.name as tensorflow-datasets has it, such as digits or mnist"
-        raise DataError(f"no data set is named {name!r}; {hint}") from error
+        known = tfds.list_builders(with_community_datasets=False)
+        hint = did_you_mean(name, known, "write data.name as tensorflow-datasets has it, such as digits or mnist")
+        raise DataError(f"no data set is named {name!r}{hint}") from error
     if name == digits.Digits.name and not builder.info.splits:
         log.info("preparing digits in %s", builder.data_dir)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # tfds's bars: it takes a second

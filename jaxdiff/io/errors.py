@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import importlib
 import os
 import pathlib
 import runpy
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 OURS = (
     f"{pathlib.Path(__file__).parents[1]}{os.sep}",
@@ -55,6 +56,13 @@ def first_line(error: BaseException, length: int = 200) -> str:
 def disk_full(error: BaseException) -> bool:
     """Whether an error says that a disk has no room left, whatever its type and its status code say."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
+    """The end of a sentence that asks for the nearest of the known names, or else says what to write, if anything."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    hint = f"did you mean {near[0]}?" if near else otherwise
+    return hint and f"; {hint}"
 
 
 @contextlib.contextmanager

@@ -28,9 +28,8 @@ from jaxdiff.app.cli.report_command import report
 from jaxdiff.app.cli.sample_command import sample
 from jaxdiff.app.cli.train_command import train
 from jaxdiff.app.cli.verify_command import verify
-from jaxdiff.app.config.validation import did_you_mean
 from jaxdiff.io import files, gcs
-from jaxdiff.io.errors import UsageError, UserError, disk_full, first_line
+from jaxdiff.io.errors import UsageError, UserError, did_you_mean, disk_full, first_line
 from jaxdiff.training import distributed
 
 COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {  # name -> dataclass of its arguments, function

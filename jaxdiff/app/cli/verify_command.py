@@ -11,9 +11,8 @@ import tyro
 from jaxdiff import oracles, samplers
 from jaxdiff.app.cli.arguments import check_bounds
 from jaxdiff.app.config import SamplerName
-from jaxdiff.app.config.validation import did_you_mean
 from jaxdiff.io import progress
-from jaxdiff.io.errors import ConfigError, user_code
+from jaxdiff.io.errors import ConfigError, did_you_mean, user_code
 from jaxdiff.io.user_files import run_file
 from jaxdiff.samplers import Sampler
 

@@ -1,13 +1,12 @@
 """Configs from files and JSON, with every type and value checked."""
 
 import dataclasses
-import difflib
 import functools
 import json
 import pathlib
 import re
 import runpy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pydantic
@@ -16,7 +15,7 @@ from jaxdiff.app.config import fields
 from jaxdiff.app.config.distillation import Ladder
 from jaxdiff.app.config.fields import Experiment
 from jaxdiff.app.config.rules import Rules, ladder_rules, rules
-from jaxdiff.io.errors import ConfigError, user_code
+from jaxdiff.io.errors import ConfigError, did_you_mean, user_code
 
 LARGEST = 3.4e38  # of float32
 KINDS = {  # what a file can define, and what to do with that
@@ -121,13 +120,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
-
-
-def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
-    """The end of a sentence that asks for the nearest of the known names, or else says what to write, if anything."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-    hint = f"did you mean {near[0]}?" if near else otherwise
-    return hint and f"; {hint}"
 
 
 def _explain_unknown_field(message: str) -> str:
