@@ -1,8 +1,9 @@
 """An autoencoder of CIFAR-10 with 16x16 latents of four channels (f2).
 
 Paper: Rombach et al. (2022), a KL-regularised autoencoder against a patch discriminator (Esser et al. 2021).
-Cost: made for a TPU or GPU.
-Score: none measured yet; `reconstruction.json` holds the PSNR of held-out images.
+Data: cifar10.
+Cost: for a TPU or GPU.
+Score: not measured; `reconstruction.json` holds the PSNR of held-out images.
 Run: jaxdiff data cifar10 && jaxdiff train configs/cifar10_kl.py --workdir runs/cifar10_kl
 """
 

@@ -1,8 +1,9 @@
 """The ladder of CIFAR-10, at the papers' settings: each recipe says what its paper reached.
 
 Paper: Salimans & Ho (2022), Meng et al. (2023), Song et al. (2023), Song & Dhariwal (2023).
-Cost: made for a pod; see the recipes.
-Score: none of ours measured yet; the papers' are FID by Inception's features, the table's are by a classifier trained here.
+Data: cifar10.
+Cost: for a pod; see the recipes.
+Score: not measured; the papers' figures are FID by Inception's features, the table's are by a classifier trained here.
 Run: jaxdiff data cifar10 && jaxdiff ladder configs/cifar10_ladder.py
 """
 

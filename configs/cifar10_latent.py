@@ -1,8 +1,9 @@
 """Latent diffusion of CIFAR-10, class-conditional, in the 16x16 latents of configs/cifar10_kl.py.
 
 Paper: Rombach et al. (2022); classifier-free guidance of Ho & Salimans (2022).
-Cost: made for a TPU or GPU.
-Score: none measured yet.
+Data: cifar10.
+Cost: for a TPU or GPU.
+Score: not measured.
 Run: jaxdiff data cifar10 && jaxdiff train configs/cifar10_latent.py --workdir runs/cifar10_latent --with-stages
 """
 

@@ -1,8 +1,9 @@
 """CIFAR-10, 32x32, class-conditional, as a teacher of progressive distillation: cosine schedule, v prediction.
 
 Paper: Salimans & Ho (2022), section 4 and appendix A; there an unconditional UNet of ADM's kind, 256 channels wide, batch 128.
-Cost: 4.46 TFLOP a step, as configs/cifar10.py; 800,000 steps.
-Score: the paper's unconditional model with this prediction and weight has FID 2.87 by DDIM, table 1 (its figure, not ours).
+Data: cifar10.
+Cost: 4.46 TFLOP a step; as configs/cifar10.py; 800,000 steps.
+Score: FID 2.87 (paper); its unconditional model with this prediction and weight by DDIM, table 1; none of ours measured yet.
 Run: jaxdiff data cifar10 && jaxdiff train configs/cifar10_v.py --workdir runs/cifar10_v
 """
 

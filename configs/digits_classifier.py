@@ -1,8 +1,9 @@
 """A classifier of noised digits, which guides the samples of configs/digits.py.
 
 Paper: Dhariwal & Nichol (2021), classifier guidance, section 4.
-Cost: about one minute of training on 2 CPU cores.
-Score: at least 95% of held-out digits named right at logsnr 2; guiding the unconditional model of configs/digits.py,
+Data: digits.
+Cost: about 1 min on CPU; on two cores, of training alone.
+Score: >= 95% accuracy; of held-out digits at logsnr 2; guiding the unconditional model of configs/digits.py,
     over 90% of 1,000 samples named by their label (DDIM, 50 steps, guidance 0, classifier scale 5).
 Run: jaxdiff train configs/digits_classifier.py --workdir runs/digits_classifier
 """

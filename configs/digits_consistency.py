@@ -1,8 +1,9 @@
 """Digits of 8x8 pixels in one step, or a few: consistency distillation of configs/digits.py.
 
 Paper: Song et al. (2023), consistency distillation; levels doubled as Song & Dhariwal (2023) do.
-Cost: about two minutes of training on 2 CPU cores, after two for the teacher.
-Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
+Data: digits.
+Cost: about 2 min on CPU; on two cores, after two for the teacher.
+Score: 97.8% by label; of 1,000 samples in one step (README, results).
 Run: jaxdiff train configs/digits_consistency.py --workdir runs/digits_consistency --with-stages
 """
 

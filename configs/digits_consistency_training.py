@@ -2,8 +2,9 @@
 
 Paper: Song & Dhariwal (2023), improved consistency training: no EMA for the target, doubling levels. Their draws, weight and
 distance are for variance-exploding levels up to sigma 80; here levels are drawn evenly on the cosine schedule.
-Cost: about two minutes of training on 2 CPU cores.
-Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
+Data: digits.
+Cost: about 2 min on CPU; on two cores, of training alone.
+Score: 94.0% by label; in one step (README, the ladder).
 Run: jaxdiff train configs/digits_consistency_training.py --workdir runs/digits_consistency_training
 """
 

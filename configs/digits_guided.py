@@ -1,8 +1,9 @@
 """Digits of 8x8 pixels: the guided teacher of configs/digits.py in one network call, at any guidance scale from 1 to 4.
 
 Paper: Meng et al. (2023), stage one; the scale is an input of the student's network.
-Cost: about one minute of training on 2 CPU cores, after two for the teacher.
-Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
+Data: digits.
+Cost: about 1 min on CPU; on two cores, after two for the teacher.
+Score: 99.9% by label; in 8 steps, at scale 1 (README, the ladder).
 Run: jaxdiff train configs/digits_guided.py --workdir runs/digits_guided --with-stages
 """
 

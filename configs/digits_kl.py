@@ -2,8 +2,9 @@
 
 Paper: Rombach et al. (2022), a KL-regularised autoencoder with a perceptual distance and a patch discriminator; the
 perceptual features are those of configs/digits_classifier.py.
-Cost: about two minutes of training on 2 CPU cores, after one for the classifier.
-Score: `reconstruction.json`: PSNR of held-out digits.
+Data: digits.
+Cost: about 2 min on CPU; on two cores, after one for the classifier.
+Score: in the run; `reconstruction.json`: PSNR of held-out digits.
 Run: jaxdiff train configs/digits_kl.py --workdir runs/digits_kl --with-stages
 """
 

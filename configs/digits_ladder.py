@@ -1,8 +1,9 @@
 """The ladder of digits: from a teacher of 50 steps to students of one, each way that there is.
 
 Paper: Salimans & Ho (2022), Meng et al. (2023), Song et al. (2023), Song & Dhariwal (2023), Luo et al. (2023).
-Cost: 38 minutes of CPU time from nothing; on two cores that also did other things it took 51 minutes.
-Score: in `table.md`, and the README.
+Data: digits.
+Cost: 38 min of CPU time; from nothing; on two cores that also did other things it took 51 minutes.
+Score: in the README; and in `table.md`.
 Run: jaxdiff ladder configs/digits_ladder.py
 """
 

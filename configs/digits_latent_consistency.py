@@ -1,8 +1,9 @@
 """Digits in a few steps in the latents of configs/digits_kl.py, at any guidance scale from 1 to 2: a latent consistency model.
 
 Paper: Luo et al. (2023): guided DDIM teacher, several levels ahead, the scale an input of the network.
-Cost: about two minutes of training on 2 CPU cores, after six for the classifier, the autoencoder and the teacher.
-Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
+Data: digits.
+Cost: about 2 min on CPU; on two cores, after six for the classifier, the autoencoder and the teacher.
+Score: 100.0% by label; of 1,000 samples in 4 steps, guidance 2 (README, results).
 Run: jaxdiff train configs/digits_latent_consistency.py --workdir runs/digits_latent_consistency --with-stages
 """
 

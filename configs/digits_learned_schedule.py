@@ -1,8 +1,9 @@
 """Digits of 8x8 pixels by maximum likelihood with a learned noise schedule.
 
 Paper: Kingma et al. (2021), variational diffusion models: the schedule descends the variance of the bound.
-Cost: about five minutes of training on 2 CPU cores.
-Score: 1.95 +- 0.02 bits per dimension of held-out digits by the continuous bound, 2.13 by the flow
+Data: digits.
+Cost: about 5 min on CPU; on two cores, of training alone.
+Score: 1.95 bits/dim; +- 0.02, of held-out digits by the continuous bound, 2.13 by the flow
     (`jaxdiff evaluate runs/digits_learned --likelihood --steps 256`).
 Run: jaxdiff train configs/digits_learned_schedule.py --workdir runs/digits_learned
 """

@@ -1,8 +1,9 @@
 """Digits of 8x8 pixels in 4 steps, or in 8, 2 or 1: the student of configs/digits_guided.py, halved four times.
 
 Paper: Salimans & Ho (2022), progressive distillation; Meng et al. (2023), stage two.
-Cost: about two minutes of training on 2 CPU cores, after three for the teacher and the guided student.
-Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
+Data: digits.
+Cost: about 2 min on CPU; on two cores, after three for the teacher and the guided student.
+Score: 100.0% by label; of 1,000 samples in 4 steps, and in one (README, results).
 Run: jaxdiff train configs/digits_progressive.py --workdir runs/digits_progressive --with-stages
 """
 

@@ -1,8 +1,9 @@
 """Digits of 8x8 pixels in one step, or a few: continuous-time consistency distillation (sCM) of configs/digits.py.
 
 Paper: Lu & Song (2024): the slope of the network along the flow by jax.jvp, normalised, brought in over some steps.
-Cost: about two minutes of training on 2 CPU cores, after two for the teacher.
-Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
+Data: digits.
+Cost: about 2 min on CPU; on two cores, after two for the teacher.
+Score: in evaluations/; label agreement and Frechet distance of 1,000 samples.
 Run: jaxdiff train configs/digits_scm.py --workdir runs/digits_scm --with-stages
 """
 

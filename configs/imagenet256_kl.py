@@ -1,8 +1,9 @@
 """The KL-f8 autoencoder on ImageNet, 256x256: 32x32 latents of four channels, 48 times fewer numbers. 83.7M parameters.
 
 Paper: Rombach et al. (2022), table 8 and section G: KL 1e-6, LPIPS, a patch discriminator of weight 0.5.
-Cost: compiled for TPU v5e (benchmarks/latent_compile.py), not run.
-Score: none measured.
+Data: imagenet2012.
+Cost: not run; compiled for TPU v5e (benchmarks/latent_compile.py).
+Score: not measured.
 Run: pip install tensorflow && tfds build imagenet2012 --file_format array_record, weights of VGG16 and LPIPS as vgg16.npz
     (README, latent diffusion), then jaxdiff train configs/imagenet256_kl.py --workdir runs/imagenet256_kl
 """

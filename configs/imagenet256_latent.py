@@ -1,8 +1,9 @@
 """Latent diffusion of ImageNet 256x256, class-conditional, in the 32x32 latents of configs/imagenet256_kl.py.
 
 Paper: Rombach et al. (2022), the class-conditional model; v prediction of Salimans & Ho (2022).
-Cost: compiled for TPU v5e (jaxdiff plan), not run.
-Score: none measured.
+Data: imagenet2012.
+Cost: not run; compiled for TPU v5e (`jaxdiff plan`).
+Score: not measured.
 Run: see configs/imagenet256_kl.py for the data, then jaxdiff train configs/imagenet256_latent.py --with-stages
 """
 

@@ -2,8 +2,9 @@
 
 Paper: Rombach et al. (2022), the UNet of Stable Diffusion 1.x, transformer blocks and all, with classes for text; v prediction of
 Salimans & Ho (2022).
-Cost: encode the images once (`jaxdiff latents`) and add --data.latents. Compiled for TPUs (`jaxdiff plan`), not run.
-Score: none measured.
+Data: imagenet2012.
+Cost: not run; compiled for TPUs (`jaxdiff plan`). Encode the images once (`jaxdiff latents`) and add --data.latents.
+Score: not measured.
 Run: see configs/imagenet256_kl.py for the data, then on every host
   jaxdiff train configs/imagenet256_latent_large.py --with-stages --workdir a/directory/that/all/hosts/share
 """

@@ -1,8 +1,9 @@
 """MNIST from 8x8 to 16x16 pixels, class-conditional: a super-resolution stage of a cascade.
 
 Paper: Ho et al. (2021), Cascaded Diffusion Models, with noise conditioning augmentation.
-Cost: about 0.5 s a step on 2 CPU cores, after the stages below it.
-Score: label agreement and Frechet distance of 1,000 samples of the whole cascade in `evaluations/`.
+Data: mnist.
+Cost: 0.5 s a step, CPU; about, 2 cores, after the stages below it.
+Score: in evaluations/; label agreement and Frechet distance of 1,000 samples of the whole cascade.
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_16.py --workdir runs/mnist_16 --with-stages
 """
 

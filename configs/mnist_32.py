@@ -1,8 +1,9 @@
 """MNIST from 16x16 to 32x32 pixels, class-conditional: a super-resolution stage of a cascade.
 
 Paper: Ho et al. (2021), Cascaded Diffusion Models, with noise conditioning augmentation.
-Cost: about 0.8 s a step on 2 CPU cores, after the stages below it.
-Score: 94.3% of 300 samples of the whole cascade named by their label (600, 400 and 400 steps).
+Data: mnist.
+Cost: 0.8 s a step, CPU; about, 2 cores, after the stages below it.
+Score: 94.3% by label; of 300 samples of the whole cascade (600, 400 and 400 steps).
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_32.py --workdir runs/mnist_32 --with-stages
 """
 

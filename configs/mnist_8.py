@@ -1,8 +1,9 @@
 """MNIST at 8x8 pixels, class-conditional: the base of a cascade.
 
 Paper: Ho et al. (2021), Cascaded Diffusion Models.
-Cost: about 0.3 s a step on 2 CPU cores.
-Score: label agreement and Frechet distance of 1,000 samples in `evaluations/`.
+Data: mnist.
+Cost: 0.3 s a step, CPU; about, 2 cores.
+Score: in evaluations/; label agreement and Frechet distance of 1,000 samples.
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_8.py --workdir runs/mnist_8
 """
 

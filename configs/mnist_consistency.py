@@ -1,8 +1,9 @@
 """MNIST in latents in one step, or a few: consistency distillation of configs/mnist_latent.py.
 
 Paper: Song et al. (2023), consistency distillation; levels doubled as Song & Dhariwal (2023) do.
-Cost: about 0.3 s a step on 2 CPU cores, once what it starts from is trained.
-Score: in the table of configs/mnist_ladder.py.
+Data: mnist.
+Cost: 0.3 s a step, CPU; about, 2 cores, once what it starts from is trained.
+Score: 94.7% by label; of 1,000 samples in one step (README, results).
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_consistency.py --workdir runs/mnist_consistency --with-stages
 """
 

@@ -1,8 +1,9 @@
 """MNIST in latents in one step, or a few, without a teacher: consistency training from random params.
 
 Paper: Song & Dhariwal (2023), improved consistency training; draws and weights are uniform on the cosine schedule.
-Cost: about 0.3 s a step on 2 CPU cores, once what it starts from is trained.
-Score: in the table of configs/mnist_ladder.py.
+Data: mnist.
+Cost: 0.3 s a step, CPU; about, 2 cores, once what it starts from is trained.
+Score: in table.md; of configs/mnist_ladder.py.
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_consistency_training.py --with-stages
 """
 

@@ -1,8 +1,9 @@
 """MNIST in the latents of configs/mnist_kl.py: the guided teacher of configs/mnist_latent.py in one call, at any scale from 1 to 4.
 
 Paper: Meng et al. (2023), stage one; the scale is an input of the student's network.
-Cost: about 0.3 s a step on 2 CPU cores, once what it starts from is trained.
-Score: in the table of configs/mnist_ladder.py.
+Data: mnist.
+Cost: 0.3 s a step, CPU; about, 2 cores, once what it starts from is trained.
+Score: in table.md; of configs/mnist_ladder.py.
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_guided.py --workdir runs/mnist_guided --with-stages
 """
 

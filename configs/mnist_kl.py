@@ -1,8 +1,9 @@
 """An autoencoder of MNIST, 28x28 padded to 32x32, with 8x8 latents of one channel: 16 times fewer numbers.
 
 Paper: Rombach et al. (2022), the KL-regularised autoencoder KL-f4, against a patch discriminator (Esser et al. 2021).
-Cost: about 0.7 s a step on 2 CPU cores.
-Score: PSNR of 29.9 dB, mean of 10,000 held-out images (in a run whose discriminator began at step 1,000).
+Data: mnist.
+Cost: 0.7 s a step, CPU; about, 2 cores.
+Score: PSNR 29.9 dB; mean of 10,000 held-out images (in a run whose discriminator began at step 1,000).
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_kl.py --workdir runs/mnist_kl
 """
 

@@ -1,8 +1,9 @@
 """The ladder of MNIST, in the latents of configs/mnist_kl.py: from a teacher of 50 steps to students of one.
 
 Paper: Salimans & Ho (2022), Meng et al. (2023), Song et al. (2023), Song & Dhariwal (2023), Luo et al. (2023).
-Cost: about two hours on 2 CPU cores, from nothing.
-Score: in `table.md`.
+Data: mnist.
+Cost: 2 h on 2 CPU cores; about, from nothing.
+Score: in table.md.
 Run: jaxdiff data mnist && jaxdiff ladder configs/mnist_ladder.py
 """
 

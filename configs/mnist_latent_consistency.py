@@ -1,8 +1,9 @@
 """MNIST in latents in a few steps, at any guidance scale from 1 to 2: a latent consistency model.
 
 Paper: Luo et al. (2023): guided DDIM teacher, several levels ahead, the scale an input of the network.
-Cost: about 0.3 s a step on 2 CPU cores, once what it starts from is trained.
-Score: in the table of configs/mnist_ladder.py.
+Data: mnist.
+Cost: 0.3 s a step, CPU; about, 2 cores, once what it starts from is trained.
+Score: 99.8% by label; of 1,000 samples in 4 steps, guidance 2 (README, results).
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_latent_consistency.py --workdir runs/mnist_latent_consistency --with-stages
 """
 

@@ -1,8 +1,9 @@
 """MNIST in latents, in 4 steps, or in 8, 2 or 1: the student of configs/mnist_guided.py, halved four times.
 
 Paper: Salimans & Ho (2022), progressive distillation; Meng et al. (2023), stage two.
-Cost: about 0.3 s a step on 2 CPU cores, once what it starts from is trained.
-Score: in the table of configs/mnist_ladder.py.
+Data: mnist.
+Cost: 0.3 s a step, CPU; about, 2 cores, once what it starts from is trained.
+Score: 100.0% by label; of 1,000 samples in 4 steps, and in one (README, results).
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_progressive.py --workdir runs/mnist_progressive --with-stages
 """
 

@@ -1,8 +1,9 @@
 """A vector-quantised autoencoder of MNIST, 28x28 padded to 32x32: 8x8 codes out of 256, 16 times fewer numbers.
 
 Paper: van den Oord et al. (2017), codes that follow their means; the networks of Rombach et al. (2022).
-Cost: about 0.6 s a step on 2 CPU cores.
-Score: PSNR of 28.0 dB and 86.7% of the codes used, over 10,000 held-out images (500 steps).
+Data: mnist.
+Cost: 0.6 s a step, CPU; about, 2 cores.
+Score: PSNR 28.0 dB; and 86.7% of the codes used, over 10,000 held-out images (500 steps).
 Run: jaxdiff data mnist && jaxdiff train configs/mnist_vq.py --workdir runs/mnist_vq
 """
 

@@ -183,7 +183,7 @@ def test_ladder_names_recipes_that_can_be_sampled(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", [*RECIPES, *LADDERS], ids=lambda path: path.stem)
-def test_recipe_says_paper_cost_and_score(path):
+def test_recipe_says_paper_data_cost_and_score(path):
     text = path.read_text()
-    for word in ("Paper:", "Cost:", "Score:", "Run: "):
-        assert word in text
+    for word in ("Paper:", "Data:", "Cost:", "Score:", "Run: "):
+        assert text.count(f"\n{word}") == 1
