@@ -227,8 +227,8 @@ def test_a_recipe_that_is_no_python_shows_the_line(capsys, recipe_file):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("train",), "train needs a recipe, a file that ends in .py: jaxdiff train configs/digits.py"),
-        (("plan",), "plan needs a recipe, a file that ends in .py: jaxdiff plan configs/digits.py"),
+        (("train",), "train needs a recipe, a file that ends in .py, or a name: jaxdiff train digits"),
+        (("plan",), "plan needs a recipe, a file that ends in .py, or a name: jaxdiff plan digits"),
         (("train", "configs/digit.py"), "no config file configs/digit.py; did you mean configs/digits.py?"),
         (("trian",), "no command 'trian'; did you mean train?"),
         (("--quiet",), "no command '--quiet'; write one of train, ladder, sample, evaluate, report, plan, verify, data"),
@@ -267,7 +267,7 @@ def test_a_workdir_that_is_a_file_or_holds_no_config(capsys, tmp_path, tfds_dir)
 def test_usage_and_help(capsys):
     assert cli.main([]) == cli.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert "jaxdiff train configs/digits.py" in out
+    assert "jaxdiff train digits" in out
     assert 24 <= out.count("\n") // 2 <= 40
     assert all(f"\n  {command} " in out for command in cli.COMMANDS)
     assert cli.main(["--version"]) == 0

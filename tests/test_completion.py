@@ -33,6 +33,8 @@ def script(tmp_path_factory):
         (["train", "configs/digits.py", "--model.ch"], {"--model.channels"}),
         (["train", "configs/digits.py", "--objective", "v"], {"vae"}),
         (["train", "configs/digits_e"], {"configs/digits_elbo.py"}),
+        (["train", "cifar10_c"], {"cifar10_consistency", "cifar10_consistency_training"}),
+        (["recipes", "copy", "mnist_v"], {"mnist_vae", "mnist_vq"}),
         (["sample", "conf"], {"configs"}),
         (["plan", "configs/digits.py", "--what", ""], {"train", "sample"}),
         (["doctor", "--qu"], {"--quiet"}),
@@ -56,3 +58,4 @@ def test_zsh_and_fish_have_the_same_words(capsys):
     assert "complete -c jaxdiff -n __fish_use_subcommand -f -a sample" in lines
     assert any("from sample' -l sampler -x -a 'ddim dpmpp_2m" in line for line in lines)
     assert "complete -c jaxdiff -n '__fish_seen_subcommand_from completion' -x -a 'bash zsh fish'" in lines
+    assert any("from train plan ladder copy' -a 'cifar10 " in line for line in lines)

@@ -248,7 +248,10 @@ def test_a_figure_has_a_line_a_method(tmp_path, monkeypatch):
             ("ladder", "configs/digits.py"),
             "configs/digits.py is a recipe and no ladder of several; train it: jaxdiff train configs/digits.py",
         ),
-        (("ladder", "configs/digit_ladder.py"), "no config file configs/digit_ladder.py; did you mean configs/digits_ladder.py?"),
+        (
+            ("ladder", "configs/digit_ladder.py"),
+            "no config file configs/digit_ladder.py; did you mean configs/digits_ladder.py?; see jaxdiff recipes",
+        ),
     ],
 )
 def test_ladders_and_recipes_are_told_apart(capsys, words, message):

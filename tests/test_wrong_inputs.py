@@ -31,6 +31,8 @@ WRONG = {
     "no such command": ("smaple runs/digits", 2, "no command 'smaple'; did you mean sample?"),
     "a flag for a command": ("--quiet", 2, "flags come after it"),
     "no group of that name": ("train {}/tiny.py --help modle", 2, "write one of run, data, model"),
+    "train: no such recipe": ("train digit", 1, "no config file digit; did you mean digits?; see jaxdiff recipes"),
+    "plan: no such recipe": ("plan nothing --topology v5e:1x1", 1, "write the path of a recipe, or a name; see jaxdiff recipes"),
     "train: a folder as recipe": ("train {}/folder.py", 1, "no config file {}/folder.py; "),
     "train: a binary file": ("train {}/binary.py", 1, "source code string cannot contain null bytes"),
     "train: a file without a config": ("train {}/empty.py", 1, "must define config = jaxdiff.app.config.Experiment(...)"),
@@ -106,6 +108,19 @@ WRONG = {
     "latents: of a diffusion run": ("latents {}/run", 1, "is a diffusion run, here an autoencoder run is wanted"),
     "latents: no batch": ("latents {}/coded --batch-size 0", 1, "--batch-size must be at least 1, got 0"),
     "latents: out is there": ("latents {}/coded --out {}/folder.py", 1, "exists already and stays as it is; remove it, or choose"),
+    "recipes: no such recipe": (
+        "recipes copy digts --to {}/new.py",
+        1,
+        "no recipe 'digts'; did you mean digits?; see jaxdiff recipes",
+    ),
+    "recipes: a file that is there": (
+        "recipes copy digits --to {}/tiny.py",
+        1,
+        "tiny.py exists already and stays as it is; choose",
+    ),
+    "recipes: a folder below a file": ("recipes copy digits --to {}/tiny.py/a.py", 1, "cannot be written"),
+    "recipes: a name without copy": ("recipes list digits", 1, "are for copy: jaxdiff recipes copy NAME --to FILE"),
+    "recipes: another action": ("recipes digits", 2, "write one of copy, list"),
     "doctor: too many words": ("doctor please", 2, "Unrecognized options: please; see jaxdiff doctor --help"),
     "completion: another shell": ("completion tcsh", 2, "SHELL; write one of bash, fish, zsh"),
 }

@@ -1,4 +1,4 @@
-"""The command line: `jaxdiff train | ladder | sample | evaluate | report | plan | verify | data | latents | doctor | completion`.
+"""The command line: `jaxdiff train`, `jaxdiff sample` and the other commands that `jaxdiff --help` lists.
 
 Each command is a function of a dataclass, whose fields tyro makes flags. Errors that the user can fix are printed as one line.
 """
@@ -24,6 +24,7 @@ from jaxdiff.app.cli.flags import USAGE
 from jaxdiff.app.cli.ladder_command import ladder
 from jaxdiff.app.cli.latents_command import latents
 from jaxdiff.app.cli.plan_command import plan
+from jaxdiff.app.cli.recipes_command import recipes
 from jaxdiff.app.cli.report_command import report
 from jaxdiff.app.cli.sample_command import sample
 from jaxdiff.app.cli.train_command import train
@@ -34,7 +35,7 @@ from jaxdiff.training import distributed
 
 COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {  # name -> dataclass of its arguments, function
     command.__name__: (typing.get_type_hints(command)["args"], command)
-    for command in (train, ladder, sample, evaluate, report, plan, verify, data, latents, doctor, completion)
+    for command in (train, ladder, sample, evaluate, report, plan, verify, data, latents, recipes, doctor, completion)
 }
 BUG = "this is a bug of jaxdiff; please report the lines above, with what `jaxdiff doctor` prints: https://github.com/jaxdiff/jaxdiff/issues"
 ABSENT = r"initialize backend|Unknown backend|[Nn]o visible (GPU|TPU)"  # JAX's errors for a missing device

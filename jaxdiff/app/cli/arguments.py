@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -17,7 +17,7 @@ import tyro
 from jaxdiff.app.cli import flags
 from jaxdiff.app.cli.flags import GlobalFlags
 from jaxdiff.app.config import Experiment, load
-from jaxdiff.io import paths
+from jaxdiff.io import paths, recipes
 from jaxdiff.io.errors import ConfigError, UsageError, first_line
 from jaxdiff.training import distributed
 
@@ -59,12 +59,20 @@ def _default(name: str, kind: Any, argv: list[str]) -> Any:
     required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
     if "experiment" not in required:
         return None
-    words = [word for word in argv if word.endswith(".py")] or [word for word in argv[:1] if not word.startswith("-")]
+    words = list(_recipes(argv))
     if not words and set(HELP).isdisjoint(argv):
-        raise UsageError(f"{name} needs a recipe, a file that ends in .py: jaxdiff {name} configs/digits.py")
+        raise UsageError(f"{name} needs a recipe, a file that ends in .py, or a name: jaxdiff {name} digits")
     path = pathlib.Path(words[0] if words else "CONFIG")
     known = {"config": path, "experiment": load(path) if words else Experiment(), "workdir": pathlib.Path("runs") / path.stem}
     return kind(**{field: known.get(field, tyro.MISSING) for field in required})
+
+
+def _recipes(argv: Sequence[str]) -> Iterator[str]:
+    """Words that may be the recipe: the first, files that end in .py, and names of the library's that are no flag's value."""
+    for before, word in zip(("--quiet", *argv), argv, strict=False):
+        name = word in recipes.bundled() and not before.startswith("-")
+        if not word.startswith("-") and (before == "--quiet" or word.endswith(".py") or name):
+            yield word
 
 
 def _one_line(box: str) -> str:

@@ -8,20 +8,23 @@ import tyro
 
 from jaxdiff.app.cli import flags
 from jaxdiff.app.cli.flags import Flag, GlobalFlags
+from jaxdiff.io.recipes import bundled
 
+TAKE_RECIPES = ("train", "plan", "ladder")
 ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"  # bash's completion in zsh
 BASH = """_jaxdiff() {{
-  local word=${{COMP_WORDS[COMP_CWORD]}} command=${{COMP_WORDS[1]}} flags="" values=""
+  local word=${{COMP_WORDS[COMP_CWORD]}} command=${{COMP_WORDS[1]}} flags="" values="" recipes=""
   case $command in
 {flags}
   esac
   case "$command ${{COMP_WORDS[COMP_CWORD-1]}}" in
 {values}
+    {places}) recipes="{recipes}" ;;
   esac
   if [ "$COMP_CWORD" = 1 ]; then COMPREPLY=($(compgen -W "{commands} --help --version" -- "$word"))
   elif [ -n "$values" ]; then COMPREPLY=($(compgen -W "$values" -- "$word"))
   elif [ "${{word#-}}" != "$word" ]; then COMPREPLY=($(compgen -W "$flags" -- "$word"))
-  else COMPREPLY=($(compgen -f -- "$word")); fi
+  else COMPREPLY=($(compgen -f -W "$recipes" -- "$word")); fi
 }}
 complete -o filenames -F _jaxdiff jaxdiff
 """
@@ -29,7 +32,7 @@ complete -o filenames -F _jaxdiff jaxdiff
 
 @dataclass(frozen=True)
 class Completion:
-    """Print a script that makes a shell complete commands, flags, their values and paths.
+    """Print a script that makes a shell complete commands, flags, their values, recipes and paths.
 
     Example: jaxdiff completion bash > ~/.local/share/bash-completion/completions/jaxdiff
     """
@@ -60,6 +63,8 @@ def _bash(known: Mapping[str, list[Flag]]) -> str:
         flags="\n".join(f'    {name}) flags="{" ".join(each)}" ;;' for name, each in names.items()),
         values="\n".join(f'    {place}) values="{" ".join(each)}" ;;' for place, each in choices.items()),
         commands=" ".join(known),
+        places="|".join(f'"{name} {name}"' for name in TAKE_RECIPES) + '|"recipes copy"',
+        recipes=" ".join(bundled()),
     )
 
 
@@ -71,4 +76,5 @@ def _fish(known: Mapping[str, list[Flag]]) -> str:
             what += f" -x -a '{' '.join(flag.choices)}'" if flag.choices else " -r" if flag.value else ""
             if what:
                 lines.append(f"complete -c jaxdiff -n '__fish_seen_subcommand_from {name}'{what}")
+    lines.append(f"complete -c jaxdiff -n '__fish_seen_subcommand_from {' '.join(TAKE_RECIPES)} copy' -a '{' '.join(bundled())}'")
     return "\n".join(lines) + "\n"

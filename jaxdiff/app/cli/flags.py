@@ -24,10 +24,10 @@ TOP = "run"  # the group of the config's fields that have none
 
 USAGE = """jaxdiff: diffusion models on JAX. A first command, which ends with pictures:
 
-  jaxdiff train configs/digits.py --workdir runs/digits
+  jaxdiff train digits --workdir runs/digits
 
 runs
-  train CONFIG      train a recipe such as configs/digits.py, or resume its run
+  train CONFIG      train a recipe, the file or its name, or resume its run
   ladder CONFIG     train distilled students, compare all at equal network calls
   sample RUN        draw images, as .png or .npz; --labels 0..9 --steps 50
   evaluate RUN ...  FID, KID, precision, recall; --likelihood: bits per dimension
@@ -35,6 +35,7 @@ runs
   latents RUN       encode a data set with the autoencoder of a run
 
 setup and checks
+  recipes           names of recipes, with cost and score; recipes copy NAME
   plan CONFIG       memory and speed on TPUs, from the compiler; needs no TPU
   verify SAMPLER    test a sampler on data whose denoiser is known exactly
   data NAME         prepare mnist or cifar10

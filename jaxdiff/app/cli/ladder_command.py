@@ -22,11 +22,11 @@ class Ladder:
 
     Rerunning the command resumes it. Writes table.md, ladder.png, ladder.json and a grid of samples for each row.
 
-    Example: jaxdiff ladder configs/digits_ladder.py
+    Example: jaxdiff ladder digits_ladder
     """
 
     config: tyro.conf.Positional[pathlib.Path]
-    """A Python file that defines `ladder`."""
+    """A Python file that defines `ladder`, or a name in jaxdiff recipes."""
     workdir: pathlib.Path | None = None
     """Where to write; by default runs/CONFIG. The runs are next to it."""
     seed: int | None = None

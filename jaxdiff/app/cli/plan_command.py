@@ -29,11 +29,11 @@ TRAFFIC = ("kind", "axes", "network", "beside_computation", "count", "bytes", "w
 class Plan:
     """Compile a recipe's step for TPUs, without having any: memory, whether it fits, FLOPs, collectives, a lower bound of the time.
 
-    Example: jaxdiff plan configs/cifar10.py --topology v5e:2x4 --mesh.data 1 --mesh.fsdp -1
+    Example: jaxdiff plan cifar10 --topology v5e:2x4 --mesh.data 1 --mesh.fsdp -1
     """
 
     config: tyro.conf.Positional[pathlib.Path]
-    """A recipe: a Python file that defines `config`."""
+    """A Python file that defines `config`, or a name in jaxdiff recipes."""
     topology: str
     """Topology of a slice: v5e:4x4, v6e:2x4, v5p:2x2x2, v4:2x2x4."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]

@@ -30,11 +30,11 @@ class Processes:
 class Train:
     """Train a recipe, or resume its run in workdir from the last checkpoint.
 
-    Example: jaxdiff train configs/digits.py --steps 500
+    Example: jaxdiff train digits --steps 500
     """
 
     config: tyro.conf.Positional[pathlib.Path]
-    """A recipe: a Python file that defines `config`."""
+    """A Python file that defines `config`, or a name in jaxdiff recipes."""
     workdir: pathlib.Path
     """Directory of the run, on a disk or in a bucket (gs://bucket/run); by default runs/CONFIG."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]

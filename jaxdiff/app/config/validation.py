@@ -15,6 +15,7 @@ from jaxdiff.app.config import fields
 from jaxdiff.app.config.distillation import Ladder
 from jaxdiff.app.config.fields import Experiment
 from jaxdiff.app.config.rules import Rules, ladder_rules, rules
+from jaxdiff.io import recipes
 from jaxdiff.io.errors import ConfigError, did_you_mean, user_code
 
 LARGEST = 3.4e38  # of float32
@@ -32,7 +33,7 @@ RESUMABLE = (
 
 
 def load(path: pathlib.Path) -> Experiment:
-    """The `config` of a Python file; a ConfigError says what is missing, or which key, type or value in it is wrong."""
+    """The `config` of a recipe: a Python file, or a name of the library's. A ConfigError says which key, type or value is wrong."""
     return validated(_defined(path, "config", "Experiment(...)"), where=str(path))
 
 
@@ -42,13 +43,10 @@ def load_ladder(path: pathlib.Path) -> Ladder:
 
 
 def _defined(path: pathlib.Path, name: str, example: str) -> Any:
-    """What a Python file defines by that name: a config, or a ladder."""
-    if not pathlib.Path(path).is_file():
-        there = [str(each) for each in pathlib.Path(path).parent.glob("*.py") if each.is_file()]
-        hint = did_you_mean(str(path), there, "write the path of a recipe, such as configs/digits.py")
-        raise ConfigError(f"no config file {path}{hint}")
-    with user_code(str(path), path, _explain_unknown_field):
-        contents = runpy.run_path(str(path))
+    """What a recipe defines by that name: a config, or a ladder."""
+    file = recipes.find(path)
+    with user_code(str(path), file, _explain_unknown_field):
+        contents = runpy.run_path(str(file))
     for other, (kind, hint) in KINDS.items():
         if other != name and isinstance(contents.get(other), kind):
             raise ConfigError(f"{path} is {hint} {path}")

@@ -1,13 +1,13 @@
 """What the directories of runs hold, and their configs as tables; an unfinished run, or a damaged file, gives less."""
 
-import ast
+import contextlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxdiff.app.config import Experiment, differences, load, to_dict
 from jaxdiff.app.runs import storage
-from jaxdiff.io import files, paths
+from jaxdiff.io import files, paths, recipes
 from jaxdiff.io.errors import ConfigError, UserError
 from jaxdiff.training import checkpoint
 
@@ -86,12 +86,9 @@ def _parts(config: Experiment) -> dict[str, dict[str, Any]]:
 
 
 def _about(name: str, config: Experiment) -> str:
-    """The first line of the recipe of that name which would make the config, in `configs` here or beside the package."""
-    for folder in (pathlib.Path(), pathlib.Path(__file__).parents[3]):
-        path = folder / "configs" / f"{name}.py"
-        try:
-            if path.is_file() and not differences(to_dict(load(path)), to_dict(config)):
-                return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
-        except UserError:
-            continue
+    """The first line of the recipe of that name which would make the config, in `configs` here or of the library."""
+    with contextlib.suppress(UserError):
+        path = recipes.find(f"configs/{name}.py")
+        if not differences(to_dict(load(path)), to_dict(config)):
+            return recipes.docstring(path).partition("\n")[0]
     return ""
