@@ -38,7 +38,5 @@ def recipes(args: Recipes) -> int:
         raise ConfigError("a name and --to are for copy: jaxdiff recipes copy NAME --to FILE")
     rows, width = library.table(), shutil.get_terminal_size((80, 24)).columns
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(map(str.ljust, row, widths))[:width].rstrip())
-    print(ABOUT)
+    print("\n".join(["  ".join(map(str.ljust, row, widths))[:width].rstrip() for row in rows] + [ABOUT]))
     return 0
