@@ -11,6 +11,7 @@ from sklearn import datasets
 
 from jaxdiff import data
 from jaxdiff.data import raw
+from jaxdiff.data.batches import shuffled
 from jaxdiff.io.errors import DataError
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -41,9 +42,9 @@ def test_digits_are_scikit_learns(digits, tfds_dir):
 def test_batches_have_the_documented_form(digits):
     (batch,) = take(digits, 1)
     assert {name: (value.shape, value.dtype) for name, value in batch.items()} == {
-        "image": ((12, 8, 8, 1), np.float32), "label": ((12,), np.int32), "index": ((12,), np.int32)}  # fmt: skip
-    assert batch["image"].min() == -1
-    assert batch["image"].max() == 1
+        "image": ((12, 8, 8, 1), np.uint8), "label": ((12,), np.int32), "index": ((12,), np.int32)}  # fmt: skip
+    assert batch["image"].min() == 0
+    assert batch["image"].max() == 255
     np.testing.assert_array_equal(batch["index"], np.arange(12))
 
 
@@ -66,6 +67,24 @@ def test_an_epoch_holds_every_example_once_and_the_next_is_in_another_order(digi
     assert sorted(map(bytes, images[0])) == sorted(map(bytes, images[1]))
     assert (images[0] != images[1]).any()
     assert (take(digits, 1, seed=1)[0]["image"] != take(digits, 1, seed=0)[0]["image"]).any()
+
+
+@pytest.mark.parametrize("num", [1, 3, 12, 50])
+def test_each_epoch_holds_each_example_once_where_batches_are_larger_too(num):
+    source = data.Images(lambda indices: (np.zeros((len(indices), 1, 1, 1), np.uint8), indices.astype(np.int32)), num, num)
+    order = np.concatenate([batch["label"] for batch in take(source, 25)])
+    epochs = order[: 300 // num * num].reshape(-1, num)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.broadcast_to(np.arange(num), epochs.shape))
+    assert num == 1 or (epochs != epochs[0]).any()
+
+
+def test_the_order_is_uniform():
+    """Of 3 examples, each of the 6 orders in a sixth of 6,000 epochs, within five standard deviations; half are mirrored."""
+    places = shuffled(3, seed=5, flip=True)(np.arange(18_000)).reshape(-1, 3)
+    orders, counts = np.unique(places % 3, axis=0, return_counts=True)
+    assert len(orders) == 6
+    np.testing.assert_allclose(counts, 1000, atol=5 * np.sqrt(6000 * 5 / 36))
+    np.testing.assert_allclose((places >= 3).mean(axis=0), 0.5, atol=5 * 0.5 / np.sqrt(6000))
 
 
 def test_the_stream_goes_on_from_any_batch(digits):

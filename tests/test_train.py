@@ -128,6 +128,25 @@ def test_steps_together_are_those_one_by_one(alone):
     assert int(state.step) == 6
 
 
+def test_images_of_bytes_are_scaled_on_the_device():
+    """Their ends and middle, as the objective sees them."""
+    seen = {}
+
+    def objective(params, state, batch, key):
+        seen.update(batch)
+        return jnp.sum(params * jnp.mean(batch["image"]))
+
+    step = training.train_step(objective, optax.sgd(1.0), {})
+    state = training.initial_state(jnp.zeros(()), optax.sgd(1.0), {})
+    pixels = np.array([0, 255, 51, 204], np.uint8).reshape(4, 1, 1, 1)
+    with jax.disable_jit():
+        step(state, {"image": jnp.asarray(pixels), "label": jnp.arange(4)}, jax.random.key(0))
+        np.testing.assert_allclose(seen["image"].ravel(), [-1, 1, -0.6, 0.6], rtol=1e-6)
+        assert seen["label"].dtype == jnp.int32
+        step(state, {"image": jnp.full((1, 2), 3.0)}, jax.random.key(0))
+        np.testing.assert_array_equal(seen["image"], 3.0)
+
+
 def test_pmap_twin_equals_jit():
     """With SGD, which hides no factor in the gradient as Adam does."""
     sgd, plain = optax.sgd(0.1), PLAIN

@@ -61,7 +61,8 @@ def train_step(
     """One pure step `(state, batch, key) -> (state, metrics)`; the same key serves every step of a run.
 
     An EMA moves by `(1 - d) * (params - ema)` with `d = min(decay, (1 + k) / (10 + k))` after k steps, so that it forgets the
-    initial params soon. One of bfloat16 is rounded at random, up or down by the distance, or it would never move.
+    initial params soon. One of bfloat16 is rounded at random, up or down by the distance, or it would never move. Arrays of uint8
+    in the batch are images, which the objective sees as float32 in [-1, 1].
 
     Args:
         objective: the loss `[]` to minimise in its first argument; or a pair of it and metrics `[]` to report beside it. It is
@@ -76,7 +77,7 @@ def train_step(
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         chex.assert_equal_shape_prefix(jax.tree.leaves(batch), 1)
-        key = jax.random.fold_in(key, state.step)
+        batch, key = jax.tree.map(_normalized, batch), jax.random.fold_in(key, state.step)
         (loss, terms), grads = gradient(state.params, replace(state, params={}, opt_state=()), batch, key)
         with jax.numpy_dtype_promotion("standard"):  # optax's schedules divide counts of steps
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -87,6 +88,10 @@ def train_step(
         return TrainState(state.step + 1, params, ema, opt_state, state.frozen), metrics
 
     return step
+
+
+def _normalized(rows: Array) -> Array:
+    return rows.astype(jnp.float32) / 127.5 - 1 if rows.dtype == jnp.uint8 else rows
 
 
 def _gradient(objective: Objective) -> Gradient:

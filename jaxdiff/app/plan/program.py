@@ -95,7 +95,8 @@ def _batch(config: Experiment, sources: dict[str, Experiment], size: int) -> dic
         rows = dict.fromkeys(("mean", "std"), build.codec(sources["autoencoder"]).latent_shape(config.data.image_shape))
     if config.model.context_channels:
         rows["context"] = (CONTEXTS, config.model.context_channels)
-    batch = {name: jax.ShapeDtypeStruct((size, *shape), jnp.float32) for name, shape in rows.items()}
+    dtypes = {"image": jnp.uint8}
+    batch = {name: jax.ShapeDtypeStruct((size, *shape), dtypes.get(name, jnp.float32)) for name, shape in rows.items()}
     return batch | {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("label", "index")}
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdiff.data import Images
+from jaxdiff.data import Images, normalize
 from jaxdiff.io import count, progress
 
 MOST = 100_000  # training images that are compared; of a larger split every n-th
@@ -57,10 +57,10 @@ def compare(samples: np.ndarray, train: Images, test: Images, flip: bool, k: int
     samples = np.clip(samples, -1, 1)
     whole = train.num_examples * (2 if flip else 1)
     indices = np.unique(np.linspace(0, whole - 1, min(MOST, whole)).round().astype(np.int64))
-    held_out = test.rows(np.arange(min(500, test.num_examples)))["image"]
+    held_out = normalize(test.fetch(np.arange(min(500, test.num_examples)))[0])
     distance, index = nearest(np.concatenate([samples, held_out]), train, indices, k)
     num, some = len(samples), index[: min(most, len(samples))]
-    images = train.rows(some.ravel())["image"].reshape(*some.shape, *samples.shape[1:])
+    images = normalize(train.rows(some.ravel())["image"]).reshape(*some.shape, *samples.shape[1:])
     return Neighbours(samples, distance[:num], images, distance[num:, 0], len(indices))
 
 
@@ -71,13 +71,15 @@ def nearest(queries: np.ndarray, source: Images, indices: np.ndarray, k: int) ->
     best, where = np.zeros((len(flat), 0), np.float32), np.zeros((len(flat), 0), np.int64)
     for start in progress.track(range(0, len(indices), size), "nearest images", "part"):
         part = indices[start : start + size]
-        images = source.rows(part)["image"].reshape(len(part), -1)
+        images = normalize(source.rows(part)["image"]).reshape(len(part), -1)
         squared = np.sum(images**2, axis=1)[None] - 2 * flat @ images.T  # and |query|^2, which is the same for all
         best = np.concatenate([best, squared], axis=1)
         where = np.concatenate([where, np.broadcast_to(part, squared.shape)], axis=1)
         kept = np.argpartition(best, min(k, best.shape[1]) - 1, axis=1)[:, :k]
         best, where = np.take_along_axis(best, kept, axis=1), np.take_along_axis(where, kept, axis=1)
-    near = (source.rows(row)["image"].astype(np.float64) for row in where)  # the expanded square loses the digits of small ones
+    near = (
+        normalize(source.rows(row)["image"]).astype(np.float64) for row in where
+    )  # the expanded square loses the digits of small ones
     exact = np.stack([np.sqrt(np.mean((each - query) ** 2, axis=(1, 2, 3))) for query, each in zip(queries, near, strict=True)])
     order = np.argsort(exact, axis=1, kind="stable")
     return np.take_along_axis(exact, order, axis=1), np.take_along_axis(where, order, axis=1)

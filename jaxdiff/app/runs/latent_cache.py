@@ -120,7 +120,7 @@ def _encoded(encode: Callable[[np.ndarray], Any], source: data.Images, mirrored:
     batches = stream.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     track = progress.track(batches, f"encoding {name}" + ", mirrored" * mirrored, "batch", len(stream))
     for start, rows in zip(range(0, num, size), track, strict=True):
-        mean, std = jax.device_get(encode(rows["image"]))
+        mean, std = jax.device_get(encode(data.normalize(rows["image"])))
         if not (np.isfinite(mean).all() and np.isfinite(std).all()):
             raise NonFiniteError("the latents hold NaN or infinite values; train the autoencoder anew")
         length = min(size, num - start)
