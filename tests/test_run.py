@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 
+import chex
 import forked
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from PIL import Image
 from jaxdiff.app import cli, config
 from jaxdiff.app.runs import storage, train
 from jaxdiff.app.runs.trained import sample_file_name
-from jaxdiff.training import checkpoint
+from jaxdiff.training import checkpoint, steps_per_call
 
 TINY = (
     *("--data.batch-size", "16", "--model.channels", "16", "--model.multipliers", "1", "--model.attention"),
@@ -354,6 +355,39 @@ def test_steps_done_together_are_logged_and_traced_as_ever(tmp_path, tfds_dir, c
     np.testing.assert_allclose([line["loss"] for line in lines["2"]], [line["loss"] for line in lines["1"]], rtol=1e-4)
     assert list((tmp_path / "2" / "profile").rglob("*.xplane.pb"))
     assert not (tmp_path / "1" / "profile").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "divides", "left", "compiling", "expected"),
+    [
+        (0.020, 50, 10**6, 54.0, 5),
+        (0.019, 50, 10**6, 54.0, 10),
+        (0.001, 1000, 10**6, 20.0, 100),
+        (0.001, 7, 10**6, 20.0, 7),
+        (0.001, 1009, 10**6, 20.0, 1),  # a prime
+        (0.120, 50, 10**6, 54.0, 1),
+        (0.020, 50, 20_000, 54.0, 1),  # which end before ten times the compilation
+    ],
+)
+def test_steps_per_call_last_a_tenth_of_a_second(seconds, divides, left, compiling, expected):
+    assert steps_per_call.chosen(seconds, divides, left, compiling) == expected
+
+
+@pytest.mark.slow
+def test_automatic_steps_per_call_are_kept_and_bit_equal(tmp_path, tfds_dir, monkeypatch, one_device):
+    """As on an accelerator: chosen by the time of 12 steps; a run that resumes at 10 begins with single steps."""
+    monkeypatch.setattr(steps_per_call, "HOSTS", ())
+    monkeypatch.setattr(
+        steps_per_call, "chosen", lambda seconds, divides, left, compiling: 4 if seconds > 0 and divides == 8 else 1
+    )
+    for name, stops in (("stopped", (10, 32, 48)), ("whole", (48,))):
+        for steps in stops:
+            every = str(10 if steps == 10 else 8)
+            flags = ("--steps", str(steps), "--log-every", every, "--checkpoint-every", every)
+            assert cli.main(words(tmp_path / name, tfds_dir, *flags)) == 0
+    kept = json.loads((tmp_path / "whole" / "steps_per_call.json").read_text())
+    assert list(kept.values()) == [4]
+    chex.assert_trees_all_equal(*(final_state(tmp_path / name) for name in ("stopped", "whole")))
 
 
 @pytest.mark.slow

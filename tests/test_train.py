@@ -5,6 +5,7 @@ import os
 import signal
 from functools import cache, partial
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff import training
+from jaxdiff import data, training
 from jaxdiff.app import build
 from jaxdiff.app.build import networks
 from jaxdiff.app.config import Data, Experiment, Model, Optimizer
@@ -115,17 +116,20 @@ def test_losses_do_not_depend_on_the_mesh(alone, devices, fsdp, tensor):
 
 
 def test_steps_together_are_those_one_by_one(alone):
-    """Three and three, over two devices."""
+    """Over two devices: three and three, bit-equal to calls of one step."""
     layout = jit_over(2, fsdp=2)
-    step = layout.compile(build.train_step(PLAIN, layout), 3)
-    state = start(layout, build.optimizer(PLAIN))
-    parts, losses = list(batches(6)), []
-    for first in (0, 3):
-        rows = {name: np.stack([part[name] for part in parts[first : first + 3]]) for name in parts[0]}
-        state, metrics = step(state, layout.shard(rows), jax.random.key(1))
-        losses += metrics["loss"].tolist()
-    np.testing.assert_allclose(losses, alone[0], rtol=2e-5)
-    assert int(state.step) == 6
+    step = layout.compile_repeated(build.train_step(PLAIN, layout))
+    states, parts = [], list(batches(6))
+    for size in (1, 3):
+        losses, state = [], start(layout, build.optimizer(PLAIN))
+        for first in range(0, 6, size):
+            rows = data.stacked(iter(parts[first : first + size]), size)
+            state, metrics = step(state, layout.shard(rows), jax.random.key(1))
+            losses += metrics["loss"].tolist()
+        np.testing.assert_allclose(losses, alone[0], rtol=2e-5)
+        assert int(state.step) == 6
+        states.append((state, losses))
+    chex.assert_trees_all_equal(*states)
 
 
 def test_images_of_bytes_are_scaled_on_the_device():

@@ -73,9 +73,7 @@ def shuffled(num_examples: int, seed: int, flip: bool = False) -> Callable[[np.n
     return indices
 
 
-def stacked(rows: Iterator[dict[str, np.ndarray]], size: int) -> Iterator[dict[str, np.ndarray]]:
-    """The batches, or the arrays of `size` batches stacked, `[size, b, ...]`."""
-    while size > 1:
-        parts = list(itertools.islice(rows, size))
-        yield {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-    yield from rows
+def stacked(batches: Iterator[dict[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
+    """The next `size` batches stacked, `[size, b, ...]`."""
+    parts = list(itertools.islice(batches, size))
+    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}

@@ -1,6 +1,6 @@
 """Training: the state, one pure step, and the loop over it."""
 
-from jaxdiff.training.loop import loop, mean_metrics, scan_steps, stop_signals
+from jaxdiff.training.loop import loop, mean_metrics, repeated, stop_signals
 from jaxdiff.training.step import (
     Batch,
     Gradient,
@@ -26,7 +26,7 @@ __all__ = [
     "loop",
     "mean_metrics",
     "stop_signals",
-    "scan_steps",
+    "repeated",
     "train_step",
     "as_float32",
 ]

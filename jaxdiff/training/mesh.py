@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from jaxdiff.io import count
-from jaxdiff.training import Gradient, Step, TrainState, scan_steps
+from jaxdiff.training import Gradient, Step, TrainState, repeated
 from jaxdiff.training.sharding import AXES, FSDP, RULES, Rules, shardings, table
 
 NEAR = 8  # devices at most among which a larger mesh shares params, unless told otherwise
@@ -38,8 +38,8 @@ class Layout(NamedTuple):
         rows: from the size of a batch to the positions in it of the rows that this process reads.
         shard: from these rows to the batch that the step takes.
         reduce_gradients: what `train_step` needs so that gradients are those of the rows of all devices.
-        compile: from a step made with it to the compiled step, which consumes (donates) its state; of several steps together if
-            a number above 1 follows, whose batches are stacked, `[N, B, ...]`.
+        compile: from a step made with it to the compiled step, which consumes (donates) its state.
+        compile_repeated: the same for calls of N steps, whose batches are stacked, `[N, B, ...]`: a program for each N.
     """
 
     sharding: Any
@@ -48,7 +48,8 @@ class Layout(NamedTuple):
     rows: Callable[[int], np.ndarray]
     shard: Callable[[Mapping[str, np.ndarray]], Any]
     reduce_gradients: Callable[[Gradient], Gradient]
-    compile: Callable[..., Step]
+    compile: Callable[[Step], Step]
+    compile_repeated: Callable[[Step], Step]
 
 
 def make_mesh(data: int = -1, fsdp: int = -1, devices: Sequence[Any] | None = None, tensor: int = 1) -> Mesh:
@@ -120,10 +121,15 @@ def jit_layout(mesh: Mesh, state: Any, rules: Rules = RULES, gradients: DTypeLik
     local = partial(_reduced_gradient, mesh, sharding, rules.batch, gradients)
     several = NamedSharding(mesh, PartitionSpec(None, *batch.spec))
 
-    def compiled(step: Step, steps: int = 1) -> Step:
-        inputs = (sharding, batch if steps == 1 else several, replicated(mesh))
-        step = step if steps == 1 else scan_steps(step)
-        return jax.jit(step, in_shardings=inputs, out_shardings=(sharding, replicated(mesh)), donate_argnums=0)
+    everywhere = replicated(mesh)
+    jitted = partial(jax.jit, out_shardings=(sharding, everywhere), donate_argnums=0)
+
+    def compiled(step: Step) -> Step:
+        return jitted(step, in_shardings=(sharding, batch, everywhere))
+
+    def compiled_repeated(step: Step) -> Step:
+        steps = jitted(repeated(step), in_shardings=(sharding, several, everywhere, everywhere))
+        return lambda state, batches, key: steps(state, batches, key, np.int32(len(next(iter(batches.values())))))
 
     def rows(batch_size: int) -> np.ndarray:
         parts = batch.addressable_devices_indices_map((batch_size,)).values()
@@ -134,7 +140,7 @@ def jit_layout(mesh: Mesh, state: Any, rules: Rules = RULES, gradients: DTypeLik
         return {name: jax.make_array_from_process_local_data(where, value) for name, value in rows.items()}
 
     reduce_gradients = partial(_whole_batch_gradient, mesh) if whole else local
-    return Layout(sharding, lambda state: state, lambda state: state, rows, shard, reduce_gradients, compiled)
+    return Layout(sharding, lambda state: state, lambda state: state, rows, shard, reduce_gradients, compiled, compiled_repeated)
 
 
 def describe(layout: Layout, params: Any, batch_size: int) -> str:
@@ -207,9 +213,7 @@ def pmap_layout(state: Any) -> Layout:
     def enter(state: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.device_put(jnp.broadcast_to(leaf[None], (len(devices), *leaf.shape)), copies), state)
 
-    def compiled(step: Step, steps: int = 1) -> Step:
-        if steps != 1:
-            raise ValueError("pmap runs one step at a time; write jit for several together")
+    def compiled(step: Step) -> Step:
         mapped = jax.pmap(step, axis_name="data", in_axes=(0, 0, None), donate_argnums=0)
 
         def run(state: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
@@ -217,6 +221,9 @@ def pmap_layout(state: Any) -> Layout:
             return state, first(metrics)
 
         return run
+
+    def compiled_repeated(step: Step) -> Step:
+        raise ValueError("pmap runs one step at a time; write jit for several together")
 
     def rows(batch_size: int) -> np.ndarray:
         return np.arange(batch_size).reshape(jax.process_count(), -1)[jax.process_index()]
@@ -231,4 +238,4 @@ def pmap_layout(state: Any) -> Layout:
         return lambda *rows: jax.lax.pmean(gradient(*rows), "data")
 
     single = jax.sharding.SingleDeviceSharding(devices[0])
-    return Layout(jax.tree.map(lambda _: single, state), enter, first, rows, shard, reduce_gradients, compiled)
+    return Layout(jax.tree.map(lambda _: single, state), enter, first, rows, shard, reduce_gradients, compiled, compiled_repeated)

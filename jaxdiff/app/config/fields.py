@@ -243,8 +243,9 @@ class Experiment:
     ema_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: half the memory, rounded at random."""
     steps: PositiveInt = 10_000
-    steps_per_call: PositiveInt = 1
-    """Steps that the devices do one after another without the host: for steps of a few milliseconds."""
+    steps_per_call: NonNegativeInt = 0
+    """Steps that the devices do one after another without the host; 0: as many as last 0.1 s, by the time of the first ones (on
+    a CPU and under pmap: one)."""
     seed: NonNegativeInt = 0
     log_every: PositiveInt = 50
     checkpoint_every: PositiveInt = 500

@@ -62,12 +62,18 @@ def rules(c: Experiment) -> Rules:
     yield "diffusion.sampling_schedule", family, alike
 
 
+def between_calls(c: Experiment) -> dict[str, int]:
+    """Names and intervals of what happens between steps, whose divisors `steps_per_call` may be; 0 is never."""
+    between = {"steps": c.steps, "log_every": c.log_every, "checkpoint_every": c.checkpoint_every}
+    return {**between, "sampling.every": c.sampling.every, "steps of a round": distillation.round_steps(c)}
+
+
 def _steps_per_call_rules(c: Experiment) -> Rules:
     """Nothing may happen between steps that one call does."""
-    yield "steps_per_call", "1 under pmap", c.steps_per_call == 1 or c.mesh.mapping == "jit"
-    between = {"steps": c.steps, "log_every": c.log_every, "checkpoint_every": c.checkpoint_every}
-    for name, every in {**between, "sampling.every": c.sampling.every, "steps of a round": distillation.round_steps(c)}.items():
-        yield "steps_per_call", f"a divisor of {name}, {every}", every % c.steps_per_call == 0
+    size = c.steps_per_call or 1
+    yield "steps_per_call", "0 or 1 under pmap", size == 1 or c.mesh.mapping == "jit"
+    for name, every in between_calls(c).items():
+        yield "steps_per_call", f"a divisor of {name}, {every}", every % size == 0
 
 
 def _source_rules(c: Experiment) -> Rules:

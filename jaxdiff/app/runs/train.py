@@ -15,13 +15,24 @@ from jax import Array
 
 from jaxdiff import data
 from jaxdiff.app import build
-from jaxdiff.app.config import Experiment, distillation, to_dict, uses_discrete_levels
+from jaxdiff.app.config import Experiment, distillation, rules, to_dict, uses_discrete_levels
 from jaxdiff.app.runs import finish, latent_cache, storage
 from jaxdiff.app.runs.sources import record_sources, source_configs, source_params
 from jaxdiff.app.runs.trained import cycle_labels, image_sampler
 from jaxdiff.io import paths, pictures, progress
 from jaxdiff.io.errors import ConfigError, NonFiniteError
-from jaxdiff.training import Step, TrainState, as_float32, checkpoint, distributed, mean_metrics, metrics, profiling, sinks
+from jaxdiff.training import (
+    Step,
+    TrainState,
+    as_float32,
+    checkpoint,
+    distributed,
+    mean_metrics,
+    metrics,
+    profiling,
+    sinks,
+    steps_per_call,
+)
 from jaxdiff.training.mesh import Layout, describe
 
 log = logging.getLogger(__name__)
@@ -30,13 +41,17 @@ DEFAULT_SINKS = {"tensorboard": sinks.tensorboard}
 
 
 class LoopContext(NamedTuple):
-    """What the loop over the steps of a run needs: step and batches, when to stop, and a sign of life for the watchdog."""
+    """What the loop over the steps of a run needs: step and batches, when to stop, and a sign of life for the watchdog.
+
+    `size` is from the number of steps done to the number that the next call of `step` does, with `batches(size)`.
+    """
 
     config: Experiment
     workdir: pathlib.Path
     layout: Layout
     step: Step
-    batches: Iterator[Any]
+    size: Callable[[int], int]
+    batches: Callable[[int], Any]
     stopped: Callable[[], str | None]
     alive: Callable[[bool], None]
     profile: tuple[int, int] | None
@@ -76,14 +91,13 @@ def train_run(
     record_sources(config, workdir)
     state = initial_or_restored_state(config, workdir, layout, frozen, sources)
     start, mine = int(state.step), layout.rows(c.batch_size)
-    aligned = math.gcd(config.steps_per_call, start)  # of a run that was begun with another number of steps a call
-    config = dataclasses.replace(config, steps_per_call=aligned)
-    rows = data.stacked(data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=start, rows=mine), aligned)
-    step = layout.compile(build.train_step(config, layout, sources), aligned)
+    rows = data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=start, rows=mine)
+    size, batches, compiled = _calls(config, workdir, layout, rows)
+    step = compiled(build.train_step(config, layout, sources))
     log.info("%s", describe(layout, state.params, c.batch_size))
     length = distillation.round_steps(config)
     with distributed.stop_signals() as stopped, distributed.step_watchdog(step_timeout, workdir) as alive, _last_good(workdir):
-        context = LoopContext(config, workdir, layout, step, map(layout.shard, rows), stopped, alive, profile, log_to, began)
+        context = LoopContext(config, workdir, layout, step, size, batches, stopped, alive, profile, log_to, began)
         for end in range((start // length + 1) * length, config.steps + 1, length):  # of the rounds that are not over
             state = _steps(context, start_next_round(config, layout, state), end, source)
             if config.objective == "progressive" and int(state.step) == end and not config.model.context_channels:
@@ -91,6 +105,16 @@ def train_run(
             if stopped() is not None:
                 break
         return stopped() if int(state.step) < config.steps else None
+
+
+def _calls(config: Experiment, workdir: pathlib.Path, layout: Layout, rows: Iterator[Any]) -> tuple[Any, Any, Any]:
+    """How many steps a call does, the batches of one, and how its step is compiled: see `LoopContext`."""
+    several = config.steps_per_call or int(config.mesh.mapping == "pmap" or jax.default_backend() in steps_per_call.HOSTS)
+    if several == 1:
+        return steps_per_call.fixed(1), lambda size: layout.shard(next(rows)), layout.compile
+    divides, kept = math.gcd(*rules.between_calls(config).values()), paths.path(workdir) / "steps_per_call.json"
+    size = steps_per_call.fixed(several) if several else steps_per_call.automatic(divides, config.steps, kept)
+    return size, lambda size: layout.shard(data.stacked(rows, size)), layout.compile_repeated
 
 
 def initial_or_restored_state(
@@ -150,7 +174,6 @@ def _steps(context: LoopContext, state: TrainState, end: int, source: Any) -> Tr
     """The state after the steps up to `end`, with progress bar, metrics, checkpoints and sample grids."""
     config, workdir = context.config, context.workdir
     first, left = int(state.step), state
-    numbers = range(first + config.steps_per_call, end + 1, config.steps_per_call)
     pending: dict[int, Mapping[str, Array]] = {}
     rate = profiling.steps_per_second()
     bar = progress.bar(config.steps, "training", "step", patience=0, initial=first, leave=True)
@@ -164,20 +187,23 @@ def _steps(context: LoopContext, state: TrainState, end: int, source: Any) -> Tr
         drawing = config.sampling.every and distributed.is_first()
         generate = image_sampler(config, workdir=workdir, training=True) if drawing else None
         state, key, previous = context.layout.enter(state), jax.random.key(config.seed + 1), None
-        for number in numbers:
-            before(number - config.steps_per_call + 1, number)
-            state, values = context.step(state, next(context.batches), key)
-            jax.block_until_ready(previous)  # at most two steps are in flight
+        number, size, ends = first, context.size(first), False
+        while not ends:
+            number, done = number + size, size
+            before(number - size + 1, number)
+            state, values = context.step(state, context.batches(size), key)
+            jax.block_until_ready(previous)  # at most two calls are in flight
             pending[number] = previous = values
             after(number, values)
             checkpoint.check(to)
-            if number == numbers[0]:
+            if number == first + size:
                 profiling.log_first_step(values, context.began)
-            shown.update(config.steps_per_call)
+            shown.update(size)
             ends = number >= end or context.stopped() is not None
             saves = ends or number % config.checkpoint_every == 0
             draws = bool(config.sampling.every) and number % config.sampling.every == 0 and not ends
-            context.alive(saves or draws)
+            size = context.size(number)
+            context.alive(saves or draws or size != done)  # another size is compiled
             if saves or number % config.log_every == 0:
                 mean = mean_metrics(pending)
                 shown.set_postfix(loss=f"{mean['loss']:.4f}")
@@ -193,8 +219,6 @@ def _steps(context: LoopContext, state: TrainState, end: int, source: Any) -> Tr
             if draws:
                 path = paths.path(workdir) / "samples" / f"step_{number:07d}.png"
                 _draw_grid(config, context.layout.leave(state), generate, path, partial(show, number))
-            if ends:
-                break
     return left
 
 
