@@ -1,6 +1,7 @@
 """Moments of latents as a tensorflow-datasets data set in array_record, written and read without TensorFlow.
 
-Any program reads it by `tfds.builder_from_directory(directory).as_data_source("train")`: features `mean`, `std` and `label`.
+Any program reads it by `tfds.builder_from_directory(directory).as_data_source("train")`: features `mean`, `std` and, if
+images have labels, `label`.
 Latents cannot be mirrored, so mirrored images have a split of their own, `train_mirrored`, in the same order.
 """
 
@@ -78,7 +79,8 @@ def write_latents(directory: pathlib.Path, splits: Mapping[str, Iterable[Rows]],
                 writer = writer or _writer(draft, rows["mean"].shape[1:], num_classes, origin)
                 if number == 0:
                     writer.initialize_splits([split])
-                examples = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+                stored = {name: values for name, values in rows.items() if name != "label" or num_classes}
+                examples = [dict(zip(stored, values, strict=True)) for values in zip(*stored.values(), strict=True)]
                 with _told(f"latents could not be written to {directory}"):
                     writer.add_examples({split: examples})
         with _told(f"latents could not be written to {directory}"):  # array_record says only here that the disk is full
@@ -117,24 +119,25 @@ def load_moments(directory: pathlib.Path, split: str, flip: bool = False) -> Mom
     with _told(f"latents {directory}, split {split!r}", Exception):
         source = builder.as_data_source(split=f"{split}+{mirrored}" if flip else split)
     length = len(source) // 2 if flip else len(source)
-    num_classes = builder.info.features["label"].num_classes
+    stored = [name for name in ("mean", "std", "label") if name in builder.info.features]
+    num_classes = builder.info.features["label"].num_classes if "label" in stored else 0
 
     def rows(indices: np.ndarray) -> Rows:
         with _told(f"latents {directory} are damaged, remove and write them again"):
             examples = source.__getitems__(indices.tolist())
-        stacked = {name: np.stack([example[name] for example in examples]) for name in ("mean", "std", "label")}
-        return stacked | {"label": stacked["label"].astype(np.int32)}
+        stacked = {name: np.stack([example[name] for example in examples]) for name in stored}
+        return stacked | {"label": np.asarray(stacked.get("label", np.zeros(len(indices))), np.int32)}
 
     return Moments(rows, length, num_classes)
 
 
 def _writer(directory: pathlib.Path, shape: tuple[int, ...], num_classes: int, origin: Origin) -> tfds.core.SequentialWriter:
     tensor = tfds.features.Tensor(shape=shape, dtype=np.float32, encoding="bytes")
-    label = tfds.features.ClassLabel(num_classes=num_classes)
+    label = {"label": tfds.features.ClassLabel(num_classes=num_classes)} if num_classes else {}
     info = tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity("latents", tfds.core.Version("1.0.0"), str(directory), module_name=""),
         description=f"Moments of the latents of {origin.name} under the autoencoder {origin.run} ({origin.fingerprint}).",
-        features=tfds.features.FeaturesDict({"mean": tensor, "std": tensor, "label": label}),
+        features=tfds.features.FeaturesDict({"mean": tensor, "std": tensor, **label}),
         metadata=tfds.core.MetadataDict(origin._asdict()),
     )
     return tfds.core.SequentialWriter(info, max(1, SHARD // (2 * 4 * math.prod(shape))), file_format="array_record")

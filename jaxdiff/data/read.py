@@ -121,7 +121,9 @@ def with_context(source: Images, c: ImageSpec, split: str, channels: int, data_d
 
 
 def load_split(name: str, split: str, image_shape: tuple[int, int, int], fit: Fit = "pad", data_dir: str | None = None) -> Images:
-    """The images of a tfds split, padded, resized or cropped to the shape (see `fitted`); `digits` is prepared on first use.
+    """The images of a tfds split, padded, resized or cropped to the shape (see `fit_image`); `digits` is prepared on first use.
+
+    Of a data set without labels all are 0, and `num_classes` is 0.
 
     Raises:
         DataError: the data set is unknown or not prepared, has no such split, or does not fit the shape.
@@ -133,9 +135,9 @@ def load_split(name: str, split: str, image_shape: tuple[int, int, int], fit: Fi
 
     def decode(examples: list[dict[str, Any]]) -> Decoded:
         pixels = np.stack([fit_image(example["image"], image_shape, fit) for example in examples])
-        return pixels, np.array([example["label"] for example in examples], np.int32)
+        return pixels, np.array([example.get("label", 0) for example in examples], np.int32)
 
-    rest = (len(source), info.features["label"].num_classes, shape)
+    rest = (len(source), info.features["label"].num_classes if "label" in info.features else 0, shape)
     if len(source) * np.prod(image_shape) > IN_MEMORY:
         return Images(lambda indices: decode(source.__getitems__(indices.tolist())), *rest)
     state = [(str(file), file.stat().st_mtime_ns) for file in sorted(pathlib.Path(info.data_dir).iterdir())]
@@ -203,8 +205,8 @@ def _source(name: str, split: str, data_dir: str | None, decoders: Any = None) -
         )
         raise DataError(f"data set {name} is not prepared in {where}; run: {how} {where}")
     features = builder.info.features
-    if "image" not in features or "label" not in features or not isinstance(features["label"], tfds.features.ClassLabel):
-        raise DataError(f"data set {name} must have the features image and label (a class); it has {', '.join(features)}")
+    if "image" not in features or ("label" in features and not isinstance(features["label"], tfds.features.ClassLabel)):
+        raise DataError(f"data set {name} must have the feature image, and label a class if any; it has {', '.join(features)}")
     try:
         return builder.as_data_source(split=split, decoders=decoders), builder.info
     except Exception as error:  # tfds raises many kinds: an unknown split, a slice that is none, another file format
@@ -221,7 +223,8 @@ def _builder(name: str, data_dir: str | None) -> Any:
     except (tfds.core.DatasetNotFoundError, ValueError) as error:  # the second where it is no name at all
         known = tfds.list_builders(with_community_datasets=False)
         hint = did_you_mean(name, known, "write data.name as tensorflow-datasets has it, such as digits or mnist")
-        raise DataError(f"no data set is named {name!r}{hint}") from error
+        own = f"; images of your own: jaxdiff data import SOURCE --name {name}" if re.fullmatch(r"\w+", name) else ""
+        raise DataError(f"no data set is named {name!r}{hint}{own}") from error
     if name == digits.Digits.name and not builder.info.splits:
         log.info("preparing digits in %s", builder.data_dir)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # tfds's bars: it takes a second

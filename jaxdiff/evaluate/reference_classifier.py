@@ -18,6 +18,7 @@ from jaxdiff.evaluate import feature_cache
 from jaxdiff.evaluate.features import Network
 from jaxdiff.evaluate.reference_statistics import DataSet
 from jaxdiff.io import count, files, progress
+from jaxdiff.io.errors import DataError
 from jaxdiff.models.classifier import Classifier
 from jaxdiff.training import TrainState, initial_state, train_step
 
@@ -26,7 +27,14 @@ SEED, BATCH_SIZE = 0, 64
 
 
 def classifier(source: DataSet, epochs: int) -> Network:
-    """The classifier of a data set, trained for so many epochs; read from the cache where it was trained before."""
+    """The classifier of a data set, trained for so many epochs; read from the cache where it was trained before.
+
+    Raises:
+        DataError: the data set has no labels.
+    """
+    if not source.train.num_classes:
+        why = f"the classifier whose features measure samples needs labels, which {source.name.split()[0]} has not"
+        raise DataError(f"not measured: {why}; those of another network: --features inception --weights FILE.npz")
     path = files.cache_dir() / "judges" / f"{source.file}_{epochs}_epochs_seed_{SEED}_version_{VERSION}.npz"
     flat: Any = feature_cache.cached_arrays(path, lambda: _flat(train_classifier(source.train, epochs)))
     params = traverse_util.unflatten_dict(flat, sep="/")

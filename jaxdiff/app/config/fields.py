@@ -15,7 +15,7 @@ class Data:
     """Images and how they are read."""
 
     name: str = "digits"
-    """A data set of tensorflow-datasets with the features image and label."""
+    """A data set of tensorflow-datasets with the feature image and maybe label, or one that `jaxdiff data import` made."""
     split: str = "train"
     held_out: str = "test"
     """The split that nothing is trained on: for measures and pictures."""

@@ -176,7 +176,7 @@ def evaluate_likelihood(
     if num < 2:
         raise ConfigError(f"--likelihood: {num} image has no error bar; give --num and --split at least two")
     step, params = storage.read_params(config, workdir)
-    unlabelled = config.objective == "vae" or not images.conditional
+    unlabelled = config.objective == "vae" or not (images.conditional and config.model.num_classes)
     each = estimate(chosen, params, source, num, config.model.num_classes if unlabelled else None, images.batch_size, config.seed)
     of = f"{images.split} images of {c.name}" + ("" if unlabelled else ", each given its label")
     if config.objective == "vae" and config.vae.pixels == "binary":

@@ -154,8 +154,11 @@ def _source(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> 
         source: Any = latent_cache.load_latents(c, storage.source_directories(config, workdir)["autoencoder"])
     else:
         source = finish.load_images(config, c.split, data_dir)
-    if config.objective not in ("vae", "autoencoder") and 0 < num_classes < source.num_classes:
-        raise ConfigError(f"model.num_classes must be at least {source.num_classes} for the data set {c.name}")
+    if config.objective not in ("vae", "autoencoder") and num_classes:
+        if not source.num_classes:
+            raise ConfigError(f"data set {c.name} has no labels; set model.num_classes 0, or another data.name")
+        if num_classes < source.num_classes:
+            raise ConfigError(f"model.num_classes must be at least {source.num_classes} for the data set {c.name}")
     return source
 
 
