@@ -14,6 +14,7 @@ import gcs_server
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from raw_files import write_mnist
 from test_latents import untrained
 
@@ -226,6 +227,19 @@ def write_three(out):
     with files.atomic_folder(out, last="dataset_info.json") as draft:
         for name in ("a", "dataset_info.json", "z"):
             (draft / name).write_text(name)
+
+
+def test_images_are_imported_from_a_bucket_into_a_bucket(root, tmp_path, capsys):
+    for number in range(5):
+        Image.fromarray(np.full((9, 9, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+        paths.upload(tmp_path / f"{number}.png", paths.path(f"{BUCKET}/own_images/{number}.png"))
+    words = ["data", "import", f"{BUCKET}/own_images", "--size", "8", "--split", "train", "--data-dir", f"{BUCKET}/data", "--quiet"]
+    for _ in range(2):
+        assert cli.main(words) == 0
+        assert "photos: 5 images (train 5; 8x8) in gs://bucket/data/photos/1.0.0\n" in capsys.readouterr().out
+    images = data.load_split("photos", "train", (8, 8, 3), data_dir=f"{BUCKET}/data")
+    assert images.fetch(np.arange(5))[0][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert not list((files.cache_dir() / "imports").rglob("*.array_record*"))
 
 
 def test_latents_of_which_the_last_file_is_missing_are_not_there(root, monkeypatch):

@@ -1,4 +1,4 @@
-"""Data: tensorflow-datasets without TensorFlow (array_record), and grain, to batches."""
+"""Data: tensorflow-datasets without TensorFlow (array_record), and grain, to batches; `importing` makes data sets of images."""
 
 from jaxdiff.data.batches import batches, stacked
 from jaxdiff.data.latents import Moments, Rows

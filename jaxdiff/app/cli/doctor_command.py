@@ -56,7 +56,8 @@ def doctor(args: Doctor) -> int:
     parts = {
         "versions": [f"python {platform.python_version()}", *(f"{name} {version}" for name, version in versions.items())],
         "devices": (counted or ["none"]) + ([f"JAX_PLATFORMS is {asked}"] if asked else []),
-        f"data sets in {data}": _prepared(data) or ["none yet; digits is prepared on first use, others by: jaxdiff data mnist"],
+        f"data sets in {data}": _prepared(data)
+        or ["none yet; digits is prepared on first use, others by: jaxdiff data mnist, or data import"],
         f"caches in {cache}": _sizes(cache, cache.iterdir() if cache.is_dir() else []) or ["none yet"],
         "disk": [f"{name}: {shutil.disk_usage(_existing(path)).free / 1e9:.1f} GB free" for name, path in disks.items()],
     }

@@ -38,7 +38,7 @@ setup and checks
   recipes           names of recipes, with cost and score; recipes copy NAME
   plan CONFIG       memory and speed on TPUs, from the compiler; needs no TPU
   verify SAMPLER    test a sampler on data whose denoiser is known exactly
-  data NAME         prepare mnist or cifar10
+  data NAME         prepare mnist or cifar10; data import SOURCE: your own images
   doctor            versions, devices, directories, and what is wrong with them
   completion SHELL  script that completes commands, flags and paths
 
