@@ -2,8 +2,9 @@
 
 Paper: Salimans & Ho (2022), the v prediction; the network is that of Dhariwal & Nichol (2021), smaller, with attention at the
 coarsest level alone, so that it takes any height and width that 4 divides.
+Data: photos, your own.
 Cost: 106 GFLOP an image; `jaxdiff plan` of one v5e chip bounds a step of 64 images by 60 ms. Not run at this size.
-Score: none, it depends on the images; watch the pictures in RUN/samples.
+Score: none; it depends on the images: watch the pictures in RUN/samples.
 Run: jaxdiff data import my/pictures --name photos --size 64 && jaxdiff train configs/own.py --workdir runs/photos
   Other sizes: --data.image-shape 96 128 3. By class: --model.num-classes 10 --sampling.guidance 2. Few images: fewer --steps.
 """

@@ -22,6 +22,7 @@ from jaxdiff.app.plan import program
 from jaxdiff.app.runs import ladder, storage
 from jaxdiff.data import raw
 from jaxdiff.models import autoencoder, unet
+from jaxdiff.training import scale_pixels
 
 LADDERS = sorted(pathlib.Path("configs").glob("*_ladder.py"))
 RECIPES = sorted(set(pathlib.Path("configs").glob("*.py")) - set(LADDERS))
@@ -157,6 +158,7 @@ def test_recipe_is_traced_at_full_width(path, each_once):
     recipe = dataclasses.replace(recipe, sampling=dataclasses.replace(recipe.sampling, num=recipe.data.batch_size))
     _, (state, batch, key), _, _ = program._training(recipe, jax.devices()[:2])
     sources, _ = program.source_shapes(recipe, tuple(storage.source_names(recipe)))
+    batch = jax.eval_shape(scale_pixels, batch)
     loss = jax.eval_shape(build.objective(recipe, sources), state.params, state, batch, key)
     loss, metrics = loss if isinstance(loss, tuple) else (loss, {})
     assert all(described(value) == ((), np.float32) for value in (loss, *metrics.values()))

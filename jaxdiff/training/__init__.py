@@ -11,6 +11,7 @@ from jaxdiff.training.step import (
     TrainState,
     as_float32,
     initial_state,
+    scale_pixels,
     train_step,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "mean_metrics",
     "stop_signals",
     "repeated",
+    "scale_pixels",
     "train_step",
     "as_float32",
 ]

@@ -77,7 +77,7 @@ def train_step(
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         chex.assert_equal_shape_prefix(jax.tree.leaves(batch), 1)
-        batch, key = jax.tree.map(_normalized, batch), jax.random.fold_in(key, state.step)
+        batch, key = scale_pixels(batch), jax.random.fold_in(key, state.step)
         (loss, terms), grads = gradient(state.params, replace(state, params={}, opt_state=()), batch, key)
         with jax.numpy_dtype_promotion("standard"):  # optax's schedules divide counts of steps
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -90,8 +90,9 @@ def train_step(
     return step
 
 
-def _normalized(rows: Array) -> Array:
-    return rows.astype(jnp.float32) / 127.5 - 1 if rows.dtype == jnp.uint8 else rows
+def scale_pixels(batch: Batch) -> Batch:
+    """The batch, with its arrays of uint8 as float32 in [-1, 1]."""
+    return {name: rows.astype(jnp.float32) / 127.5 - 1 if rows.dtype == jnp.uint8 else rows for name, rows in batch.items()}
 
 
 def _gradient(objective: Objective) -> Gradient:
