@@ -2,7 +2,7 @@
 
 Paper: Salimans & Ho (2022), the v prediction; the network is that of Dhariwal & Nichol (2021), smaller, with attention at the
 coarsest level alone, so that it takes any height and width that 4 divides.
-Data: photos, your own.
+Data: photos; your own, as jaxdiff data import names them.
 Cost: 106 GFLOP an image; `jaxdiff plan` of one v5e chip bounds a step of 64 images by 60 ms. Not run at this size.
 Score: none; it depends on the images: watch the pictures in RUN/samples.
 Run: jaxdiff data import my/pictures --name photos --size 64 && jaxdiff train configs/own.py --workdir runs/photos

@@ -1,17 +1,24 @@
 import gzip
+import io
+import json
 import os
 import pathlib
+import signal
+import subprocess
+import sys
 import time
 
 import grain
 import numpy as np
 import pytest
+from PIL import Image
 from raw_files import idx, write_cifar10, write_mnist
 from sklearn import datasets
 
 from jaxdiff import data
 from jaxdiff.data import raw
-from jaxdiff.data.batches import shuffled
+from jaxdiff.data.batches import Order
+from jaxdiff.data.read import decode_image
 from jaxdiff.io.errors import DataError
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -80,7 +87,7 @@ def test_each_epoch_holds_each_example_once_where_batches_are_larger_too(num):
 
 def test_the_order_is_uniform():
     """Of 3 examples, each of the 6 orders in a sixth of 6,000 epochs, within five standard deviations; half are mirrored."""
-    places = shuffled(3, seed=5, flip=True)(np.arange(18_000)).reshape(-1, 3)
+    places = Order(3, 5, flip=True)(np.arange(18_000)).reshape(-1, 3)
     orders, counts = np.unique(places % 3, axis=0, return_counts=True)
     assert len(orders) == 6
     np.testing.assert_allclose(counts, 1000, atol=5 * np.sqrt(6000 * 5 / 36))
@@ -114,6 +121,23 @@ def test_flip_mirrors_half(digits):
     assert 0.4 < same.mean() < 0.6
 
 
+@pytest.mark.parametrize("fit", ["crop", "resize"])
+def test_a_jpeg_is_scaled_while_it_is_decoded(fit):
+    """A photograph of 427x640 pixels: within 35 dB of Pillow's bicubic resize of the whole, where that takes an eighth of it."""
+    photograph, file = Image.fromarray(datasets.load_sample_image("china.jpg")), io.BytesIO()
+    photograph.save(file, "JPEG", quality=95)
+    for size, least in ((48, 35), (64, 35), (240, 99)):
+        shape, whole = (size, size, 3), np.asarray(Image.open(file))
+        scaled = decode_image(file.getvalue(), shape, fit)
+        assert (scaled.shape == whole.shape) == (size == 240)
+        assert min(scaled.shape[:2]) >= 2 * size or size == 240
+        error = data.fit_image(scaled, shape, fit).astype(float) - data.fit_image(whole, shape, fit)
+        assert 10 * np.log10(255**2 / max(np.mean(error**2), 1e-9)) > least
+    np.testing.assert_array_equal(decode_image(file.getvalue(), (48, 48, 3), "pad"), whole)
+    grey = np.asarray(Image.open(file).convert("L"))[..., None]
+    np.testing.assert_array_equal(decode_image(file.getvalue(), (640, 640, 1), "pad"), grey)
+
+
 def test_images_are_padded_or_resized(tfds_dir):
     small = data.load_split("digits", "test", (8, 8, 1), data_dir=tfds_dir).fetch(np.arange(5))[0]
     padded = data.load_split("digits", "test", (12, 12, 1), data_dir=tfds_dir).fetch(np.arange(5))[0]
@@ -130,6 +154,54 @@ def test_large_sets_are_read_from_disk_to_the_same_values(digits, tfds_dir, monk
     indices = np.array([3, 1400, 3])
     for a, b in zip(lazy.fetch(indices), digits.fetch(indices), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+WORKERS = """
+import sys
+from jaxdiff import data
+
+if __name__ == "__main__":
+    data.read.IN_MEMORY = 0
+    source = data.load_split("digits", "train", (8, 8, 1), data_dir=sys.argv[1])
+    stream = data.batches(source, 12, flip=True, start=7, workers=2)
+    print([int(next(stream)["image"].sum()) for _ in range(5)], flush=True)
+    sys.stdin.read(1)
+    stream.close()
+"""
+
+
+def running(pid):
+    """Whether a process runs, and did not only leave its number behind."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for children")
+@pytest.mark.parametrize("end", ["kill", "interrupt", "close"])
+def test_worker_processes_read_the_same_batches_and_end_with_their_parent(digits, tfds_dir, tmp_path, end):
+    script = tmp_path / "reads.py"
+    script.write_text(WORKERS)
+    command, pipe = [sys.executable, str(script), tfds_dir], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, process_group=0) as reader:
+        line = reader.stdout.readline()
+        children = [
+            pid for each in pathlib.Path(f"/proc/{reader.pid}/task").iterdir() for pid in (each / "children").read_text().split()
+        ]
+        workers = [pid for pid in children if "spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_text()]
+        assert [int(batch["image"].sum()) for batch in take(digits, 5, flip=True, start=7)] == json.loads(line)
+        assert len(workers) == 2
+        if end == "close":
+            reader.communicate("\n")
+        else:
+            os.killpg(reader.pid, signal.SIGINT) if end == "interrupt" else reader.kill()
+        reader.wait()
+    deadline = time.monotonic() + 10
+    while any(map(running, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_split_is_decoded_once_until_its_files_change(tmp_path, monkeypatch):

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import grain
 import numpy as np
+from absl import flags
 
 from jaxdiff.data.latents import Moments
 from jaxdiff.data.read import Images
+
+CORES = os.cpu_count() or 1
+SHARED = 8  # cores that one process keeps busy: decoders leave Python's lock, what is around them does not
 
 
 def batches(
@@ -26,7 +35,8 @@ def batches(
     flip: bool = False,
     start: int = 0,
     rows: np.ndarray | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+    workers: int = 0,
+) -> grain.DatasetIterator[dict[str, np.ndarray]]:
     """Some rows of the batches number start, start + 1, ... without end: all, or those that one process of several reads.
 
     Yields the source's rows, such as `image` uint8 `[b, H, W, C]`, which `training.train_step` maps to [-1, 1], and `label` int32
@@ -39,38 +49,63 @@ def batches(
         flip: mirror half of the images.
         start: the first batch's number: the step of the state that resumes.
         rows: positions `[b]` in the whole batch of the rows wanted; all if not given.
+        workers: processes that read and decode; -1 is one for eight cores. None where the source is in memory. They end with this
+            process, however it ends; `close` of the iterator ends them before.
     """
     position = np.arange(batch_size, dtype=np.int32) if rows is None else rows.astype(np.int32)
-    indices = shuffled(source.num_examples, seed, flip)
+    fetch = functools.partial(_fetch, source, Order(source.num_examples, seed, flip), batch_size, position)
+    threads = 2 if source.in_memory else min(max(CORES, 2), SHARED)
+    whole = grain.MapDataset.range(sys.maxsize // batch_size).map(fetch)[start:]
+    stream = whole.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads))
+    workers = CORES // SHARED if workers < 0 else workers
+    if workers and not source.in_memory:
+        flags.FLAGS.mark_as_parsed()  # grain reads its own
+        options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
+        stream = stream.mp_prefetch(options, functools.partial(_follow, os.getpid()))
+    return iter(stream)
 
-    def fetch(number: int) -> dict[str, np.ndarray]:
-        return {**source.rows(indices(number * batch_size + position.astype(np.int64))), "index": position}
 
-    whole = grain.MapDataset.range(sys.maxsize // batch_size).map(fetch)
-    return iter(whole[start:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+class Order(NamedTuple):
+    """The order of an infinite stream in which every epoch has each example once, in a new order.
 
-
-def shuffled(num_examples: int, seed: int, flip: bool = False) -> Callable[[np.ndarray], np.ndarray]:
-    """From places `[b]` in an infinite stream to indices `[b]` of examples, each of which every epoch has once, in a new order.
-
-    With `flip`, `num_examples` is added to half of the indices at random. The random bits are Philox's (Salmon et al. 2011) of
-    `seed` and the epoch, the same on every machine and with every release of NumPy.
+    The random bits are Philox's (Salmon et al. 2011) of `seed` and the epoch, the same on every machine and with every release
+    of NumPy.
     """
 
-    @functools.lru_cache(maxsize=2)
-    def epoch(number: int) -> np.ndarray:
-        bits = np.random.Philox(key=np.array([seed, number], np.uint64)).random_raw(num_examples)
-        order = np.argsort(bits, kind="stable")
-        return order + num_examples * (bits[order] & 1).astype(np.int64) if flip else order
+    num_examples: int
+    seed: int = 0
+    flip: bool = False
 
-    def indices(places: np.ndarray) -> np.ndarray:
-        epochs, place = np.divmod(places, num_examples)
-        found = np.empty_like(places)
+    def __call__(self, places: np.ndarray) -> np.ndarray:
+        """From places `[b]` to indices `[b]` of examples; with `flip`, `num_examples` is added to half of them at random."""
+        epochs, place = np.divmod(places, self.num_examples)
+        indices = np.empty_like(places)
         for number in np.unique(epochs):
-            found[epochs == number] = epoch(int(number))[place[epochs == number]]
-        return found
+            indices[epochs == number] = _epoch(self, int(number))[place[epochs == number]]
+        return indices
 
-    return indices
+
+@functools.lru_cache(maxsize=4)
+def _epoch(order: Order, number: int) -> np.ndarray:
+    bits = np.random.Philox(key=np.array([order.seed, number], np.uint64)).random_raw(order.num_examples)
+    indices = np.argsort(bits, kind="stable")
+    return indices + order.num_examples * (bits[indices] & 1).astype(np.int64) if order.flip else indices
+
+
+def _fetch(source: Images | Moments, order: Order, batch_size: int, position: np.ndarray, number: int) -> dict[str, np.ndarray]:
+    return {**source.rows(order(number * batch_size + position.astype(np.int64))), "index": position}
+
+
+def _follow(parent: int, index: int, num: int) -> None:
+    """In a worker: it ends with its parent, even one that was killed, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def stacked(batches: Iterator[dict[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:

@@ -36,6 +36,7 @@ class Moments(NamedTuple):
     rows: Callable[[np.ndarray], Rows]
     num_examples: int
     num_classes: int
+    in_memory: bool = False
 
 
 class Origin(NamedTuple):

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 Fit = Literal["pad", "resize", "crop"]
 IN_MEMORY = 2 * 2**30  # bytes of decoded images up to which a split is decoded once, at the start
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of Pillow, by channels
 Decoded = tuple[np.ndarray, np.ndarray]  # images and labels
 DECODED: dict[tuple[Any, ...], Decoded] = {}
 
@@ -71,6 +72,7 @@ class Images(NamedTuple):
     """Height, width and channels before they were fitted; None where they differ from image to image."""
     context: Callable[[np.ndarray], np.ndarray] | None = None
     """From indices `[B]` to context vectors float32 `[B, T, D]`, where they are asked for."""
+    in_memory: bool = True
 
     def rows(self, indices: np.ndarray) -> Rows:
         """`image` uint8 `[B, H, W, C]`, `label` int32 `[B]`, and `context` if asked for.
@@ -128,18 +130,18 @@ def load_split(name: str, split: str, image_shape: tuple[int, int, int], fit: Fi
     Raises:
         DataError: the data set is unknown or not prepared, has no such split, or does not fit the shape.
     """
-    source, info = _source(name, split, data_dir)
+    source, info = _source(name, split, data_dir, decoders={"image": tfds.decode.SkipDecoding()})
     shape = info.features["image"].shape
     if shape[-1] not in (image_shape[-1], None):
         raise DataError(f"data: {name} has {count(shape[-1], 'channel')}; set data.image_shape to end in {shape[-1]}")
 
     def decode(examples: list[dict[str, Any]]) -> Decoded:
-        pixels = np.stack([fit_image(example["image"], image_shape, fit) for example in examples])
+        pixels = np.stack([fit_image(decode_image(example["image"], image_shape, fit), image_shape, fit) for example in examples])
         return pixels, np.array([example.get("label", 0) for example in examples], np.int32)
 
     rest = (len(source), info.features["label"].num_classes if "label" in info.features else 0, shape)
     if len(source) * np.prod(image_shape) > IN_MEMORY:
-        return Images(lambda indices: decode(source.__getitems__(indices.tolist())), *rest)
+        return Images(lambda indices: decode(source.__getitems__(indices.tolist())), *rest, in_memory=False)
     state = [(str(file), file.stat().st_mtime_ns) for file in sorted(pathlib.Path(info.data_dir).iterdir())]
     pixels, labels = _decoded_once((split, image_shape, fit, *state), source, decode, f"{name} {split}")
     return Images(lambda indices: (pixels[indices], labels[indices]), *rest)
@@ -151,7 +153,7 @@ def _decoded_once(key: tuple[Any, ...], source: Any, decode: Callable[[Any], Dec
         starts = progress.track(range(0, len(source), 256), f"decoding {what}", "batch")
         try:
             parts = [decode(source.__getitems__(list(range(i, min(i + 256, len(source)))))) for i in starts]
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:  # of array_record, of Pillow
             raise DataError(f"data set {what.split()[0]} is damaged, remove and prepare it again: {first_line(error)}") from error
         while len(DECODED) > 1:
             del DECODED[next(iter(DECODED))]
@@ -173,6 +175,19 @@ def directory(data_dir: str | None) -> str | None:
 def normalize(pixels: np.ndarray) -> np.ndarray:
     """uint8 pixels as float32 in [-1, 1]."""
     return pixels.astype(np.float32) / 127.5 - 1
+
+
+def decode_image(content: bytes, shape: tuple[int, int, int], fit: Fit) -> np.ndarray:
+    """The uint8 image `[h, w, C]` in a file's bytes, with the channels of `shape`.
+
+    A JPEG file that is to be resized is decoded to the least of 1, 1/2, 1/4 or 1/8 of its size that is at least twice the height
+    and width of `shape`, which libjpeg does in its transform.
+    """
+    image = Image.open(io.BytesIO(content))
+    if fit != "pad":
+        image.draft(MODES[shape[-1]], (2 * shape[1], 2 * shape[0]))
+    image = image if image.mode == MODES[shape[-1]] else image.convert(MODES[shape[-1]])
+    return np.asarray(image).reshape(image.height, image.width, shape[-1])
 
 
 def fit_image(image: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.ndarray:

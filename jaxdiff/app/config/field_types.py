@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 PositiveInt = Annotated[int, Field(ge=1)]
+Workers = Annotated[int, Field(ge=-1)]
 UpToOne = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 

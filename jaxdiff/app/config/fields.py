@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from jaxdiff.app.config.distillation import Distillation
-from jaxdiff.app.config.field_types import BelowOne, PositiveInt, Prediction, SamplerName, ScheduleName, Spacing, UpToOne
+from jaxdiff.app.config.field_types import BelowOne, PositiveInt, Prediction, SamplerName, ScheduleName, Spacing, UpToOne, Workers
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Data:
     """Mirror half of the images."""
     batch_size: PositiveInt = 128
     """Over all devices and processes."""
+    workers: Workers = -1
+    """Processes that read and decode images which do not fit in memory; -1: one for eight cores, beside the threads of all."""
     latents: str = ""
     """The directory of a cache of latents of sources.autoencoder, as `jaxdiff latents` writes it; empty: encode at each step."""
 

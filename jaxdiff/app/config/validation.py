@@ -28,7 +28,7 @@ BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 # computation. With dropout the mesh decides which masks are drawn. Sources are compared by the fingerprints of their params.
 RESUMABLE = (
     *("steps", "steps_per_call", "log_every", "checkpoint_every", "keep", "mesh", "sampling", "evaluation", "sources"),
-    *("data.held_out", "model.remat", "cascade.augmentation"),
+    *("data.held_out", "data.workers", "model.remat", "cascade.augmentation"),
 )
 
 

@@ -109,7 +109,7 @@ def read_latents(directory: pathlib.Path, split: str, flip: bool = False) -> Mom
     starts = progress.track(range(0, length, CHUNK), f"reading latents {split}", "batch")
     parts = [stored.rows(np.arange(start, min(start + CHUNK, length))) for start in starts]
     held = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return stored._replace(rows=lambda indices: {name: values[indices] for name, values in held.items()})
+    return stored._replace(rows=lambda indices: {name: values[indices] for name, values in held.items()}, in_memory=True)
 
 
 def _encoded(encode: Callable[[np.ndarray], Any], source: data.Images, mirrored: int, size: int, name: str) -> Iterator[Rows]:

@@ -91,12 +91,17 @@ def train_run(
     record_sources(config, workdir)
     state = initial_or_restored_state(config, workdir, layout, frozen, sources)
     start, mine = int(state.step), layout.rows(c.batch_size)
-    rows = data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=start, rows=mine)
+    rows = data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=start, rows=mine, workers=c.workers)
     size, batches, compiled = _calls(config, workdir, layout, rows)
     step = compiled(build.train_step(config, layout, sources))
     log.info("%s", describe(layout, state.params, c.batch_size))
     length = distillation.round_steps(config)
-    with distributed.stop_signals() as stopped, distributed.step_watchdog(step_timeout, workdir) as alive, _last_good(workdir):
+    with (
+        contextlib.closing(rows),
+        distributed.stop_signals() as stopped,
+        distributed.step_watchdog(step_timeout, workdir) as alive,
+        _last_good(workdir),
+    ):
         context = LoopContext(config, workdir, layout, step, size, batches, stopped, alive, profile, log_to, began)
         for end in range((start // length + 1) * length, config.steps + 1, length):  # of the rounds that are not over
             state = _steps(context, start_next_round(config, layout, state), end, source)
