@@ -124,7 +124,8 @@ def _text(plan: plans.Plan) -> str:
         lines += [f"lower bound of a run: {1e3 * plan.bound_s:.2f} ms (roofline {1e3 * plan.cost.seconds:.2f}, {wire})"]
         again = ", recomputation included" if job.config.model.remat not in (False, "none") else ""
         use = f"FLOP utilisation {100 * plan.utilisation:.0f}%{again}"
-        lines += [f"  at it {plan.images_per_s:,.0f} images/s at most, {use}"]
+        brought = ", which the input must bring" if job.what == "train" else ""
+        lines += [f"  at it {plan.images_per_s:,.0f} images/s at most{brought}; {use}"]
         lines += [f"  {line}" for line in LEAVES_OUT.splitlines()]
     lines += [f"note: {note}" for note in plan.notes]
     how = "finished executable" if job.full else "scheduled HLO"
