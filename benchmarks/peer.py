@@ -61,7 +61,7 @@ def jaxdiff(batch_size: int) -> Side:
     image = np.random.default_rng(0).uniform(-1, 1, (batch_size, *c.data.image_shape)).astype(np.float32)
     index = np.arange(batch_size, dtype=np.int32)
     batch = layout.shard({"image": image, "label": index % 10, "index": index})
-    label = jnp.asarray(index % 10)
+    given = {"index": jnp.asarray(index), "label": jnp.asarray(index % 10)}
 
     def train() -> None:
         nonlocal state
@@ -71,7 +71,7 @@ def jaxdiff(batch_size: int) -> Side:
     return (
         sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         train,
-        lambda: generate(state.params, key, label).block_until_ready(),
+        lambda: generate(state.params, key, given, {}).block_until_ready(),
     )
 
 

@@ -347,7 +347,7 @@ def test_strips_of_latents_are_decoded():
     sources, rng = {"autoencoder": codec}, np.random.default_rng(0)
     shapes = [build.state_shapes(made, sources).params, build.state_shapes(codec).params]
     params, frozen = jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
-    args = params, jax.random.key(0), {"label": np.arange(2, dtype=np.int32)}, {"autoencoder": frozen}
+    args = params, jax.random.key(0), dict.fromkeys(("index", "label"), np.arange(2)), {"autoencoder": frozen}
     x, x0 = jax.jit(build.denoising_trajectory(made, sources))(*args)
     images = jax.jit(build.image_generator(made, sources))(*args)
     assert x.shape == x0.shape == (3, 2, 8, 8, 1)
@@ -362,8 +362,8 @@ def test_noise_of_any_schedule_is_shown_in_unit_size():
     diffusion, sampling = Diffusion(schedule="karras", prediction="edm", weight="edm"), Sampling(steps=1, guidance=1.0)
     made = dataclasses.replace(CONFIG, diffusion=diffusion, sampling=sampling)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), build.state_shapes(made).params)
-    given = {"label": np.zeros(20, np.int32)}
-    x, _ = jax.jit(build.denoising_trajectory(made))(params, jax.random.key(0), given)
+    given = {"index": np.arange(20), "label": np.zeros(20, np.int32)}
+    x, _ = jax.jit(build.denoising_trajectory(made))(params, jax.random.key(0), given, {})
     assert float(build.sampling_levels(made)[0].sigma) > 50
     assert float(x[0].std()) == pytest.approx(1, abs=0.1)
 

@@ -170,7 +170,8 @@ def test_samples_are_decoded_latents(folder, tmp_path):
     made = storage.read_config(folder / "latent")
     sources, frozen = source_configs(made), source_params(made)
     _, params = storage.read_params(made, folder / "latent")
-    images = jax.jit(build.image_generator(made, sources))(params, jax.random.key(0), np.arange(4), frozen)
+    given = {"index": np.arange(4), "label": np.arange(4)}
+    images = jax.jit(build.image_generator(made, sources))(params, jax.random.key(0), given, frozen)
     codec = build.codec(sources["autoencoder"])
 
     def undecoded(networks, params, z):
@@ -178,7 +179,7 @@ def test_samples_are_decoded_latents(folder, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(codec), "decode", undecoded)
-        z = jax.jit(build.image_generator(made, sources))(params, jax.random.key(0), np.arange(4), frozen)
+        z = jax.jit(build.image_generator(made, sources))(params, jax.random.key(0), given, frozen)
     assert z.shape == (4, 4, 4, 2)
     np.testing.assert_allclose(images, codec.decode(frozen["autoencoder"], z), atol=1e-5)
 

@@ -590,10 +590,10 @@ def test_adapters_start_as_their_teacher(folder, tmp_path):
     config = made(folder, "adapted")
     sources = source_configs(config)
     _, state = begun(config, tmp_path)
-    key, labels = jax.random.key(0), np.arange(4)
-    adapted = jax.jit(build.image_generator(config, sources))(state.params, key, labels, state.frozen)
+    key, given = jax.random.key(0), {"index": np.arange(4), "label": np.arange(4)}
+    adapted = jax.jit(build.image_generator(config, sources))(state.params, key, given, state.frozen)
     whole = changed(config, {"distillation.lora_rank": 0})
-    np.testing.assert_array_equal(jax.jit(build.image_generator(whole))(state.frozen["teacher"], key, labels), adapted)
+    np.testing.assert_array_equal(jax.jit(build.image_generator(whole))(state.frozen["teacher"], key, given, {}), adapted)
 
 
 def test_a_student_in_latents(folder, trained, tmp_path, drawn):

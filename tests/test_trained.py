@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -82,13 +83,13 @@ def test_a_trained_run_draws_what_jaxdiff_sample_draws(runs, name, ema, sampling
     assert found.step == made.steps
 
     @jax.jit
-    def sample(decode, denoiser, key):  # the keys of cascade.sample
-        noise_key, sampler_key = jax.random.split(key)
-        noise = found.levels.sigma[0] * jax.random.normal(noise_key, (4, *found.shape))
-        return decode(jd.sample(found.sampler, denoiser(labels), noise, found.levels, sampler_key))
+    @partial(jax.vmap, in_axes=(None, None, 0, 0))
+    def sample(decode, denoiser, index, label):  # the keys of cascade.sample
+        noise_key, sampler_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(5), index), 0))
+        noise = found.levels.sigma[0] * jax.random.normal(noise_key, (1, *found.shape))
+        return decode(jd.sample(found.sampler, denoiser(label[None]), noise, found.levels, sampler_key))[0]
 
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), 0)
-    np.testing.assert_allclose(sample(found.decode, found.denoiser, key), drawn, atol=2e-5)
+    np.testing.assert_allclose(sample(found.decode, found.denoiser, np.arange(4), labels), drawn, atol=2e-5)
 
 
 def test_images_are_encoded_to_latents_of_the_run_and_decoded_by_its_autoencoder(runs):

@@ -24,27 +24,33 @@ def image_generator(config: Experiment, sources: Sources = NONE, trained: Level 
 
     Images lie in [-1, 1]; decoded ones may reach beyond.
 
-    `given` is labels `[B]`, where `num_classes` is no label, or a mapping of `label` and `context [B, T, D]`; a VAE reads no more
-    than their number. `sources` are the configs of the runs that sampling needs, by place: a classifier that guides, an autoencoder
-    in whose latents the config works, a cascade's base. `frozen` is their params by the same names, needed only with sources.
-    `trained` is the levels that a student was trained on, of which it walks along some; its config's if not given.
+    `given` is a mapping of `index` and `label [B]`, where `num_classes` is no label, and `context [B, T, D]`; a VAE reads the
+    index alone. An image depends on the key, its index and what else it is given, and not on the others. `sources` are the configs
+    of the runs that sampling needs, by place: a classifier that guides, an autoencoder in whose latents the config works, a
+    cascade's base. `frozen` is their params by the same names. `trained` is the levels that a student was trained on, of which it
+    walks along some; its config's if not given.
     """
 
-    def generate(params: Any, key: Array, given: Array | Mapping[str, Array], frozen: Mapping[str, Any] = NONE) -> Array:
-        given = given if isinstance(given, Mapping) else {"label": given}
+    def generate(params: Any, key: Array, given: Mapping[str, Array], frozen: Mapping[str, Any]) -> Array:
+        key, given = _batch_of_one(key, given)
         if config.objective == "vae":
-            parts, images = vae(config), jax.ShapeDtypeStruct((len(given["label"]), *config.data.image_shape), jnp.float32)
+            parts, images = vae(config), jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.float32)
             codes = jax.eval_shape(parts.encode, params, images).mean
-            return parts.mean(params, jax.random.normal(key, codes.shape))
+            return parts.mean(params, jax.random.normal(key, codes.shape))[0]
         stages = cascade_stages(config, params, given, sources, frozen, trained)
         if len(stages) > 1:
-            x = cascade.sample(stages, key, len(given["label"]))
+            x = cascade.sample(stages, key, 1)
         else:
-            x, key = cascade.start(stages[0], jax.random.fold_in(key, 0), len(given["label"]))
+            x, key = cascade.start(stages[0], jax.random.fold_in(key, 0), 1)
             x = samplers.sample(stages[0].sampler, stages[0].denoiser({}), x, stages[0].levels, key)
-        return codec(sources["autoencoder"]).decode(frozen["autoencoder"], x) if "autoencoder" in sources else x
+        return (codec(sources["autoencoder"]).decode(frozen["autoencoder"], x) if "autoencoder" in sources else x)[0]
 
-    return generate
+    return jax.vmap(generate, in_axes=(None, None, 0, None))
+
+
+def _batch_of_one(key: Array, given: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """The key of an image, and what it is given, `[1, ...]` each."""
+    return jax.random.fold_in(key, given["index"]), {name: given[name][None] for name in given if name != "index"}
 
 
 def denoising_trajectory(
@@ -56,18 +62,19 @@ def denoising_trajectory(
     `evenly_spaced_steps`, at most so many, and decoded where the config works in latents.
     """
 
-    def walk(params: Any, key: Array, given: Mapping[str, Array], frozen: Mapping[str, Any] = NONE) -> tuple[Array, Array]:
+    def walk(params: Any, key: Array, given: Mapping[str, Array], frozen: Mapping[str, Any]) -> tuple[Array, Array]:
+        key, given = _batch_of_one(key, given)
         stages = cascade_stages(config, params, given, sources, frozen, trained)
         steps = evenly_spaced_steps(config.sampling.steps, most)
-        x, x0 = cascade.trajectory(stages, key, len(given["label"]), steps)
+        x, x0 = cascade.trajectory(stages, key, 1, steps)
         level = stages[-1].levels[jnp.array(steps)]
         x = x / jnp.hypot(level.alpha, level.sigma)[:, None, None, None, None]
-        if "autoencoder" not in sources:
-            return x, x0
-        decode = codec(sources["autoencoder"]).decode
-        return tuple(jax.lax.map(lambda z: decode(frozen["autoencoder"], z), each) for each in (x, x0))
+        if "autoencoder" in sources:
+            decode = codec(sources["autoencoder"]).decode
+            x, x0 = (jax.lax.map(lambda z: decode(frozen["autoencoder"], z), each) for each in (x, x0))
+        return x[:, 0], x0[:, 0]
 
-    return walk
+    return jax.vmap(walk, in_axes=(None, None, 0, None), out_axes=1)
 
 
 def evenly_spaced_steps(steps: int, most: int) -> list[int]:

@@ -78,7 +78,7 @@ def _sampling(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.s
     sources, frozen = source_shapes(config, sampling_sources(config))
     generate = build.image_generator(config, sources)
     batch = _batch(config, sources, config.sampling.num)
-    given = {name: batch[name] for name in ("label", "context") if name in batch}
+    given = {name: batch[name] for name in ("index", "label", "context") if name in batch}
     mesh = jax.sharding.Mesh(np.asarray(devices[:1]), ("data",))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     # cost.memory_by_kind knows these names of its arguments

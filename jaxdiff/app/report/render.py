@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import jinja2
 import numpy as np
 
@@ -123,10 +122,9 @@ def denoising_strips(record: RunRecord, data_dir: str | None = None, num: int = 
     config, workdir = record.config, record.workdir
     sources, frozen = sampling_inputs(config, workdir)
     trained, (_, params) = storage.read_levels(config, workdir), storage.read_params(config, workdir)
-    given = jax.tree.map(jnp.asarray, finish.conditions(config, num, data_dir))
-    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    given = {"index": np.arange(num), **finish.conditions(config, num, data_dir)}
     walk = jax.jit(build.denoising_trajectory(config, sources, trained, COLUMNS))
-    noisy, clean = walk(params, key, given, frozen)
+    noisy, clean = walk(params, jax.random.key(config.seed), given, frozen)
     return Strips(np.asarray(noisy), np.asarray(clean), build.evenly_spaced_steps(config.sampling.steps, COLUMNS))
 
 

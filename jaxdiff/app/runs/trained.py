@@ -84,13 +84,14 @@ def image_sampler(
     compiled = jax.jit(build.image_generator(config, sources, trained))
 
     def generate(params: Any, labels: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
-        given = {"label": np.asarray(labels, np.int32)} | _contexts(config, context, len(labels))
+        given = {"index": np.arange(len(labels), dtype=np.int32), "label": np.asarray(labels, np.int32)}
+        given |= _contexts(config, context, len(labels))
         size = min(batch_size, len(labels))
         key = jax.random.key(seed)
         parts = []
         for start in progress.track(range(0, len(labels), size), "sampling", "batch"):
             part = {name: np.resize(each[start : start + size], (size, *each.shape[1:])) for name, each in given.items()}
-            parts.append(np.asarray(compiled(params, jax.random.fold_in(key, start), part, frozen)))
+            parts.append(np.asarray(compiled(params, key, part, frozen)))
         images = np.concatenate(parts)[: len(labels)]
         if not np.isfinite(images).all():
             raise NonFiniteError("the samples hold NaN or infinite values; try more --steps or another --sampler")
