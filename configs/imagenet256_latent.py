@@ -28,6 +28,6 @@ config = Experiment(
     steps=400_000,
     checkpoint_every=5000,
     mesh=Mesh(fsdp=-1, data=1),
-    sampling=Sampling(sampler="ddim", steps=50, guidance=1.5, clip=False, num=64),
+    sampling=Sampling(sampler="ddim", steps=50, guidance=1.5, clip=False, num=64, batch_size=16),
     evaluation=Evaluation(num=0, batch_size=16),
 )

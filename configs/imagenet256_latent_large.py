@@ -31,6 +31,6 @@ config = Experiment(
     ema={"ema": 0.9999},
     steps=400_000,
     checkpoint_every=2000,
-    sampling=Sampling(sampler="ddim", steps=50, guidance=1.5, clip=False, num=64),
+    sampling=Sampling(sampler="ddim", steps=50, guidance=1.5, clip=False, num=64, batch_size=16),
     evaluation=Evaluation(num=0, batch_size=16),
 )

@@ -4,11 +4,12 @@ import dataclasses
 import logging
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
 from jaxdiff import data, evaluate
-from jaxdiff.app import cli, config
+from jaxdiff.app import build, cli, config
 from jaxdiff.app.runs import finish, storage
 from jaxdiff.evaluate import reference_classifier, statistics
 from jaxdiff.io.errors import DataError
@@ -135,10 +136,14 @@ def test_a_run_without_held_out_images_is_trained(train, held_out, caplog, capsy
 
 @pytest.mark.parametrize("objective", ["classifier", "vae", "autoencoder"])
 def test_what_ends_with_held_out_images_ends_without_them(objective, monkeypatch, tmp_path, tfds_dir):
-    monkeypatch.setattr(storage, "read_params", lambda *_: (2, {}))
-    none = config.Experiment(objective=objective, data=dataclasses.replace(DIGITS, held_out="nowhere"))
+    none = config.Experiment(
+        objective=objective, data=dataclasses.replace(DIGITS, held_out="nowhere"), model=config.Model(channels=8)
+    )
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), build.state_shapes(none).params)
+    monkeypatch.setattr(storage, "read_params", lambda *_: (2, params))
     assert "split 'nowhere'" in finish.missing_measures(none, tfds_dir)
     assert "is trained, but not measured: data set digits, split 'nowhere'" in finish.finish_run(none, tmp_path, tfds_dir)
+    assert (tmp_path / "samples.png").exists() == (objective == "vae")
     assert not finish.missing_measures(dataclasses.replace(none, data=DIGITS), tfds_dir)
 
 

@@ -92,6 +92,27 @@ def test_a_trained_run_draws_what_jaxdiff_sample_draws(runs, name, ema, sampling
     np.testing.assert_allclose(sample(found.decode, found.denoiser, np.arange(4), labels), drawn, atol=2e-5)
 
 
+def test_an_image_depends_on_its_number_and_label_and_not_on_devices(runs, one_device, monkeypatch):
+    """Bit for bit; batches of another size round differently."""
+    made = storage.read_config(runs / "latent")
+    made = dataclasses.replace(made, sampling=dataclasses.replace(made.sampling, sampler="ddpm"))
+    _, params = storage.read_params(made, runs / "latent")
+
+    def drawn(devices, batch_size, labels):
+        monkeypatch.setattr(jax, "devices", lambda *backend: one_device[:devices])
+        return trained.image_sampler(made, batch_size, runs / "latent")(params, labels, 5)
+
+    labels = np.arange(20) % 10
+    images = drawn(1, 5, labels)
+    assert len({image.tobytes() for image in images}) == 20
+    for devices in (2, 8):
+        np.testing.assert_array_equal(drawn(devices, 5, labels), images)
+    np.testing.assert_allclose(drawn(2, 6, labels), images, atol=1e-5)
+    np.testing.assert_allclose(drawn(2, 5, labels[:7]), images[:7], atol=1e-5)
+    labels[13] = 7
+    assert np.flatnonzero(np.any(drawn(2, 5, labels) != images, axis=(1, 2, 3))).tolist() == [13]
+
+
 def test_images_are_encoded_to_latents_of_the_run_and_decoded_by_its_autoencoder(runs):
     made, x0 = storage.read_config(runs / "kl"), np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 1)).astype(np.float32)
     params, networks, found = storage.read_params(made, runs / "kl")[1], build.codec(made), trained.load_run(runs / "latent")

@@ -61,9 +61,9 @@ def ladder(args: Ladder) -> int:
             with run_lock.hold(stage.workdir):
                 if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout, log_to=log_to):
                     return report_stop(stopped, stage.workdir)
+        rows = ladders.measure_rungs(config, workdir, list(ladders.ladder_rungs(config, trained)), args.data_dir)
         if not distributed.is_first():
             return 0
-        rows = ladders.measure_rungs(config, workdir, list(ladders.ladder_rungs(config, trained)), args.data_dir)
         text = ladders.markdown_table(rows)
         files.write_text(workdir / "table.md", text + "\n")
         ladders.draw_figure(rows, workdir / "ladder.png")

@@ -62,8 +62,8 @@ class Sample:
     seed: int = 0
     ema: str | None = None
     """Name of an EMA of the params; by default the config's first."""
-    batch_size: int = 500
-    """Images drawn at once."""
+    batch_size: int | None = None
+    """Images that a device draws at once, at most; by default the run's sampling.batch_size."""
 
 
 def sample(args: Sample) -> int:

@@ -63,8 +63,7 @@ def train(args: Train) -> int:
         with run_lock.hold(stage.workdir):
             if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout, traced, log_to):
                 return report_stop(stopped, stage.workdir)
-            if distributed.is_first():
-                print(finish.finish_run(stage.config, stage.workdir, args.data_dir))
+            print_once(finish.finish_run(stage.config, stage.workdir, args.data_dir))
     return 0
 
 

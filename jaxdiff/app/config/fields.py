@@ -208,6 +208,8 @@ class Sampling:
     clip: bool = True
     """Clip each predicted x0 to [-1, 1]."""
     num: PositiveInt = 100
+    batch_size: PositiveInt = 32
+    """Images that a device makes at once, at most."""
     every: NonNegativeInt = 0
     """Steps between grids of samples during training; 0 is never."""
 
@@ -220,7 +222,8 @@ class Evaluation:
     """Samples to judge by a classifier trained on the real data, at least 10; 0 is no evaluation."""
     epochs: PositiveInt = 30
     """Of the classifier's training."""
-    batch_size: PositiveInt = 500
+    batch_size: PositiveInt = 128
+    """Samples that a device makes at once, at most, and images whose features are computed at once."""
 
 
 @dataclass(frozen=True)

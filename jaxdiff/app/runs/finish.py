@@ -38,7 +38,8 @@ class Drawn(NamedTuple):
 def finish_run(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:
     """Writes what a finished run ends with: samples and their evaluation, reconstructions or accuracy; the text to print.
 
-    What the data set does not allow is left out, and the text says why.
+    What the data set does not allow is left out, and the text says why. All processes must call it, which draw the samples; the
+    first does the rest.
     """
     lines = []
     try:
@@ -63,14 +64,17 @@ def missing_measures(config: Experiment, data_dir: str | None = None) -> str:
 
 def _endings(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> Iterator[str]:
     """Writes what a finished run ends with; yields the text to print."""
+    c, drawn = config.evaluation, None
+    if config.objective not in ("autoencoder", "classifier"):
+        drawn = draw_samples(config, workdir, c.num or config.sampling.num, data_dir)
+    if not distributed.is_first():
+        return
+    if drawn:
+        yield save_sample_grid(config, drawn, workdir / "samples.png", config.model.num_classes or COLUMNS)
     if config.objective in ENDS:
         step, params = storage.read_params(config, workdir)
         yield ENDS[config.objective](config, workdir, step, params, data_dir)
-        return
-    c = config.evaluation
-    drawn = draw_samples(config, workdir, c.num or config.sampling.num, data_dir)
-    yield save_sample_grid(config, drawn, workdir / "samples.png", max(config.model.num_classes, 1))
-    if c.num:
+    elif drawn and c.num:
         evaluator = run_evaluator(config, c.num, data_dir)
         path = workdir / evaluate.FOLDER / sample_file_name(config, config.seed).replace(".png", ".json")
         yield f"{evaluate_samples(config, drawn, evaluator, path).result}\n{path}"
@@ -79,7 +83,7 @@ def _endings(config: Experiment, workdir: pathlib.Path, data_dir: str | None) ->
 def draw_samples(
     config: Experiment, workdir: pathlib.Path, num: int, data_dir: str | None, classes: Sequence[int] = (), ema: str | None = None
 ) -> Drawn:
-    """Samples of a run as its config says, of the classes that `conditions` takes in turn."""
+    """Samples of a run as its config says, of the classes that `conditions` takes in turn; all processes must call it."""
     step, params = storage.read_params(config, workdir, ema)
     given = conditions(config, num, data_dir, classes)
     generate = image_sampler(config, config.evaluation.batch_size, workdir)
@@ -153,19 +157,17 @@ def _finish_classifier(config: Experiment, workdir: pathlib.Path, step: int, par
 
 
 def _finish_vae(config: Experiment, workdir: pathlib.Path, step: int, params: Any, data_dir: str | None) -> str:
-    """Writes samples.png, reconstructions.png (a row of held-out images above a row of theirs) and interpolations.png."""
+    """Writes reconstructions.png (a row of held-out images above a row of theirs) and interpolations.png."""
     test = data.load_images(config.data, config.data.held_out, data_dir)
     x0 = normalize(test.fetch(np.arange(2 * COLUMNS) % test.num_examples)[0])
-    labels = cycle_labels([config.model.num_classes], config.sampling.num)
     grids = {
-        "samples": image_sampler(config)(params, labels, config.seed),
         "reconstructions": _facing(x0, reconstructions(config, params, x0)),
         "interpolations": interpolations(config, params, x0[:COLUMNS], x0[COLUMNS:], COLUMNS),
     }
     for name, images in grids.items():
         pictures.save_grid(workdir / f"{name}.png", images, COLUMNS)
     paths = "\n".join(str(workdir / f"{name}.png") for name in grids)
-    return f"samples, reconstructions and interpolations of step {step}:\n{paths}"
+    return f"reconstructions and interpolations of step {step}:\n{paths}"
 
 
 def reconstructions(config: Experiment, params: Any, x0: np.ndarray) -> np.ndarray:

@@ -12,10 +12,11 @@ from jaxdiff.app.runs.sources import Stage, resolve_sources
 from jaxdiff.evaluate import Evaluator
 from jaxdiff.io import count, files, pictures, progress
 from jaxdiff.io.errors import ConfigError
+from jaxdiff.training import distributed
 
 MARKERS = "sD^vP*X<>"
 MEASURES = ("fid", "label_agreement")
-MEASURED = 2  # the version of the measurement: rows of another one do not compare, and are measured again
+MEASURED = 3  # the version of the measurement: rows of another one do not compare, and are measured again
 
 
 class Rung(NamedTuple):
@@ -88,27 +89,31 @@ def _rung(stage: Stage, how: str, calls: int, **sampling: Any) -> Rung:
 def measure_rungs(ladder: Ladder, workdir: pathlib.Path, rungs: Sequence[Rung], data_dir: str | None) -> list[dict[str, Any]]:
     """A row for each rung: name, calls, label agreement and Frechet distance of its samples, of which a grid is drawn.
 
-    Rows are kept in `ladder.json`; one that is there with the same run and settings is not measured again.
+    Rows are kept in `ladder.json`; one that is there with the same run and settings is not measured again. All processes draw the
+    samples and must call it; the first measures them, and has the rows.
     """
     path, rows, evaluator = workdir / "ladder.json", [], None
     known = {_identity(row): row for row in _read_rows(path)}
     for rung in progress.track(rungs, "climbing", "place"):
         row = {"name": rung.name, "calls": rung.calls, "settings": _settings(ladder, rung)}
         grid = workdir / f"{rung.name.replace(', ', '_').replace(' ', '_')}_{rung.calls}.png"
-        if _identity(row) not in known or not grid.exists():
+        if distributed.broadcast_from_first(_identity(row) not in known or not grid.exists()):
             evaluation = dataclasses.replace(rung.config.evaluation, epochs=ladder.epochs)
-            config = dataclasses.replace(rung.config, evaluation=evaluation)
-            evaluator = evaluator or finish.run_evaluator(config, ladder.num, data_dir, names=MEASURES)
-            known[_identity(row)] = row | _measure(ladder, rung, evaluator, grid)
-            files.write_text(path, json.dumps({"rows": list(known.values())}, indent=2) + "\n")
-        rows.append(known[_identity(row)])
-    files.write_text(path, json.dumps({"rows": rows}, indent=2) + "\n")
+            config = dataclasses.replace(rung.config, evaluation=evaluation, seed=ladder.seed)
+            if distributed.is_first():
+                evaluator = evaluator or finish.run_evaluator(config, ladder.num, data_dir, names=MEASURES)
+            drawn = finish.draw_samples(config, rung.workdir, ladder.num, None)
+            if evaluator:
+                known[_identity(row)] = row | _measure(ladder, rung, drawn, evaluator, grid)
+                files.write_text(path, json.dumps({"rows": list(known.values())}, indent=2) + "\n")
+        rows.append(known.get(_identity(row), row))
+    if distributed.is_first():
+        files.write_text(path, json.dumps({"rows": rows}, indent=2) + "\n")
     return rows
 
 
-def _measure(ladder: Ladder, rung: Rung, evaluator: Evaluator, grid: pathlib.Path) -> dict[str, Any]:
+def _measure(ladder: Ladder, rung: Rung, drawn: finish.Drawn, evaluator: Evaluator, grid: pathlib.Path) -> dict[str, Any]:
     """The measures of samples of a rung, of which the first are drawn."""
-    drawn = finish.draw_samples(dataclasses.replace(rung.config, seed=ladder.seed), rung.workdir, ladder.num, None)
     pictures.save_grid(grid, drawn.samples[: ladder.shown], columns=min(rung.config.model.num_classes, 10))
     result = evaluator.measure(drawn.samples, drawn.labels)
     row = {"agreement": result.metrics["label_agreement"].value, "frechet": result.metrics["fid"].value}

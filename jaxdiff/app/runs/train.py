@@ -192,8 +192,7 @@ def _steps(context: LoopContext, state: TrainState, end: int, source: Any) -> Tr
         profiling.trace_steps(context.profile, paths.path(workdir) / "profile") as (before, after),
         bar as shown,
     ):
-        drawing = config.sampling.every and distributed.is_first()
-        generate = image_sampler(config, workdir=workdir, training=True) if drawing else None
+        generate = image_sampler(config, workdir=workdir, training=True) if config.sampling.every else None
         state, key, previous = context.layout.enter(state), jax.random.key(config.seed + 1), None
         number, size, ends = first, context.size(first), False
         while not ends:
@@ -234,17 +233,15 @@ def _draw_round(config: Experiment, workdir: pathlib.Path, state: TrainState) ->
     """Draws samples of the progressive student that is done with this state."""
     steps = config.distillation.steps // 2 ** (int(state.step) // distillation.round_steps(config))
     config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, steps=steps, sampler="ddim"))
-    generate = image_sampler(config, workdir=workdir) if distributed.is_first() else None
-    _draw_grid(config, state, generate, paths.path(workdir) / "samples" / f"steps_{steps}.png")
-    distributed.broadcast_from_first(None)
+    _draw_grid(config, state, image_sampler(config, workdir=workdir), paths.path(workdir) / "samples" / f"steps_{steps}.png")
 
 
 def _draw_grid(config: Experiment, state: TrainState, generate: Any, path: pathlib.Path, show: Any = None) -> None:
-    """Writes and shows samples of a state, on the first process, which has a sampler; all call it: the state may be sharded."""
+    """Writes and shows samples of a state, which all processes draw, on the first."""
     params = distributed.replicate_locally(as_float32(state.ema[next(iter(config.ema))]))
-    if generate:
-        columns = min(config.model.num_classes, 10) or 10
-        images = generate(params, cycle_labels(range(columns), config.sampling.num), config.seed)
+    columns = min(config.model.num_classes, 10) or 10
+    images = generate(params, cycle_labels(range(columns), config.sampling.num), config.seed)
+    if distributed.is_first():
         pictures.save_grid(path, images, columns)
         if show:
             show(pictures.grid(images, columns))

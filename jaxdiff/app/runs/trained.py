@@ -20,6 +20,7 @@ from jaxdiff.io import paths, progress
 from jaxdiff.io.errors import ConfigError, NonFiniteError
 from jaxdiff.process import Level
 from jaxdiff.samplers import Sampler
+from jaxdiff.training import mesh, spread
 
 
 class Trained(NamedTuple):
@@ -70,29 +71,33 @@ def load_run(workdir: pathlib.Path | str, ema: str | None = None, **sampling: An
 
 
 def image_sampler(
-    config: Experiment, batch_size: int = 500, workdir: pathlib.Path | None = None, training: bool = False
+    config: Experiment, batch_size: int | None = None, workdir: pathlib.Path | None = None, training: bool = False
 ) -> Callable[..., np.ndarray]:
-    """A function `(params, labels [N], seed, context) -> images [N, H, W, C]` that compiles once and works in batches of one size.
+    """A function `(params, labels [N], seed, context) -> images [N, H, W, C]`, which all processes must call.
 
     The context, of a config that has any, is vectors `[N, T, D]`, or `[T, D]` for all. A VAE does not read labels.
+
+    Image i depends on the seed, on i and on what it is given: the noise of each has a key of its own. All devices work, each on
+    at most `batch_size` images at once, by default `sampling.batch_size`. Bits do not depend on the number of devices and
+    processes; between two batch sizes images differ by rounding.
 
     With the run's `workdir` the levels are those of its checkpoint (in `training` still the config's finest), and the
     autoencoder must be the one that the run was trained with.
     """
     sources, frozen = sampling_inputs(config, workdir)
     trained = None if workdir is None or training else storage.read_levels(config, workdir)
-    compiled = jax.jit(build.image_generator(config, sources, trained))
+    devices = spread.local_mesh()
+    compiled = spread.over_devices(devices, build.image_generator(config, sources, trained))
 
     def generate(params: Any, labels: np.ndarray, seed: int, context: np.ndarray | None = None) -> np.ndarray:
-        given = {"index": np.arange(len(labels), dtype=np.int32), "label": np.asarray(labels, np.int32)}
-        given |= _contexts(config, context, len(labels))
-        size = min(batch_size, len(labels))
-        key = jax.random.key(seed)
-        parts = []
-        for start in progress.track(range(0, len(labels), size), "sampling", "batch"):
-            part = {name: np.resize(each[start : start + size], (size, *each.shape[1:])) for name, each in given.items()}
-            parts.append(np.asarray(compiled(params, key, part, frozen)))
-        images = np.concatenate(parts)[: len(labels)]
+        num, key = len(labels), jax.random.key(seed)
+        given = {"label": np.asarray(labels, np.int32)} | _contexts(config, context, num)
+        inputs, parts = jax.device_put((params, frozen), mesh.replicated(devices)), []
+        share = spread.share(num, batch_size or config.sampling.batch_size, devices.size)
+        for index in progress.track(share, "sampling", "batch"):
+            part = {"index": index} | {name: each[index % num] for name, each in given.items()}
+            parts.append(np.asarray(compiled(inputs[0], key, part, inputs[1])))
+        images = spread.gathered(np.stack(parts))[:num]
         if not np.isfinite(images).all():
             raise NonFiniteError("the samples hold NaN or infinite values; try more --steps or another --sampler")
         return images
