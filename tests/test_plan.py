@@ -262,6 +262,14 @@ def test_the_largest_batch(limit, start):
     assert f"the largest batch that fits: {best:,} images" in plan.conclusion(plans)
 
 
+def test_the_largest_batch_of_the_sampler_is_one_for_each_device():
+    sampler = job()._replace(what="sample")
+    assert sampler.batch == 8 * sampler.config.sampling.batch_size
+    *_, best = (each for each in plan.largest_batch(sampler, arithmetic(100)) if each.fits)
+    assert 94 <= best.job.config.sampling.batch_size <= 100
+    assert best.flops_per_image == pytest.approx(1e9)
+
+
 def test_no_batch_fits():
     plans = list(plan.largest_batch(job(), arithmetic(0.5)))
     assert plan.conclusion(plans) == "no batch fits: 8 images do not"
@@ -351,6 +359,7 @@ def test_a_program_that_is_too_big_is_no_failure():
         (("--topology", "v5e:3x3"), "jaxdiff: --topology v5e:3x3: no such TPU"),
         (("--topology", "v5e:2x2", "--slices", "0"), "--slices must be at least 1"),
         (("--topology", "v5e:2x2", "--batch", "-4"), "data.batch_size must be at least 1, got -4"),
+        (("--topology", "v5e:2x2", "--what", "sample", "--batch", "6"), "a batch of 6 samples is not divisible by 4 devices"),
         (("--topology", "v5e:2x2", "--remats", "none"), "--remats is for --sweep"),
         (("--topology", "v5e:2x2", "--sweep", "--remats", "all"), "--remats all: write some of none"),
         (("--topology", "v5e:2x2", "--sweep", "--largest-batch"), "exclude each other"),

@@ -92,8 +92,11 @@ def test_slices_sum_gradients_over_the_network(planned):
 
 
 def test_a_sampler(planned):
-    short, long = (planned("v5e:1x1", what="sample", sampling={"steps": steps, "num": 64}) for steps in (4, 8))
+    short, long = (planned("v5e:1x1", what="sample", sampling={"steps": steps, "batch_size": 64}) for steps in (4, 8))
     assert long.cost.flops == pytest.approx(2 * short.cost.flops, rel=0.01)
+    several = planned("v5e:2x2", what="sample", sampling={"steps": 4, "batch_size": 64})
+    assert (several.job.batch, several.mesh, several.traffic) == (256, {"data": 4}, ())
+    assert several.cost.flops == short.cost.flops
 
 
 def test_a_topology_that_the_compiler_does_not_know(planned):

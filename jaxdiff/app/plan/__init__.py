@@ -39,7 +39,7 @@ class Job(NamedTuple):
     @property
     def batch(self) -> int:
         """Images that a run of the program makes or sees, over all devices."""
-        return self.config.data.batch_size if self.what == "train" else self.config.sampling.num
+        return self.config.data.batch_size if self.what == "train" else self.config.sampling.batch_size * self.where.devices
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,6 @@ class Plan:
     lowering_s: float
     compiled_s: float  # how long compiling took, when it was done
     cached: bool  # whether it was done before
-
-    @property
-    def devices(self) -> int:
-        """How many devices run the program."""
-        return 1 if self.job.what == "sample" else self.job.where.devices
 
     @property
     def peak_bytes(self) -> float:
@@ -98,7 +93,7 @@ class Plan:
     @property
     def flops_per_image(self) -> float:
         """Of all devices."""
-        return self.cost.flops * self.devices / self.job.batch
+        return self.cost.flops * self.job.where.devices / self.job.batch
 
     @property
     def moved(self) -> list[Traffic]:
@@ -156,10 +151,12 @@ def _compiled(job: Job) -> tuple[compiling.Compiled, dict[str, Any], bool]:
 
 
 def with_batch(job: Job, batch: int) -> Job:
-    """The job with another number of images, at least 1."""
-    c = job.config
+    """The job with another number of images, at least 1, over all devices."""
+    c, devices = job.config, job.where.devices
     if job.what == "sample":
-        c = replace(c, sampling=replace(c.sampling, num=batch))
+        if batch % devices:
+            raise ConfigError(f"a batch of {count(batch, 'sample')} is not divisible by {count(devices, 'device')}")
+        c = replace(c, sampling=replace(c.sampling, batch_size=batch // devices))
     else:
         c = replace(c, data=replace(c.data, batch_size=batch))
     return job._replace(config=validated(c, where="jaxdiff plan"))
@@ -170,7 +167,7 @@ def largest_batch(job: Job, plan: Callable[[Job], Plan] = planned) -> Iterator[P
 
     The search starts at the job's own batch. The last one that fits is the largest, to a sixteenth.
     """
-    unit = job.where.devices if job.what == "train" else 1
+    unit = job.where.devices
     low, high, size = 0, math.inf, max(job.batch // unit, 1)
     while high - low > max(1, low // FINE):
         candidate = plan(with_batch(job, size * unit))
@@ -187,7 +184,7 @@ def conclusion(plans: Sequence[Plan]) -> str:
     best, first = fitting[-1], fitting[0]
     above = min((each.job.batch for each in plans if each.job.batch > best.job.batch), default=None)
     beyond = f"; {above:,} do not" if above else ""
-    batch, each = best.job.batch, best.job.batch // best.devices
+    batch, each = best.job.batch, best.job.batch // best.job.where.devices
     line = f"the largest batch that fits: {count(batch, 'image', ',')}, {each:,} a device{beyond}"
     if grown := [each for each in fitting if each.flops_per_image > GROWN * first.flops_per_image]:
         more = f"{100 * (best.flops_per_image / first.flops_per_image - 1):+.0f}% FLOPs an image at the largest"

@@ -25,6 +25,7 @@ from jaxdiff.app.plan.chips import device_descriptions
 from jaxdiff.app.runs import storage
 from jaxdiff.app.runs.sources import sampling_sources
 from jaxdiff.io.errors import ConfigError, UserError
+from jaxdiff.training import spread
 
 CONTEXTS = 77  # vectors an example where a network attends to some: as many as CLIP's; the data set says how many there are
 FORMAT = "1"  # of the cache of compiled programs
@@ -39,13 +40,13 @@ def main(path: pathlib.Path) -> int:
     signal.alarm(int(job.limit_s) + 60)  # should the parent die first
     started, lowered = time.monotonic(), _training if job.what == "train" else _sampling
     try:
-        step, arguments, mesh, notes = lowered(job.config, device_descriptions(job.where))
+        step, arguments, mesh = lowered(job.config, device_descriptions(job.where))
         program = step.trace(*arguments).lower(lowering_platforms=("tpu",))
     except (UserError, ValueError) as error:
         (path.parent / "error.txt").write_text(str(error))
         return 1
-    if job.config.model.context_channels:
-        notes.append(f"{CONTEXTS} context vectors an example are assumed; the data set says how many there are")
+    assumed = f"{CONTEXTS} context vectors an example are assumed; the data set says how many there are"
+    notes = [assumed] if job.config.model.context_channels else []
     version = importlib.metadata.version("libtpu")
     identity = "\n".join((FORMAT, program.as_text(), job.where.name, str(job.where.slices), version, str(job.full)))
     about = {"mesh": dict(mesh.shape), "slices": [getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat]}
@@ -57,8 +58,8 @@ def main(path: pathlib.Path) -> int:
     return 0
 
 
-def _training(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.sharding.Mesh, list[str]]:
-    """The step that `train_run` runs, shapes of its arguments, its mesh, and notes."""
+def _training(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.sharding.Mesh]:
+    """The step that `train_run` runs, shapes of its arguments, and its mesh."""
     if config.mesh.mapping == "pmap":
         raise ConfigError("mesh.mapping pmap cannot be compiled for devices that are not there; plan with jit, its twin")
     places = tuple(place for place in build.FROZEN if not (config.data.latents and place == "autoencoder"))
@@ -68,24 +69,20 @@ def _training(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.s
     state = replace(build.state_shapes(config, sources), frozen=frozen)
     batch = _batch(config, sources, config.data.batch_size)
     step = layout.compile(build.train_step(config, layout, sources))
-    return step, (state, batch, jax.eval_shape(jax.random.key, 0)), layout.sharding.step.mesh, []
+    return step, (state, batch, jax.eval_shape(jax.random.key, 0)), layout.sharding.step.mesh
 
 
-def _sampling(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.sharding.Mesh, list[str]]:
-    """What `jaxdiff sample` runs for each batch, on one device as it does."""
+def _sampling(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.sharding.Mesh]:
+    """What `jaxdiff sample` runs on all devices at once, each with `sampling.batch_size` images, by the same program."""
     if config.objective in ("classifier", "autoencoder"):
         raise ConfigError(f"--what sample: {with_article(config.objective)} draws no samples; plan its training")
     sources, frozen = source_shapes(config, sampling_sources(config))
-    generate = build.image_generator(config, sources)
-    batch = _batch(config, sources, config.sampling.num)
+    batch = _batch(config, sources, config.sampling.batch_size * len(devices))
     given = {name: batch[name] for name in ("index", "label", "context") if name in batch}
-    mesh = jax.sharding.Mesh(np.asarray(devices[:1]), ("data",))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    # cost.memory_by_kind knows these names of its arguments
-    step = jax.jit(lambda params, key, given, frozen: generate(params, key, given, frozen), in_shardings=whole)
-    notes = [f"sampling runs on one device: the other {len(devices) - 1} are idle"] if len(devices) > 1 else []
+    mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
+    step = spread.over_devices(mesh, build.image_generator(config, sources))  # cost.memory_by_kind knows the names of its arguments
     params, key = build.state_shapes(config, sources).params, jax.eval_shape(jax.random.key, 0)
-    return step, (params, key, given, frozen), mesh, notes
+    return step, (params, key, given, frozen), mesh
 
 
 def _batch(config: Experiment, sources: dict[str, Experiment], size: int) -> dict[str, Any]:
