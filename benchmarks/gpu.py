@@ -212,10 +212,10 @@ def main() -> None:
     peak = max((2 * args.matrix**3 / medians[3, name] for name in children), default=0.0)
     for work, title in enumerate(WORK if children else ()):
         ours, theirs = (1e3 * medians.get((work, name), 0.0) for name in SIDES)
-        parts = [f"jaxdiff {ours:9.2f} ms", f"diffusers {theirs:9.2f} ms"]
+        parts = [f"{name} {value:9.2f} ms" for name, value in zip(SIDES, (ours, theirs), strict=True) if value]
         parts += [f"ratio {theirs / ours:.2f}"] if ours and theirs else []
         parts += [f"{flop / (1e-3 * ours) / peak:.0%} of the peak, {peak / 1e12:.0f} TFLOP/s"] if ours and work < 2 else []
-        print(f"{title:16} {'  '.join(parts)}")
+        print(f"{title:16} {'  '.join(parts) or 'not timed'}")
     for child in children.values():
         child.stdin.close()
         child.wait()
