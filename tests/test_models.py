@@ -5,7 +5,7 @@ import pytest
 
 from jaxdiff.app import build
 from jaxdiff.app.config import Experiment, Model, load
-from jaxdiff.models import classifier
+from jaxdiff.models import attention, classifier
 from jaxdiff.models.layers import Attention, Norm, frequencies, resized
 from jaxdiff.models.unet import UNet, network
 
@@ -145,17 +145,40 @@ def test_norm_normalises_groups(channels, groups):
     np.testing.assert_allclose(modulated, plain * (1 + scale[:, None, None]) + shift[:, None, None], atol=1e-4)
 
 
+@pytest.mark.parametrize("transformer", [0, 1])
+def test_forward_mode_is_the_transpose_of_reverse_mode_and_the_slope(transformer, monkeypatch):
+    """With dropout, and attention by heads; consistency objectives differentiate networks forwards."""
+    monkeypatch.setattr(attention, "ALL_SCORES", 1)
+    module = UNet(**{**SMALL, "attention": (4,)}, dropout=0.3, transformer=transformer)
+    x, logsnr = inputs()[0][:, :4, :4], jnp.zeros((2,))
+    params, draws = drawn(initial(module, x, logsnr)), np.random.default_rng(2)
+    way, towards = (jnp.asarray(draws.normal(size=x.shape), jnp.float32) for _ in range(2))
+
+    @jax.jit
+    def products():
+        def moved(step):
+            return jnp.vdot(network(module)(params, x + step * way, logsnr + step, {}, jax.random.key(0)), towards)
+
+        _, forwards = jax.linearize(moved, 0.0)
+        after, before = jax.vmap(moved)(jnp.array([1e-2, -1e-2]))
+        return forwards(1.0), *jax.linear_transpose(forwards, 0.0)(1.0), (after - before) / 2e-2
+
+    forwards, backwards, slope = products()
+    np.testing.assert_allclose(forwards, backwards, rtol=1e-4)
+    np.testing.assert_allclose(forwards, slope, rtol=1e-2)
+
+
 def test_attention_equals_softmax_by_hand():
     x = np.random.default_rng(1).normal(size=(2, 3, 3, 16)).astype(np.float32)
-    attention = Attention(head_channels=8)
-    params = jax.tree.map(np.asarray, drawn(initial(attention, x)))
+    module = Attention(head_channels=8)
+    params = jax.tree.map(np.asarray, drawn(initial(module, x)))
     h = np.asarray(jax.jit(Norm().apply)({"params": params["Norm_0"]}, x)).reshape(2, 9, 16)
     q, k, v = np.moveaxis((h @ params["qkv"]["kernel"] + params["qkv"]["bias"]).reshape(2, 9, 3, 2, 8), 2, 0)
     scores = np.einsum("bqhc,bkhc->bhqk", q, k) / np.sqrt(8)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     mixed = np.einsum("bhqk,bkhc->bqhc", weights / weights.sum(-1, keepdims=True), v).reshape(2, 9, 16)
     expected = x + (mixed @ params["out"]["kernel"] + params["out"]["bias"]).reshape(x.shape)
-    np.testing.assert_allclose(jax.jit(attention.apply)({"params": params}, x), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(module.apply)({"params": params}, x), expected, atol=1e-5)
 
 
 def test_resizing_averages_and_repeats():

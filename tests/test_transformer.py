@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from jaxdiff.models.layers import attended, attended_in_parts
+from jaxdiff.models import attention
+from jaxdiff.models.attention import attended, attended_in_parts
 from jaxdiff.models.transformer import Transformer
 from jaxdiff.models.unet import UNet, network
 
@@ -156,27 +157,30 @@ def test_a_transformer_equals_the_papers_formulas():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("queries", "keys", "scores"), [(12, 20, 100), (7, 5, 5)])
-def test_attention_in_parts_is_attention_and_so_is_its_gradient(queries, keys, scores):
+@pytest.mark.parametrize(("queries", "keys", "scores"), [(12, 20, 100), (7, 5, 5), (12, 20, None)])
+def test_attention_in_parts_is_attention_and_so_is_its_gradient(queries, keys, scores, monkeypatch):
+    """By heads where no number of scores is given."""
+    monkeypatch.setattr(attention, "ALL_SCORES", 1)
     names = jax.random.split(jax.random.key(0), 4)
     q, k, v = (jax.random.normal(name, (2, n, 3, 8)) for name, n in zip(names, (queries, keys, keys), strict=False))
     towards = jax.random.normal(names[3], q.shape)
 
-    def value_and_gradients(attention):
-        mixed, pull = jax.vjp(attention, q, k, v)
+    def value_and_gradients(function):
+        mixed, pull = jax.vjp(function, q, k, v)
         return mixed, *pull(towards)
 
-    parts = jax.jit(lambda: value_and_gradients(lambda *qkv: attended_in_parts(*qkv, scores)))()
+    parts = jax.jit(lambda: value_and_gradients(lambda *qkv: attended_in_parts(*qkv, scores) if scores else attended(*qkv)))()
     whole = jax.jit(lambda: value_and_gradients(jax.nn.dot_product_attention))()
     for a, b in zip(parts, whole, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_long_attention_never_holds_all_scores():
-    q = jax.ShapeDtypeStruct((1, 4096, 2, 8), jnp.float32)
+@pytest.mark.parametrize(("batch", "length", "scores"), [(1, 4096, 2**20), (256, 256, 2**24)])
+def test_long_attention_never_holds_all_scores(batch, length, scores):
+    q = jax.ShapeDtypeStruct((batch, length, 2, 8), jnp.float32)
     program = jax.jit(jax.grad(lambda q: jnp.sum(attended(q, q, q)))).lower(q).as_text()
     sizes = [math.prod(map(int, dims.split("x"))) for dims in re.findall(r"tensor<([0-9x]+)xf32>", program)]
-    assert max(sizes) == 2**20  # one head's part: neither one head's 2^24 scores nor, for the gradient, the parts of all
+    assert max(sizes) == scores  # of one head, or a part of it: neither 2^24 an example nor, for the gradient, those of all
 
 
 @pytest.mark.parametrize(

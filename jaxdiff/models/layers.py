@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxdiff.io import count
+from jaxdiff.models.attention import attended, head_count
 
 # Each is traced once a shape: Flax evaluates them at initialisation, and to check shapes whenever a network is traced.
 lecun_normal, normal, zeros, ones = (
@@ -20,12 +21,6 @@ lecun_normal, normal, zeros, ones = (
 )
 Dense = functools.partial(nn.Dense, kernel_init=lecun_normal, bias_init=zeros)
 Conv = functools.partial(nn.Conv, kernel_init=lecun_normal, bias_init=zeros)
-
-# Attention of more scores than this a head is computed in parts, which a TPU keeps in its VMEM (128 MiB; the batch of a
-# chip multiplies them): at 4,096 tokens it would else write and read 64 MiB of scores an example and head. By the compiler's
-# own HLO a Stable Diffusion UNet call takes 0.6 of the time (benchmarks/latent_compile.py). Against a Pallas kernel: the
-# same matrix products, and it shards, differentiates forwards too and runs on every platform.
-SCORES = 2**20
 
 
 class Norm(nn.Module):
@@ -99,50 +94,6 @@ class GuidanceEmbedding(nn.Module):
         return Dense(4 * self.channels, dtype=self.dtype, kernel_init=zeros, name="out")(nn.silu(hidden))
 
 
-def head_count(channels: int, head_channels: int, heads: int = 0) -> int:
-    """Into how many heads attention splits its channels: `heads`, or where that is 0, as many as `head_channels` allows.
-
-    Raises:
-        ValueError: the channels cannot be shared equally.
-    """
-    num = heads or max(channels // head_channels, 1)
-    if channels % num:
-        setting = "model.heads" if heads else "model.head_channels"
-        raise ValueError(f"attention: {count(channels, 'channel')} cannot be shared by {count(num, 'head')}; change {setting}")
-    return num
-
-
-def attended(q: Array, k: Array, v: Array) -> Array:
-    """`softmax(q k^T / sqrt(C)) v` of queries `[B, T, H, C]`, keys and values `[B, S, H, C]` (Vaswani et al. 2017, eq. 1)."""
-    if q.shape[1] * k.shape[1] >= SCORES:
-        return attended_in_parts(q, k, v, SCORES)
-    with jax.numpy_dtype_promotion("standard"):  # jax's own attention promotes bfloat16 to float32 by itself
-        return jax.nn.dot_product_attention(q, k, v)
-
-
-def attended_in_parts(q: Array, k: Array, v: Array, scores: int) -> Array:
-    """The same, by one head and a part of the queries at a time: at most `scores` scores an example at once.
-
-    Rabe & Staats (2021), without their parts of keys. Where T has no divisor near `scores / S`, the parts are smaller.
-    """
-    batch, length, _, channels = q.shape
-    size = max(n for n in range(1, length + 1) if length % n == 0 and (n == 1 or n * k.shape[1] <= scores))
-
-    def head(parts: tuple[Array, Array, Array]) -> Array:
-        q, k, v = parts
-
-        @jax.checkpoint  # else the backward pass would keep the scores of all parts
-        def part(queries: Array) -> Array:
-            with jax.numpy_dtype_promotion("standard"):
-                return jax.nn.dot_product_attention(queries, k, v)
-
-        queries = jnp.moveaxis(q.reshape(batch, length // size, size, 1, channels), 1, 0)
-        return jnp.moveaxis(jax.lax.map(part, queries), 0, 1).reshape(batch, length, channels)
-
-    q, k, v = (jnp.moveaxis(x[:, :, None], 3, 0) for x in (q, k, v))
-    return jnp.moveaxis(jax.lax.map(head, (q, k, v)), 0, 2)
-
-
 class Attention(nn.Module):
     """A residual block of multi-head self-attention over all pixels (Vaswani et al. 2017; Ho et al. 2020)."""
 
@@ -156,7 +107,8 @@ class Attention(nn.Module):
         heads = head_count(channels, self.head_channels, self.heads)
         tokens = Norm(self.dtype)(x).reshape(batch, height * width, channels)
         queries_keys_values = Dense(3 * channels, dtype=self.dtype, name="qkv")(tokens)
-        q, k, v = jnp.moveaxis(queries_keys_values.reshape(batch, height * width, 3, heads, channels // heads), 2, 0)
+        each = (batch, height * width, heads, channels // heads)
+        q, k, v = (part.reshape(each) for part in jnp.split(queries_keys_values, 3, axis=-1))
         mixed = attended(q, k, v).reshape(batch, height, width, channels)
         return x + Dense(channels, dtype=self.dtype, kernel_init=zeros, name="out")(mixed)
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxdiff.models.layers import Dense, Norm, attended, head_count, ones, zeros
+from jaxdiff.models.attention import attended, head_count
+from jaxdiff.models.layers import Dense, Norm, ones, zeros
 
 
 class Transformer(nn.Module):
