@@ -145,6 +145,31 @@ def test_norm_normalises_groups(channels, groups):
     np.testing.assert_allclose(modulated, plain * (1 + scale[:, None, None]) + shift[:, None, None], atol=1e-4)
 
 
+def reference_norm(x, groups, modulation, towards):
+    """Two passes in float64: the norm with neither scale nor bias of its own, modulated, and its gradient towards an array."""
+    x, towards = (np.asarray(value, np.float64).reshape(x.shape[0], -1, groups, x.shape[-1] // groups) for value in (x, towards))
+    scale, shift = (np.float64(value).reshape(x.shape[0], 1, *x.shape[2:]) for value in modulation)
+    deviation = np.sqrt(np.var(x, (1, 3), keepdims=True) + 1e-5)
+    y = (x - np.mean(x, (1, 3), keepdims=True)) / deviation
+    pull = towards * (1 + scale)
+    back = pull - np.mean(pull, (1, 3), keepdims=True) - y * np.mean(pull * y, (1, 3), keepdims=True)
+    return y * (1 + scale) + shift, back / deviation, np.sum(towards * y, 1)
+
+
+@pytest.mark.parametrize(
+    ("mean", "dtype", "tolerance"), [(0, jnp.float32, 1e-5), (1000, jnp.float32, 1e-3), (-30, jnp.bfloat16, 0.02)]
+)
+def test_norm_and_gradient_are_accurate_where_the_mean_is_large(mean, dtype, tolerance):
+    draws = np.random.default_rng(0)
+    x, towards = (jnp.asarray(draws.normal(where, 1, (2, 16, 16, 64)), dtype) for where in (mean, 0))
+    modulation = tuple(jnp.asarray(draws.normal(size=(2, 64)), jnp.float32) for _ in range(2))
+    norm, params = Norm(dtype), {"params": {"scale": jnp.ones(64), "bias": jnp.zeros(64)}}
+    y, pull = jax.vjp(jax.jit(lambda x, scale: norm.apply(params, x, (scale, modulation[1]))), x, modulation[0])
+    for found, expected in zip((y, *pull(towards)), reference_norm(x, 16, modulation, towards), strict=True):
+        found = np.float64(found).reshape(expected.shape)
+        assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected)
+
+
 @pytest.mark.parametrize("transformer", [0, 1])
 def test_forward_mode_is_the_transpose_of_reverse_mode_and_the_slope(transformer, monkeypatch):
     """With dropout, and attention by heads; consistency objectives differentiate networks forwards."""

@@ -26,7 +26,7 @@ Conv = functools.partial(nn.Conv, kernel_init=lecun_normal, bias_init=zeros)
 class Norm(nn.Module):
     """Group normalisation (Wu & He 2018) in the most groups, up to 32, that divide the channels into four or more each.
 
-    Statistics are float32.
+    Statistics are float32, and accurate where a mean is far larger than the spread, as in published models.
 
     `modulation`, a scale and a shift `[B, C]`, is applied on top: `y * (1 + scale) + shift`, in the same multiply-add.
     """
@@ -42,25 +42,31 @@ class Norm(nn.Module):
 
 @jax.jit  # traced, differentiated and lowered once for all places of one shape
 def _normalised(x: Array, scale: Array, bias: Array, modulation: tuple[Array, Array] | None) -> Array:
-    batch, *_, channels = x.shape
+    batch, *places, channels = x.shape
     groups = next(n for n in (32, 16, 8, 4, 2, 1) if n == 1 or (channels % n == 0 and channels // n >= 4))
-    wide, places = x.astype(jnp.float32), tuple(range(1, x.ndim - 1))
+
+    def spread(values: Array) -> Array:
+        return values.reshape(batch, *(1 for _ in places), channels)
 
     def mean_of(values: Array) -> Array:
-        """By groups, but of each channel first: XLA reads x as it lies, which it need not if groups come first."""
-        return jnp.mean(jnp.mean(values, axis=places).reshape(batch, groups, channels // groups), axis=2)
+        """By groups, of values `[B, C]`, for every channel."""
+        means = jnp.mean(values.reshape(batch, groups, channels // groups), axis=2)
+        return jnp.repeat(means, channels // groups, axis=1)
 
-    mean = mean_of(wide)
-    variance = jnp.maximum(mean_of(wide**2) - mean**2, 0)
-    each = channels // groups
-    inverse, mean = (jnp.repeat(value, each, axis=1) for value in (jax.lax.rsqrt(variance + 1e-5), mean))
-    gain = inverse * scale[None]
+    # Distances from the middle pixel are summed (Chan et al. 1983, section 4): one pass, as accurate as two, whose derivative
+    # needs none of the pixel's. The pixel is taken from x before it is widened, else a TPU keeps x in float32.
+    origin = jax.lax.stop_gradient(x[(slice(None), *(size // 2 for size in places))]).astype(jnp.float32)
+    distance = x.astype(jnp.float32) - spread(origin)
+    axes = tuple(range(1, x.ndim - 1))  # by channels first: XLA reads x as it lies, which it need not if groups come first
+    first, second = jnp.mean(distance, axis=axes), jnp.mean(distance**2, axis=axes)
+    mean = mean_of(origin + first) - origin
+    variance = mean_of(jnp.maximum(second - first**2, 0) + (first - mean) ** 2)
+    gain = jax.lax.rsqrt(variance + 1e-5) * scale[None]
     offset = bias[None] - mean * gain
     if modulation is not None:
         scale, shift = (value.astype(jnp.float32) for value in modulation)
         gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
-    shape = (batch, *(1 for _ in x.shape[1:-1]), channels)
-    return wide * gain.reshape(shape) + offset.reshape(shape)
+    return distance * spread(gain) + spread(offset)
 
 
 def frequencies(value: Array, features: int, slowest: float = 0.05, fastest: float = 8.0) -> Array:
