@@ -157,10 +157,12 @@ def test_large_sets_are_read_from_disk_to_the_same_values(digits, tfds_dir, monk
 
 
 WORKERS = """
+import signal
 import sys
 from jaxdiff import data
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     data.read.IN_MEMORY = 0
     source = data.load_split("digits", "train", (8, 8, 1), data_dir=sys.argv[1])
     stream = data.batches(source, 12, flip=True, start=7, workers=2)

@@ -452,8 +452,8 @@ SHAPE = ("--data.image-shape", "24", "40", "3")
 def test_three_images_train_a_picture_of_another_shape(run, tmp_path):
     """Batches are larger than the data set, whose rows they repeat."""
     assert run("train", "--data.name", "three", *SHAPE)[0] == 0
-    with Image.open(tmp_path / "run" / "samples.png") as picture:  # a column of two, twice as large, with gaps
-        assert picture.size == (80 + 2 * 6, 2 * 48 + 3 * 6)
+    with Image.open(tmp_path / "run" / "samples.png") as picture:  # a row of two, twice as large, with gaps
+        assert picture.size == (2 * 80 + 3 * 6, 48 + 2 * 6)
 
 
 def test_every_command_works_without_labels(run, tmp_path):

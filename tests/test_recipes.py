@@ -156,14 +156,14 @@ def test_recipe_is_traced_at_full_width(path, each_once):
     """Its loss is a number, and its sampler returns images."""
     recipe = each_once(path)
     recipe = dataclasses.replace(recipe, sampling=dataclasses.replace(recipe.sampling, num=recipe.data.batch_size))
-    _, (state, batch, key), _, _ = program._training(recipe, jax.devices()[:2])
+    _, (state, batch, key), _ = program._training(recipe, jax.devices()[:2])
     sources, _ = program.source_shapes(recipe, tuple(storage.source_names(recipe)))
     batch = jax.eval_shape(scale_pixels, batch)
     loss = jax.eval_shape(build.objective(recipe, sources), state.params, state, batch, key)
     loss, metrics = loss if isinstance(loss, tuple) else (loss, {})
     assert all(described(value) == ((), np.float32) for value in (loss, *metrics.values()))
     if recipe.objective in (*config.DENOISERS, "vae"):
-        sampler, arguments, _, _ = program._sampling(recipe, jax.devices())
+        sampler, arguments, _ = program._sampling(recipe, jax.devices())
         images = jax.eval_shape(sampler, *arguments)
         assert described(images) == ((recipe.sampling.num, *recipe.data.image_shape), np.float32)
 

@@ -14,8 +14,11 @@ PAPER = 235  # grey level of the gaps, so that black images keep their edges
 
 
 def grid(images: np.ndarray, columns: int, min_size: int = 48) -> np.ndarray:
-    """Images `[N, H, W, C]` in [-1, 1] as one uint8 picture, row by row; small ones are enlarged by whole factors."""
-    pixels = to_uint8(images)
+    """Images `[N, H, W, C]` in [-1, 1] as one uint8 picture, row by row, in at most so many columns.
+
+    Small ones are enlarged by whole factors.
+    """
+    pixels, columns = to_uint8(images), min(columns, len(images))
     factor = max(1, -(-min_size // pixels.shape[1]))
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
     _, height, width, channels = pixels.shape
