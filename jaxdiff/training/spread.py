@@ -30,6 +30,11 @@ def over_devices(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]
     return jax.jit(shared, in_shardings=tuple(NamedSharding(mesh, each) for each in specs))
 
 
+def put_rows(mesh: Mesh, rows: Any) -> Any:
+    """Arrays of rows `[devices * B, ...]` on the devices of a `local_mesh`; with several processes JAX does not put them there."""
+    return jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data")))
+
+
 def share(num: int, batch_size: int, devices: int) -> np.ndarray:
     """The numbers `[K, devices * B]` of those of `num` rows on which this process works, in K calls, each device on B at a time.
 

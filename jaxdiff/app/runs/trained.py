@@ -96,7 +96,7 @@ def image_sampler(
         share = spread.share(num, batch_size or config.sampling.batch_size, devices.size)
         for index in progress.track(share, "sampling", "batch"):
             part = {"index": index} | {name: each[index % num] for name, each in given.items()}
-            parts.append(np.asarray(compiled(inputs[0], key, part, inputs[1])))
+            parts.append(np.asarray(compiled(inputs[0], key, spread.put_rows(devices, part), inputs[1])))
         images = spread.gathered(np.stack(parts))[:num]
         if not np.isfinite(images).all():
             raise NonFiniteError("the samples hold NaN or infinite values; try more --steps or another --sampler")
