@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from jaxdiff.data.folders import caption_in, is_image
 from jaxdiff.data.sources import Item, Skipped, Source, splits_and_classes, splits_of_names
-from jaxdiff.io import files, progress
+from jaxdiff.io import count, files, progress
 from jaxdiff.io.errors import first_line
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -72,7 +72,7 @@ def _listed(archive: pathlib.Path) -> tuple[list[tarfile.TarInfo], Texts, str]:
                     texts[member.name] = file.read().decode(errors="replace").strip()
                 tar.members = []  # type: ignore[attr-defined]  # which would keep all
     except (tarfile.TarError, OSError, EOFError) as error:
-        return images, texts, f"it is damaged after {len(images)} images: {first_line(error)}"
+        return images, texts, f"it is damaged after {count(len(images), 'image')}: {first_line(error)}"
     return images, texts, ""
 
 
