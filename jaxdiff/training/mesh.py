@@ -232,7 +232,8 @@ def pmap_layout(state: Any) -> Layout:
         return {name: value.reshape(len(devices), -1, *value.shape[1:]) for name, value in rows.items()}
 
     def first(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf[0], tree)
+        """The first device's own part: an index would be a program of all devices for each array, which may block each other."""
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0).reshape(leaf.shape[1:]), tree)
 
     def reduce_gradients(gradient: Gradient) -> Gradient:
         return lambda *rows: jax.lax.pmean(gradient(*rows), "data")
