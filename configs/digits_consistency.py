@@ -3,7 +3,7 @@
 Paper: Song et al. (2023), consistency distillation; levels doubled as Song & Dhariwal (2023) do.
 Data: digits.
 Cost: about 2 min on CPU; on two cores, after two for the teacher.
-Score: 97.8% by label; of 1,000 samples in one step (README, results).
+Score: 97.5% by label; of 1,000 samples in one step (README, results).
 Run: jaxdiff train configs/digits_consistency.py --workdir runs/digits_consistency --with-stages
 """
 

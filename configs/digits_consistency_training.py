@@ -4,7 +4,7 @@ Paper: Song & Dhariwal (2023), improved consistency training: no EMA for the tar
 distance are for variance-exploding levels up to sigma 80; here levels are drawn evenly on the cosine schedule.
 Data: digits.
 Cost: about 2 min on CPU; on two cores, of training alone.
-Score: 94.0% by label; in one step (README, the ladder).
+Score: 90.0% by label; in one step (README, the ladder).
 Run: jaxdiff train configs/digits_consistency_training.py --workdir runs/digits_consistency_training
 """
 

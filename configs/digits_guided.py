@@ -3,7 +3,7 @@
 Paper: Meng et al. (2023), stage one; the scale is an input of the student's network.
 Data: digits.
 Cost: about 1 min on CPU; on two cores, after two for the teacher.
-Score: 99.9% by label; in 8 steps, at scale 1 (README, the ladder).
+Score: 99.7% by label; in 8 steps, at scale 1 (README, the ladder).
 Run: jaxdiff train configs/digits_guided.py --workdir runs/digits_guided --with-stages
 """
 
