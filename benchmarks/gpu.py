@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from peer import STEPS, ask
+from peer import STEPS, ask, peer_network
 
 RECIPE = pathlib.Path(__file__).parent.parent / "configs" / "cifar10_v.py"
 WORK = ("train step", "loop, a step", f"DDIM, {STEPS} steps", "matrix product")
@@ -100,22 +100,10 @@ def jaxdiff(batch_size: int, size: int) -> Side:
 def diffusers(batch_size: int, size: int) -> Side:
     """The same work in diffusers, compiled."""
     import torch
-    from diffusers import DDIMScheduler, UNet2DModel
+    from diffusers import DDIMScheduler
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = UNet2DModel(
-        sample_size=32,
-        block_out_channels=(128, 256, 256, 256),
-        layers_per_block=2,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=64,
-        norm_num_groups=32,
-        attn_norm_num_groups=32,
-        dropout=0.1,
-        resnet_time_scale_shift="scale_shift",
-        num_class_embeds=11,
-    ).to(device, memory_format=torch.channels_last)
+    network = peer_network().to(device, memory_format=torch.channels_last)
     scheduler = DDIMScheduler(num_train_timesteps=1000)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4, weight_decay=0.0, fused=True)
     image = (torch.rand(batch_size, 3, 32, 32, device=device) * 2 - 1).contiguous(memory_format=torch.channels_last)

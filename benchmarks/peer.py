@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 CIFAR10 = pathlib.Path(__file__).parent.parent / "configs" / "cifar10.py"
 TASKS = ("train step", "DDIM, 10 steps")
@@ -75,12 +76,11 @@ def jaxdiff(batch_size: int) -> Side:
     )
 
 
-def diffusers(batch_size: int) -> Side:
-    """The same work in diffusers, eagerly, as its training examples and pipelines do it."""
-    import torch
-    from diffusers import DDIMScheduler, UNet2DModel
+def peer_network() -> Any:
+    """The same network as diffusers' `UNet2DModel`."""
+    from diffusers import UNet2DModel
 
-    network = UNet2DModel(
+    return UNet2DModel(
         sample_size=32,
         block_out_channels=(128, 256, 256, 256),
         layers_per_block=2,
@@ -93,6 +93,14 @@ def diffusers(batch_size: int) -> Side:
         resnet_time_scale_shift="scale_shift",
         num_class_embeds=11,
     )
+
+
+def diffusers(batch_size: int) -> Side:
+    """The same work in diffusers, eagerly, as its training examples and pipelines do it."""
+    import torch
+    from diffusers import DDIMScheduler
+
+    network = peer_network()
     scheduler = DDIMScheduler(num_train_timesteps=1000)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4, weight_decay=0.0)
     image = torch.rand(batch_size, 3, 32, 32) * 2 - 1
