@@ -132,6 +132,19 @@ def test_steps_together_are_those_one_by_one(alone):
     chex.assert_trees_all_equal(*states)
 
 
+@pytest.mark.parametrize("num", [1, 3])
+def test_programs_of_any_number_of_steps_have_the_loop(num):
+    """Which XLA takes away where it knows that there is but one step; what is left is rounded as it likes."""
+
+    def step(state, batch, key):
+        state = state - 0.1 * jnp.tanh(batch @ state)
+        return state, {"loss": jnp.sum(state)}
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 8), (num, 8, 8))]
+    compiled = jax.jit(training.repeated(step)).lower(*shapes, jax.random.key(0), np.int32(num)).compile()
+    assert compiled.as_text().count(" while(") == 1
+
+
 def test_images_of_bytes_are_scaled_on_the_device():
     """Their ends and middle, as the objective sees them."""
     seen = {}

@@ -30,7 +30,8 @@ def repeated(step: Step) -> Callable[[TrainState, Batch, Array, Array], tuple[Tr
     """`(state, batches [N, B, ...], key, N) -> (state, metrics [N])`: N steps in one program, one batch after another.
 
     N is an argument too, and one batch is made two, of which the second is not used: so XLA sees no loop of a single step, which
-    it would optimise away and round differently. Programs of different N have the same loop, and their steps are bit-equal.
+    it takes away, as the TPU compiler does with a scan of length 1, and what remains may be rounded differently. Programs of
+    different N have the same loop, and their steps are bit-equal.
     """
 
     def steps(state: TrainState, batches: Batch, key: Array, count: Array) -> tuple[TrainState, Metrics]:
