@@ -1,4 +1,4 @@
-"""Image files of any kind as 8-bit RGB, upright."""
+"""Image files as pixels: those of a data set, and, to import them, files of any kind as 8-bit RGB, upright."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ UPRIGHT = {  # from EXIF's orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of Pillow, by channels
 PNG_DEPTH = 24  # the byte of a PNG file that says how many bits a channel has
 
 
@@ -40,9 +41,8 @@ def kept(file: BinaryIO, size: tuple[int, int] | None = None) -> Kept:
         Exception: of many kinds, where the file is no image, is damaged or cut short, or has pixels without an agreed range.
     """
     with Image.open(file) as image:
-        if size is not None and image.format == "JPEG":  # libjpeg then decodes a half, a quarter or an eighth, for speed
-            height, width = size[::-1] if _orientation(image) >= 5 else size
-            image.draft(None, (2 * width, 2 * height))
+        if size is not None:
+            _draft(image, (size[1], size[0]) if _orientation(image) >= 5 else size)
         image.load()
         turned = _orientation(image)  # loading has turned a TIFF already
         pixels = _rgb(image)
@@ -57,6 +57,23 @@ def kept(file: BinaryIO, size: tuple[int, int] | None = None) -> Kept:
     png = io.BytesIO()
     pixels.save(png, "PNG", compress_type=zlib.Z_RLE)  # made for PNG: as small for photographs, in less than half the time
     return Kept(png.getvalue(), digest)
+
+
+def decode_image(content: bytes, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The uint8 image `[h, w, C]` in the bytes of a data set's file; with a size (height, width) one to be resized to that.
+
+    A JPEG file is then decoded to the least of 1, 1/2, 1/4 or 1/8 of its size that is at least twice as high and wide.
+    """
+    image = Image.open(io.BytesIO(content))
+    if size is not None:
+        _draft(image, size)
+    image = image if image.mode == MODES[channels] else image.convert(MODES[channels])
+    return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def _draft(image: Image.Image, size: tuple[int, int]) -> None:
+    """Lets libjpeg decode a half, a quarter or an eighth, for speed; nothing where the image is no JPEG file."""
+    image.draft(None, (2 * size[1], 2 * size[0]))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
+from jaxdiff.data.decoding import decode_image
 from jaxdiff.data.latents import Rows
 from jaxdiff.io import copies, count, paths, progress
 from jaxdiff.io.errors import DataError, did_you_mean, first_line
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 
 Fit = Literal["pad", "resize", "crop"]
 IN_MEMORY = 2 * 2**30  # bytes of decoded images up to which a split is decoded once, at the start
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of Pillow, by channels
 Decoded = tuple[np.ndarray, np.ndarray]  # images and labels
 DECODED: dict[tuple[Any, ...], Decoded] = {}
 
@@ -135,8 +135,11 @@ def load_split(name: str, split: str, image_shape: tuple[int, int, int], fit: Fi
     if shape[-1] not in (image_shape[-1], None):
         raise DataError(f"data: {name} has {count(shape[-1], 'channel')}; set data.image_shape to end in {shape[-1]}")
 
+    scaled = None if fit == "pad" else image_shape[:2]
+
     def decode(examples: list[dict[str, Any]]) -> Decoded:
-        pixels = np.stack([fit_image(decode_image(example["image"], image_shape, fit), image_shape, fit) for example in examples])
+        images = (decode_image(example["image"], image_shape[-1], scaled) for example in examples)
+        pixels = np.stack([fit_image(image, image_shape, fit) for image in images])
         return pixels, np.array([example.get("label", 0) for example in examples], np.int32)
 
     rest = (len(source), info.features["label"].num_classes if "label" in info.features else 0, shape)
@@ -175,19 +178,6 @@ def directory(data_dir: str | None) -> str | None:
 def normalize(pixels: np.ndarray) -> np.ndarray:
     """uint8 pixels as float32 in [-1, 1]."""
     return pixels.astype(np.float32) / 127.5 - 1
-
-
-def decode_image(content: bytes, shape: tuple[int, int, int], fit: Fit) -> np.ndarray:
-    """The uint8 image `[h, w, C]` in a file's bytes, with the channels of `shape`.
-
-    A JPEG file that is to be resized is decoded to the least of 1, 1/2, 1/4 or 1/8 of its size that is at least twice the height
-    and width of `shape`, which libjpeg does in its transform.
-    """
-    image = Image.open(io.BytesIO(content))
-    if fit != "pad":
-        image.draft(MODES[shape[-1]], (2 * shape[1], 2 * shape[0]))
-    image = image if image.mode == MODES[shape[-1]] else image.convert(MODES[shape[-1]])
-    return np.asarray(image).reshape(image.height, image.width, shape[-1])
 
 
 def fit_image(image: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.ndarray:
