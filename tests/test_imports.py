@@ -17,6 +17,7 @@ ALLOWED = {  # rooms, and what they may import besides themselves
     "models": "io",
     "io": "",
     "training data": "io",  # the training step knows no loss
+    "interop": f"{CORE} models io",
     MACHINERY: LOWER,
     "app.config": "io",
     "app.build": f"{LOWER} app.config",
