@@ -80,7 +80,7 @@ def test_spacings_are_even_in_what_they_are_named_for(schedule):
     np.testing.assert_allclose(np.diff(levels("logsnr").logsnr), np.diff(levels("logsnr").logsnr).mean(), rtol=1e-2)
     roots = (levels("karras").sigma / levels("karras").alpha) ** (1 / 7)
     np.testing.assert_allclose(np.diff(roots), np.diff(roots).mean(), rtol=1e-2)
-    plain = build.SCHEDULES[schedule]()
+    plain = build.SCHEDULES[schedule](config.Betas())
     np.testing.assert_allclose(levels("time").logsnr, plain(jnp.arange(8, 0, -1) / 8).logsnr, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(levels("quadratic").logsnr, plain((jnp.arange(8, 0, -1) / 8) ** 2).logsnr, rtol=1e-3, atol=1e-3)
 

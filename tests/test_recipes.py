@@ -143,8 +143,7 @@ def each_once():
         training = sys.modules["jaxdiff.app.build.train_step"]  # hidden by its function
         for module in (build, training):
             patch.setattr(module, "state_shapes", state_shapes)
-        for module in (networks, training):
-            patch.setattr(module, "network", apply)
+        patch.setattr(networks, "network", apply)
         patch.setattr(unet.UNet, "init", lambda module, *inputs, **given: init(module)(*inputs, **given))
         patch.setattr(program, "load", load)
         yield load

@@ -217,7 +217,9 @@ def test_a_stage_of_a_cascade_sees_levels_of_its_training():
     base = dataclasses.replace(base, cascade=config.Cascade(), sources=config.Sources())
     first, last = build.cascade_stages(large, None, {"label": np.zeros(2)}, {"base": base}, {"base": None})
     assert first.augmentation is None
-    np.testing.assert_allclose(last.augmentation.logsnr, build.SCHEDULES["lognormal"]()(large.cascade.augmentation).logsnr)
+    np.testing.assert_allclose(
+        last.augmentation.logsnr, build.SCHEDULES["lognormal"](large.betas)(large.cascade.augmentation).logsnr
+    )
     build.check_source("base", large, base, "here")
     for change, message in (
         ({"sources": config.Sources(autoencoder="kl")}, "the base here has sources.autoencoder 'kl'"),

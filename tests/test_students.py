@@ -653,7 +653,7 @@ RULES = [
     ("consistency", {**DATA, "sources.teacher": "", "distillation.lora_rank": 2}, "lora_rank must be 0 without sources.teacher"),
     ("consistency", {"sampling.guidance": 3.0}, "sampling.guidance must be 2, the guidance that the student was trained with"),
     ("consistency", {"sampling.classifier": "classifier"}, "sampling.classifier must be empty for a consistency student"),
-    ("teacher", {"distillation.lora_rank": 2}, "lora_rank must be left as it is: the objective diffusion does not read it"),
+    ("teacher", {"distillation.lora_rank": 2}, "lora_rank must be 0 without sources.init, which it adapts"),
     ("consistency", {"sampling.sampler": "ddim"}, "sampling.sampler must be consistency for a consistency student, got 'ddim'"),
     ("consistency", {"sampling.steps": 3}, "sampling.steps must be one of 4, 2, 1: "),
     ("consistency", {"distillation.target_ema": "slow"}, "target_ema must be empty or the name of an EMA: ema, got 'slow'"),

@@ -20,7 +20,7 @@ LISTS = {"clipped": jd.grid(SCHEDULE, 4), "alpha 0": jd.from_timesteps(BETAS, 4)
 
 def predictions(levels):
     """All of them; without those that divide by alpha where it is 0."""
-    return {name: each for name, each in build.PARAMETERIZATIONS.items() if levels.alpha[0] > 0 or name not in DIVIDES}
+    return {name: each(0.0) for name, each in build.PARAMETERIZATIONS.items() if levels.alpha[0] > 0 or name not in DIVIDES}
 
 
 def stacked(levels):
@@ -85,4 +85,4 @@ def test_a_config_refuses_predicted_noise_there(place):
                 config.validated(asked)
         else:
             assert config.validated(asked) == asked
-    assert build.SCHEDULES["linear_zero_snr"] is process.linear_zero_snr
+    assert build.SCHEDULES["linear_zero_snr"](config.Betas())(1.0) == process.linear_zero_snr()(1.0)

@@ -226,6 +226,9 @@ def _builder(name: str, data_dir: str | None) -> Any:
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError) as error:  # the second where it is no name at all
+        if not name:
+            how = "write data.name; of published weights: import them again with --data NAME"
+            raise DataError(f"no data set is named; {how}") from error
         known = tfds.list_builders(with_community_datasets=False)
         hint = did_you_mean(name, known, "write data.name as tensorflow-datasets has it, such as digits or mnist")
         own = f"; images of your own: jaxdiff data import SOURCE --name {name}" if re.fullmatch(r"\w+", name) else ""

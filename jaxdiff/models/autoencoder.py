@@ -24,7 +24,11 @@ class Half(nn.Module):
         multipliers: width of each level relative to `channels`, finest first; between two the image is halved or doubled.
         blocks: residual blocks a level (one more in the decoder).
         attention: image sizes at which attention follows each residual block; it is always in the middle.
+        attention_levels: the numbers of levels with attention, instead of image sizes.
         head_channels: channels of an attention head.
+        heads: attention heads at every place, instead of heads of `head_channels`.
+        groups: of every norm; 0 is the rule of `layers.Norm`.
+        epsilon: of every norm.
         remat: layers computed again in the backward pass, for less memory (see `layers.rematted`).
         dtype: of the computation; parameters are float32.
     """
@@ -33,16 +37,27 @@ class Half(nn.Module):
     multipliers: tuple[int, ...] = (1, 2, 4)
     blocks: int = 2
     attention: tuple[int, ...] = ()
+    attention_levels: tuple[int, ...] = ()
     head_channels: int = 64
+    heads: int = 0
+    groups: int = 0
+    epsilon: float = 1e-5
     remat: str = "none"
     dtype: DTypeLike = jnp.float32
 
-    def block(self, x: Array, channels: int, name: str, attend: bool | None = None) -> Array:
-        """A residual block, with attention where `attend` or else the image size says so."""
+    def block(self, x: Array, channels: int, name: str, attend: bool) -> Array:
+        """A residual block, and maybe attention."""
         residual, attention = (rematted(kind, self.remat) for kind in (ResidualBlock, Attention))
-        x = residual(channels, dtype=self.dtype, name=f"residual_{name}")(x, None, False)  # by hand, so that remat does not rename
-        attend = x.shape[1] in self.attention if attend is None else attend
-        return attention(self.head_channels, self.dtype, name=f"attention_{name}")(x) if attend else x
+        norm: dict[str, Any] = {"dtype": self.dtype, "groups": self.groups, "epsilon": self.epsilon}
+        x = residual(channels, **norm, name=f"residual_{name}")(x, None, False)  # by hand, so that remat does not rename
+        return attention(self.head_channels, heads=self.heads, **norm, name=f"attention_{name}")(x) if attend else x
+
+    def blocks_of(self, x: Array, level: int, num: int) -> Array:
+        """So many blocks of a level, with attention where its number or the image size says so."""
+        attend = level in self.attention_levels or x.shape[1] in self.attention
+        for number in range(num):
+            x = self.block(x, self.channels * self.multipliers[level], f"{level}_{number}", attend)
+        return x
 
     def middle(self, x: Array) -> Array:
         """Residual block, attention, residual block, at the coarsest level."""
@@ -54,7 +69,8 @@ class Half(nn.Module):
 
     def ending(self, x: Array, channels: int, **options: Any) -> Array:
         """Norm, SiLU and the convolution to the channels of the output."""
-        return self.conv(nn.silu(Norm(self.dtype, name="norm_out")(x)), channels, "conv_out", **options)
+        norm = Norm(self.dtype, self.groups, self.epsilon, name="norm_out")
+        return self.conv(nn.silu(norm(x)), channels, "conv_out", **options)
 
 
 class Encoder(Half):
@@ -71,11 +87,10 @@ class Encoder(Half):
     def __call__(self, x: Array) -> Array:
         check_size(x.shape, len(self.multipliers))
         x = self.conv(x, self.channels, "conv_in")
-        for level, multiplier in enumerate(self.multipliers):
+        for level in range(len(self.multipliers)):
             if level > 0:
                 x = self.conv(x, x.shape[-1], f"down_{level}", strides=(2, 2))
-            for number in range(self.blocks):
-                x = self.block(x, self.channels * multiplier, f"{level}_{number}")
+            x = self.blocks_of(x, level, self.blocks)
         moments = self.moments * self.latent_channels
         return Dense(moments, dtype=self.dtype, name="quant")(self.ending(self.middle(x), moments))
 
@@ -93,9 +108,8 @@ class Decoder(Half):
         z = Dense(z.shape[-1], dtype=self.dtype, name="post_quant")(z)
         x = self.conv(z, self.channels * self.multipliers[-1], "conv_in")
         x = self.middle(x)
-        for level, multiplier in reversed(list(enumerate(self.multipliers))):
-            for number in range(self.blocks + 1):
-                x = self.block(x, self.channels * multiplier, f"{level}_{number}")
+        for level in reversed(range(len(self.multipliers))):
+            x = self.blocks_of(x, level, self.blocks + 1)
             if level > 0:
                 x = self.conv(resized(x, 2), x.shape[-1], f"up_{level}")
         return self.ending(x, self.out_channels, kernel_init=zeros)

@@ -19,6 +19,7 @@ from jaxdiff.models.layers import (
     applied,
     check_size,
     embedded,
+    frequencies,
     rematted,
     resized,
     zeros,
@@ -69,7 +70,7 @@ class NoisyClassifier(nn.Module):
     @nn.compact
     def __call__(self, x: Array, condition: Array, train: bool = False) -> Array:
         check_size(x.shape, len(self.multipliers))
-        embedding = embedded(condition, self.channels, self.dtype)
+        embedding = embedded(frequencies(condition, self.channels), self.channels, self.dtype)
         residual = rematted(ResidualBlock, self.remat)
         x = Conv(self.channels, (3, 3), dtype=self.dtype)(x.astype(self.dtype))
         for level, multiplier in enumerate(self.multipliers):

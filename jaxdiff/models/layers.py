@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -21,6 +23,7 @@ lecun_normal, normal, zeros, ones = (
 )
 Dense = functools.partial(nn.Dense, kernel_init=lecun_normal, bias_init=zeros)
 Conv = functools.partial(nn.Conv, kernel_init=lecun_normal, bias_init=zeros)
+Frequencies = Callable[[Array, int], Array]  # (value [B], features) -> [B, features]
 
 
 class Norm(nn.Module):
@@ -29,21 +32,37 @@ class Norm(nn.Module):
     Statistics are float32, and accurate where a mean is far larger than the spread, as in published models.
 
     `modulation`, a scale and a shift `[B, C]`, is applied on top: `y * (1 + scale) + shift`, in the same multiply-add.
+
+    Attributes:
+        dtype: of the output.
+        groups: their number; 0 is the rule above. Published networks have 32 at every width.
+        epsilon: added to the variance.
     """
 
     dtype: DTypeLike = jnp.float32
+    groups: int = 0
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array, modulation: tuple[Array, Array] | None = None) -> Array:
         channels = x.shape[-1:]
         scale, bias = self.param("scale", ones, channels), self.param("bias", zeros, channels)
-        return _normalised(x, scale, bias, modulation).astype(self.dtype)
+        return _normalised(x, scale, bias, modulation, groups=self._groups(*channels), epsilon=self.epsilon).astype(self.dtype)
+
+    def _groups(self, channels: int) -> int:
+        if not self.groups:
+            return next(n for n in (32, 16, 8, 4, 2, 1) if n == 1 or (channels % n == 0 and channels // n >= 4))
+        if channels % self.groups:
+            raise ValueError(f"norm: {count(channels, 'channel')} cannot be split into {count(self.groups, 'group')}")
+        return self.groups
 
 
-@jax.jit  # traced, differentiated and lowered once for all places of one shape
-def _normalised(x: Array, scale: Array, bias: Array, modulation: tuple[Array, Array] | None) -> Array:
+# Traced, differentiated and lowered once for all places of one shape.
+@functools.partial(jax.jit, static_argnames=("groups", "epsilon"))
+def _normalised(
+    x: Array, scale: Array, bias: Array, modulation: tuple[Array, Array] | None, *, groups: int, epsilon: float
+) -> Array:
     batch, *places, channels = x.shape
-    groups = next(n for n in (32, 16, 8, 4, 2, 1) if n == 1 or (channels % n == 0 and channels // n >= 4))
 
     def spread(values: Array) -> Array:
         return values.reshape(batch, *(1 for _ in places), channels)
@@ -61,7 +80,7 @@ def _normalised(x: Array, scale: Array, bias: Array, modulation: tuple[Array, Ar
     first, second = jnp.mean(distance, axis=axes), jnp.mean(distance**2, axis=axes)
     mean = mean_of(origin + first) - origin
     variance = mean_of(jnp.maximum(second - first**2, 0) + (first - mean) ** 2)
-    gain = jax.lax.rsqrt(variance + 1e-5) * scale[None]
+    gain = jax.lax.rsqrt(variance + epsilon) * scale[None]
     offset = bias[None] - mean * gain
     if modulation is not None:
         scale, shift = (value.astype(jnp.float32) for value in modulation)
@@ -79,9 +98,28 @@ def frequencies(value: Array, features: int, slowest: float = 0.05, fastest: flo
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def embedded(condition: Array, channels: int, dtype: DTypeLike) -> Array:
-    """The condition `[B]` as features `[B, 4 * channels]`, by two dense layers of the module that calls this."""
-    hidden = Dense(4 * channels, dtype=dtype)(frequencies(condition, channels).astype(dtype))
+@functools.cache  # equal arguments make the same function, by which modules that hold it are equal
+def sinusoids(base: float = 10_000.0, cosine_first: bool = False, shift: float = 0.0, num: int = 0) -> Frequencies:
+    """A function `(value [B], features) -> [B, features]`: sines and cosines at the angular frequencies of published networks.
+
+    These are `base^(-i / (features / 2 - shift))`, from 1 downwards, for values such as time steps up to 1,000 (Vaswani et al.
+    2017, section 3.5). DDPM has a shift of 1 and sines first; ADM and Stable Diffusion 0 and cosines first. With `num` there
+    are so many features, whatever the network asks for.
+    """
+
+    def features_of(value: Array, features: int) -> Array:
+        half = (num or features) // 2
+        rates = jnp.asarray(base ** (-np.arange(half) / (half - shift)), value.dtype)
+        angles = value[:, None] * rates[None, :]
+        parts = jnp.sin(angles), jnp.cos(angles)
+        return jnp.concatenate(parts[::-1] if cosine_first else parts, axis=-1)
+
+    return features_of
+
+
+def embedded(features: Array, channels: int, dtype: DTypeLike) -> Array:
+    """Features `[B, any]`, such as `frequencies`, through two dense layers of the module that calls this: `[B, 4 * channels]`."""
+    hidden = Dense(4 * channels, dtype=dtype)(features.astype(dtype))
     return Dense(4 * channels, dtype=dtype)(nn.silu(hidden))
 
 
@@ -106,12 +144,14 @@ class Attention(nn.Module):
     head_channels: int = 64
     dtype: DTypeLike = jnp.float32
     heads: int = 0
+    groups: int = 0
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
         heads = head_count(channels, self.head_channels, self.heads)
-        tokens = Norm(self.dtype)(x).reshape(batch, height * width, channels)
+        tokens = Norm(self.dtype, self.groups, self.epsilon)(x).reshape(batch, height * width, channels)
         queries_keys_values = Dense(3 * channels, dtype=self.dtype, name="qkv")(tokens)
         each = (batch, height * width, heads, channels // heads)
         q, k, v = (part.reshape(each) for part in jnp.split(queries_keys_values, 3, axis=-1))
@@ -132,10 +172,13 @@ class ResidualBlock(nn.Module):
     resample: float = 1.0
     dtype: DTypeLike = jnp.float32
     scale_shift: bool = True
+    groups: int = 0
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array, condition: Array | None, train: bool) -> Array:
-        hidden = resized(nn.silu(Norm(self.dtype)(x)), self.resample)
+        norm = functools.partial(Norm, self.dtype, self.groups, self.epsilon)
+        hidden = resized(nn.silu(norm()(x)), self.resample)
         hidden = Conv(self.channels, (3, 3), dtype=self.dtype)(hidden)
         modulation = None
         if condition is not None and self.scale_shift:
@@ -143,7 +186,7 @@ class ResidualBlock(nn.Module):
             modulation = scale, shift
         elif condition is not None:
             hidden = hidden + Dense(self.channels, dtype=self.dtype)(nn.silu(condition))[:, None, None]
-        hidden = nn.silu(Norm(self.dtype)(hidden, modulation))
+        hidden = nn.silu(norm()(hidden, modulation))
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         hidden = Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=zeros)(hidden)
         x = resized(x, self.resample)

@@ -23,12 +23,14 @@ class Transformer(nn.Module):
     head_channels: int = 64
     dtype: DTypeLike = jnp.float32
     heads: int = 0
+    groups: int = 0
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None) -> Array:
         batch, height, width, channels = x.shape
         heads = head_count(channels, self.head_channels, self.heads)
-        tokens = Norm(self.dtype)(x).reshape(batch, height * width, channels)
+        tokens = Norm(self.dtype, self.groups, self.epsilon)(x).reshape(batch, height * width, channels)
         tokens = Dense(channels, dtype=self.dtype, name="in")(tokens)
         for number in range(self.blocks):
             tokens = Block(heads, self.dtype, name=f"block_{number}")(tokens, context)

@@ -3,6 +3,7 @@
 Time exists only inside a schedule, a function from `t` in [0, 1] (0 is clean) to a `Level`.
 """
 
+from jaxdiff.process.betas import cosine_betas, linear_betas, scaled_linear_betas, timestep_of
 from jaxdiff.process.grids import (
     TIMESTEPS,
     from_timesteps,
@@ -17,7 +18,16 @@ from jaxdiff.process.grids import (
     zero_terminal_snr,
 )
 from jaxdiff.process.levels import Level, Schedule, Std, diffuse, forward_std, from_logsnr, implied_x0, posterior_std, transfer
-from jaxdiff.process.schedules import cosine, from_betas, karras, linear, linear_logsnr, lognormal, rectified_flow, shifted
+from jaxdiff.process.schedules import (
+    cosine,
+    from_betas,
+    karras,
+    linear,
+    linear_logsnr,
+    lognormal,
+    rectified_flow,
+    shifted,
+)
 
 __all__ = [
     "Level",
@@ -25,6 +35,7 @@ __all__ = [
     "Std",
     "TIMESTEPS",
     "cosine",
+    "cosine_betas",
     "diffuse",
     "forward_std",
     "from_betas",
@@ -35,6 +46,7 @@ __all__ = [
     "karras",
     "karras_spaced",
     "linear",
+    "linear_betas",
     "linear_logsnr",
     "linear_zero_snr",
     "lognormal",
@@ -43,8 +55,10 @@ __all__ = [
     "quadratic",
     "rectified_flow",
     "respaced",
+    "scaled_linear_betas",
     "shifted",
     "time_of",
+    "timestep_of",
     "transfer",
     "uniform_logsnr",
     "zero_terminal_snr",

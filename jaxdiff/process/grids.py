@@ -98,10 +98,11 @@ TIMESTEPS = {
 }
 
 
-def from_timesteps(betas: ArrayLike, num_steps: int, spacing: str = "trailing") -> Level:
+def from_timesteps(betas: ArrayLike, num_steps: int, spacing: str = "trailing", offset: int = 0) -> Level:
     """The levels `[num_steps + 1]` of a published discrete chain at some of its time steps, then clean.
 
-    Lin et al. (2023), table 2: spacing is "leading" (misses the noisiest), "linspace" or "trailing". Betas may end in 1
+    Lin et al. (2023), table 2: spacing is "leading" (misses the noisiest), "linspace" or "trailing". `offset` is added to the time
+    steps, but not beyond the last: 1 in the published Stable Diffusion, whose spacing is leading. Betas may end in 1
     (`zero_terminal_snr`), where alpha = 0: a network that predicts noise has no x0 there.
 
     Raises:
@@ -113,7 +114,9 @@ def from_timesteps(betas: ArrayLike, num_steps: int, spacing: str = "trailing") 
     check_count("from_timesteps", num_steps=num_steps)
     if num_steps > betas.size:
         raise ValueError(f"from_timesteps: num_steps must lie in 1..{betas.size}, got {num_steps}")
-    alpha2 = np.cumprod(1 - betas)[TIMESTEPS[spacing](betas.size, num_steps).astype(int) - 1]
+    check("from_timesteps", "offset >= 0", lambda offset: offset >= 0, offset=offset)
+    steps = np.minimum(TIMESTEPS[spacing](betas.size, num_steps).astype(int) + offset, betas.size)
+    alpha2 = np.cumprod(1 - betas)[steps - 1]
     return _to_clean(Level(jnp.asarray(np.sqrt(alpha2)), jnp.asarray(np.sqrt(1 - alpha2))))
 
 

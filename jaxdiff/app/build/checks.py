@@ -1,7 +1,7 @@
 """Whether the runs that a config names as its sources fit it."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from operator import attrgetter
 
 import numpy as np
@@ -9,20 +9,22 @@ import numpy as np
 from jaxdiff.app.build.networks import codec
 from jaxdiff.app.build.students import sampling_levels, sampling_schedule
 from jaxdiff.app.build.tables import SCHEDULES
-from jaxdiff.app.config import FAMILIES, Experiment
+from jaxdiff.app.config import FAMILIES, Experiment, Model, Published
 from jaxdiff.io import count
 from jaxdiff.io.errors import ConfigError
 
 Faults = Iterator[tuple[object, str]]  # whether there is one, and what to say about it
 
 ROUNDING = 0.1  # of a schedule's logsnr at its ends, in float32
-NETWORK = "channels multipliers blocks attention head_channels heads transformer context_channels scale_shift num_classes fourier"
+UNREAD = ("dropout", "remat", "dtype")  # fields of the model that may differ between networks of the same params
+NETWORK = [f"model.{field.name}" for field in fields(Model) if field.name not in UNREAD]
+NETWORK += [f"published.{field.name}" for field in fields(Published)]
 SAME = {  # fields of a source that must be the config's own, by place
     "base": ["data.image_shape", "model.num_classes", "model.context_channels", "sources.autoencoder"],
     "classifier": ["data.image_shape", "model.num_classes"],
     "features": ["data.image_shape"],
-    "teacher": [f"model.{name}" for name in NETWORK.split()]
-    + ["model.residual_resampling", "data.image_shape", "diffusion.prediction"],
+    "init": [*NETWORK, "diffusion.prediction", "betas"],
+    "teacher": [*NETWORK, "diffusion.prediction", "betas", "data.image_shape"],
 }
 
 
@@ -61,7 +63,7 @@ def _of_classifier(config: Experiment, source: Experiment, its: str) -> Faults:
     ends = np.array([1.0, 0.0], np.float32)
     learned = config.diffusion.schedule == "learned"  # where it goes between its ends is in the params
     logsnr = np.asarray((sampling_schedule(config)(ends) if learned else sampling_levels(config)[:-1]).logsnr)
-    first, last = np.asarray(SCHEDULES[source.diffusion.schedule]()(ends).logsnr)
+    first, last = np.asarray(SCHEDULES[source.diffusion.schedule](source.betas)(ends).logsnr)
     known = f"{its} knows logsnr {first:.1f} to {last:.1f} (schedule {source.diffusion.schedule})"
     passed = f"the samples pass through {logsnr.min():.1f} to {logsnr.max():.1f}; train it on their schedule"
     yield logsnr.min() < first - ROUNDING or logsnr.max() > last + ROUNDING, f"{known}, {passed}"
@@ -91,4 +93,11 @@ def _of_teacher(config: Experiment, source: Experiment, its: str) -> Faults:
     yield config.objective == "progressive" and mine != (low, high), unlike
 
 
-FAULTS = {"autoencoder": _of_autoencoder, "classifier": _of_classifier, "teacher": _of_teacher}
+def _of_init(config: Experiment, source: Experiment, its: str) -> Faults:
+    other = bool(config.sources.autoencoder) != bool(source.sources.autoencoder)
+    yield other, f"{its} works in {'latents' if source.sources.autoencoder else 'pixels'}; so must this run (sources.autoencoder)"
+    more = source.diffusion.schedule == "learned" or source.distillation.lora_rank
+    yield more, f"{its} has a learned schedule or adapters; name a run without"
+
+
+FAULTS = {"autoencoder": _of_autoencoder, "classifier": _of_classifier, "teacher": _of_teacher, "init": _of_init}

@@ -1,8 +1,7 @@
 """The networks of a config: denoisers, and what autoencoders make of images."""
 
-import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,18 +10,19 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import likelihood, objectives
-from jaxdiff.app.build.tables import PARAMETERIZATIONS, PIXELS
+from jaxdiff.app.build.tables import PARAMETERIZATIONS, PIXELS, TOLD
 from jaxdiff.app.config import STUDENTS, Experiment, guidance_is_input
-from jaxdiff.denoiser import Denoiser, bounded
+from jaxdiff.denoiser import Denoiser, Parameterization, bounded
 from jaxdiff.guidance import guide
 from jaxdiff.models import autoencoder
+from jaxdiff.models import unet as unets
 from jaxdiff.models.classifier import NoisyClassifier
 from jaxdiff.models.unet import UNet, network
 from jaxdiff.objectives import codebook
 
 Sources = Mapping[str, Experiment]  # configs of the runs that a run starts from, by their place: autoencoder, base, base.base
 NONE: Sources = types.MappingProxyType({})
-FROZEN = ("autoencoder", "features", "teacher")  # places whose params training reads
+FROZEN = ("autoencoder", "features", "teacher", "init")  # places whose params training reads
 
 
 class Vae(NamedTuple):
@@ -88,7 +88,29 @@ def codec(config: Experiment) -> Codec:
 
 def unet(config: Experiment) -> UNet:
     """The network of a config that trains diffusion."""
-    return module_of(config, UNet)
+    return unets.unet({**vars(config.published), **vars(config.model)}, UNet)
+
+
+def denoising_network(config: Experiment) -> Callable[..., Array]:
+    """The network of a config as a pure function, without what it learned of the variance: see `models.unet.network`."""
+    p, apply = config.published, network(unet(config))
+    if p.told == "logsnr" and not (p.learned_variance or p.pooled_channels):
+        return apply
+    told = TOLD[p.told](config)
+
+    def plain(params: Any, x: Array, logsnr: Array, given: Any, dropout_key: Array | None = None) -> Array:
+        if p.pooled_channels:  # no text, and a whole image of the size that is wanted
+            size = (*config.data.image_shape[:2], 0, 0, *config.data.image_shape[:2])
+            none = {"pooled": jnp.zeros((len(x), p.pooled_channels)), "sizes": jnp.tile(jnp.array(size, jnp.float32), (len(x), 1))}
+            given = {**none, **given}
+        return apply(params, x, p.told_scale * told(logsnr), given, dropout_key)[..., : x.shape[-1]]
+
+    return plain
+
+
+def parameterization_of(config: Experiment) -> Parameterization:
+    """What the network of a config predicts."""
+    return PARAMETERIZATIONS[config.diffusion.prediction](config.published.boundary)
 
 
 def noisy_classifier(config: Experiment) -> NoisyClassifier:
@@ -96,9 +118,15 @@ def noisy_classifier(config: Experiment) -> NoisyClassifier:
     return module_of(config, NoisyClassifier)
 
 
+def frozen_places(config: Experiment) -> tuple[str, ...]:
+    """The places of the sources whose params a training step reads; those of `sources.init` where adapters adapt them."""
+    unread = {"autoencoder" if config.data.latents else "", "" if config.distillation.lora_rank else "init"}
+    return tuple(place for place in FROZEN if place not in unread)
+
+
 def module_of(config: Experiment, kind: Any, **others: Any) -> Any:
     """The module of that kind with those of its attributes that the config's model names, and others."""
-    model = {**dataclasses.asdict(config.model), "dtype": jnp.dtype(config.model.dtype)}
+    model = {**vars(config.published), **vars(config.model), "dtype": jnp.dtype(config.model.dtype)}
     return kind(**{name: value for name, value in model.items() if name in kind.__dataclass_fields__}, **others)
 
 
@@ -111,7 +139,7 @@ def space(config: Experiment, sources: Sources = NONE) -> tuple[int, int, int]:
 def conditional_denoiser(config: Experiment, params: Any, given: Any, dropout_key: Array | None = None) -> Denoiser:
     """The denoiser of a config at these params, given labels `[B]` (`num_classes` is no label) or a mapping."""
     weights = params["network"] if config.diffusion.schedule == "learned" else params
-    apply, parameterization = network(unet(config)), PARAMETERIZATIONS[config.diffusion.prediction]
+    apply, parameterization = denoising_network(config), parameterization_of(config)
     if config.objective == "consistency" and config.diffusion.prediction == "x0":  # the others are x / alpha without noise
         parameterization = bounded(parameterization)
     return objectives.conditional(apply, parameterization, weights, given, dropout_key)

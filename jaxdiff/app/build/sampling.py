@@ -102,7 +102,7 @@ def cascade_stages(
         return clip(denoise) if sampling.clip else denoise  # last: at high noise the classifier's gradient counts for much
 
     time = jnp.asarray(config.cascade.augmentation)  # of the training schedule, by whose levels the network has seen the base
-    augmentation = SCHEDULES[config.diffusion.schedule]()(time) if before else None
+    augmentation = SCHEDULES[config.diffusion.schedule](config.betas)(time) if before else None
     levels = sampling_levels(config, params, trained)
     sampler = SAMPLERS[sampling.sampler](sampling.eta, levels)
     return [*before, cascade.Stage(denoiser, sampler, levels, space(config, sources), config.cascade.factor, augmentation)]

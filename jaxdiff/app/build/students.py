@@ -12,7 +12,7 @@ from jax import Array
 from jaxdiff import losses, objectives, process
 from jaxdiff.app.build.networks import conditional_denoiser, guided_denoiser
 from jaxdiff.app.build.tables import SCHEDULES, SIZES, SOLVERS, SPACINGS
-from jaxdiff.app.config import FAMILIES, Experiment, distillation, uses_discrete_levels
+from jaxdiff.app.config import FAMILIES, STUDENTS, Experiment, distillation, uses_discrete_levels
 from jaxdiff.denoiser import Denoiser, clip
 from jaxdiff.models import lora, schedule
 from jaxdiff.objectives import Condition, Objective
@@ -22,7 +22,7 @@ def sampling_schedule(config: Experiment, params: Any = None) -> process.Schedul
     """The schedule that samples and likelihoods walk along; without the params of a learned one, another between its ends."""
     name = config.diffusion.sampling_schedule or config.diffusion.schedule
     if name != "learned":
-        return SCHEDULES[name]()
+        return SCHEDULES[name](config.betas)
     module = schedule.MonotoneLogsnr()
     if params is None:
         return process.linear_logsnr(module.logsnr_min, module.logsnr_max)
@@ -32,8 +32,7 @@ def sampling_schedule(config: Experiment, params: Any = None) -> process.Schedul
 def student_levels(config: Experiment, step: int | None = None) -> process.Level:
     """The levels `[N + 1]` that a student of a list is trained on: the finest, or those of a training step."""
     d = config.distillation
-    spaced, t_min = SPACINGS[d.spacing]
-    finest = process.grid(spaced(sampling_schedule(config)), d.steps, t_min)
+    finest = SPACINGS[d.spacing](config, sampling_schedule(config), d.steps)
     before = max(step - 1, 0) if step is not None else config.steps  # the last step that was taken
     if config.objective == "consistency" and d.curriculum == "doubling":
         with jax.ensure_compile_time_eval():  # a number, also where samples are traced
@@ -49,13 +48,17 @@ def sampling_levels(config: Experiment, params: Any = None, trained: process.Lev
     if uses_discrete_levels(config):
         trained = student_levels(config) if trained is None else trained
         return trained[:: (trained.sigma.size - 1) // config.sampling.steps]
-    spaced, t_min = SPACINGS[config.sampling.spacing]
-    return process.grid(spaced(sampling_schedule(config, params)), config.sampling.steps, t_min)
+    return SPACINGS[config.sampling.spacing](config, sampling_schedule(config, params), config.sampling.steps)
 
 
 def adapted(config: Experiment, frozen: Mapping[str, Any], params: Any) -> Any:
-    """The params of the network: the teacher's with adapters where the config trains those, else `params` as they are."""
-    return lora.merged(frozen["teacher"], params) if config.distillation.lora_rank else params
+    """The params of the network: those of `adapted_place` with adapters where the config trains these, else `params`."""
+    return lora.merged(frozen[adapted_place(config)], params) if config.distillation.lora_rank else params
+
+
+def adapted_place(config: Experiment) -> str:
+    """The source whose params adapters adapt."""
+    return "teacher" if config.objective in STUDENTS else "init"
 
 
 def objective(config: Experiment, sources: Mapping[str, Experiment], condition: Condition, weight: losses.Weight) -> Objective:
@@ -64,19 +67,19 @@ def objective(config: Experiment, sources: Mapping[str, Experiment], condition: 
     sources = {"teacher": config} if config.objective == "progressive" else sources  # later teachers are students themselves
     teacher: Any = partial(_teacher, config, sources["teacher"]) if d.target == "teacher" else None
     if config.objective == "guided":
-        student = objectives.guided(own, teacher, SCHEDULES[config.diffusion.schedule](), weight, condition=condition)
+        student = objectives.guided(own, teacher, SCHEDULES[config.diffusion.schedule](config.betas), weight, condition=condition)
     elif config.objective == "progressive":
         length, last = distillation.round_steps(config), distillation.num_rounds(config) - 1
         options: dict[str, Any] = {"halvings": lambda step: jnp.minimum(step // length, last), "every_level": d.every_level}
         student = objectives.progressive(own, teacher, student_levels(config), weight, condition=condition, **options)
     else:
         student = _consistency(config, teacher, condition, weight)
-    return objectives.adapted(student, partial(adapted, config)) if d.lora_rank else student
+    return student
 
 
 def _consistency(config: Experiment, teacher: objectives.Teacher | None, condition: Condition, weight: losses.Weight) -> Objective:
     d, own, name = config.distillation, partial(conditional_denoiser, config), config.diffusion.schedule
-    fixed = SCHEDULES[name]()
+    fixed = SCHEDULES[name](config.betas)
     if d.curriculum == "continuous":
         options: dict[str, Any] = {"condition": condition, "warmup_steps": d.warmup_steps}
         return objectives.continuous_consistency(own, teacher, fixed, weight, **options)

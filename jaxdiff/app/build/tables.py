@@ -1,29 +1,53 @@
 """What the strings of a config stand for."""
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from jaxdiff import likelihood, losses, process, samplers, targets
-from jaxdiff.app.config import FAMILIES, SamplerName
+from jaxdiff.app.config import FAMILIES, Betas, Experiment, SamplerName
 from jaxdiff.denoiser import Parameterization, edm, predict_noise, predict_score, predict_v, predict_velocity, predict_x0
 
-SCHEDULES: dict[str, Callable[[], process.Schedule]] = {name: getattr(process, name) for name in FAMILIES if name != "learned"}
+BETAS: dict[str, Callable[[Betas], ArrayLike]] = {
+    "linear": lambda c: process.linear_betas(c.first, c.last, c.num),
+    "scaled_linear": lambda c: process.scaled_linear_betas(c.first, c.last, c.num),
+    "cosine": lambda c: process.cosine_betas(c.num),
+    "listed": lambda c: np.asarray(c.listed),
+}
+
+
+def betas(config: Betas) -> ArrayLike:
+    """The betas of a discrete chain."""
+    plain = BETAS[config.kind](config)
+    return process.zero_terminal_snr(plain) if config.zero_terminal_snr else plain
+
+
+SCHEDULES: dict[str, Callable[[Betas], process.Schedule]] = {  # of the config's betas
+    **{name: lambda c, name=name: getattr(process, name)() for name in FAMILIES if name not in ("learned", "betas")},
+    "betas": lambda c: process.from_betas(betas(c)),
+}
 SIZES: dict[str, Callable[[Array, Array], Array]] = {  # of alpha and sigma: what stays the same along the schedules of a family
     "variance preserving": jnp.hypot,
     "variance exploding": lambda alpha, sigma: alpha,
     "straight": jnp.add,
 }
-PARAMETERIZATIONS: dict[str, Parameterization] = {
-    "x0": predict_x0,
-    "noise": predict_noise,
-    "score": predict_score,
-    "v": predict_v,
-    "velocity": predict_velocity,
-    "edm": edm(),
+PARAMETERIZATIONS: dict[str, Callable[[float], Parameterization]] = {  # of the boundary of edm
+    "x0": lambda boundary: predict_x0,
+    "noise": lambda boundary: predict_noise,
+    "score": lambda boundary: predict_score,
+    "v": lambda boundary: predict_v,
+    "velocity": lambda boundary: predict_velocity,
+    "edm": lambda boundary: edm(sigma_min=boundary),
+}
+TOLD: dict[str, Callable[[Experiment], Callable[[Array], Array]]] = {  # what a network is told for a logsnr
+    "logsnr": lambda config: lambda logsnr: logsnr,
+    "step": lambda config: process.timestep_of(betas(config.betas)),
+    "log_sigma": lambda config: lambda logsnr: -logsnr / 2,
 }
 WEIGHTS: dict[str, losses.Weight] = {
     "x0": losses.x0_weight,
@@ -50,11 +74,22 @@ def _solver(sampler: samplers.Sampler) -> targets.Solver:
 
 
 SOLVERS = {"ddim": targets.euler, "heun": _solver(samplers.heun()), "heun_edm": _solver(samplers.heun(samplers.edm_trapezoid))}
-SPACINGS: dict[str, tuple[Callable[[process.Schedule], process.Schedule], float | None]] = {  # pace, and where it ends
-    "time": (lambda schedule: schedule, None),
-    "logsnr": (process.uniform_logsnr, 0.0),
-    "karras": (process.karras_spaced, 0.0),
-    "quadratic": (process.quadratic, None),
+
+
+def _paced(pace: Callable[[process.Schedule], process.Schedule] = lambda schedule: schedule, t_min: float | None = None) -> Any:
+    return lambda config, schedule, steps: process.grid(pace(schedule), steps, t_min)
+
+
+def _timesteps(spacing: str) -> Any:
+    return lambda config, schedule, steps: process.from_timesteps(betas(config.betas), steps, spacing, config.sampling.steps_offset)
+
+
+SPACINGS: dict[str, Callable[[Experiment, process.Schedule, int], process.Level]] = {  # the levels of so many steps
+    "time": _paced(),
+    "logsnr": _paced(process.uniform_logsnr, 0.0),
+    "karras": _paced(process.karras_spaced, 0.0),
+    "quadratic": _paced(process.quadratic),
+    **{name: _timesteps(name) for name in process.TIMESTEPS},
 }
 PIXELS: dict[str, Callable[[float], likelihood.Pixels]] = {
     "logistic": lambda std: likelihood.logistic_pixels(),

@@ -13,14 +13,23 @@ from jax import Array
 
 from jaxdiff import likelihood, losses, objectives, training
 from jaxdiff.app.build import students
-from jaxdiff.app.build.networks import NONE, Sources, codec, noisy_classifier, space, unet, vae
-from jaxdiff.app.build.tables import PARAMETERIZATIONS, SCHEDULES, WEIGHTS
+from jaxdiff.app.build.networks import (
+    NONE,
+    Sources,
+    codec,
+    denoising_network,
+    noisy_classifier,
+    parameterization_of,
+    space,
+    unet,
+    vae,
+)
+from jaxdiff.app.build.tables import SCHEDULES, WEIGHTS
 from jaxdiff.app.config import STUDENTS, Experiment, distillation, guidance_is_input
 from jaxdiff.io import count
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.models import autoencoder, classifier, lora, perceptual, schedule
 from jaxdiff.models.discriminator import PatchDiscriminator
-from jaxdiff.models.unet import network
 from jaxdiff.objectives import codebook
 from jaxdiff.training import Objective, Step, TrainState, initial_state
 from jaxdiff.training.mesh import Layout, jit_layout, make_mesh, pmap_layout
@@ -33,6 +42,8 @@ def objective(config: Experiment, sources: Sources = NONE) -> Objective:
     if config.objective == "autoencoder":
         return _compression(config, sources)
     on_images = _on_images(config, sources)
+    if config.distillation.lora_rank:
+        on_images = objectives.adapted(on_images, partial(students.adapted, config))
     if "autoencoder" not in sources:
         return on_images
     if config.data.latents:
@@ -47,12 +58,12 @@ def _on_images(config: Experiment, sources: Sources) -> Objective:
         return objectives.vae(parts.encode, parts.log_prob, beta=options.beta, free_bits=options.free_bits)
     d = config.diffusion
     if config.objective == "classifier":
-        return objectives.classifier(classifier.network(noisy_classifier(config)), SCHEDULES[d.schedule]())
-    condition, apply, parameterization = _condition(config), network(unet(config)), PARAMETERIZATIONS[d.prediction]
+        return objectives.classifier(classifier.network(noisy_classifier(config)), SCHEDULES[d.schedule](config.betas))
+    condition, apply, parameterization = _condition(config), denoising_network(config), parameterization_of(config)
     if d.schedule == "learned":
         logsnr = schedule.logsnr(schedule.MonotoneLogsnr())
         return objectives.variational_diffusion(apply, logsnr, parameterization, condition=condition)
-    fixed = SCHEDULES[d.schedule]()
+    fixed = SCHEDULES[d.schedule](config.betas)
     weight = losses.elbo_weight(fixed) if d.weight == "elbo" else WEIGHTS[d.weight]
     if config.objective in STUDENTS:
         return students.objective(config, sources, condition, weight)
@@ -69,7 +80,7 @@ def _condition(config: Experiment) -> objectives.Condition:
     c = config.cascade
     if c.factor == 1:
         return objectives.joint(**named)
-    lower = objectives.low_resolution(SCHEDULES[config.diffusion.schedule](), c.factor, c.max_augmentation)
+    lower = objectives.low_resolution(SCHEDULES[config.diffusion.schedule](config.betas), c.factor, c.max_augmentation)
     return objectives.joint(lower, **named)
 
 
@@ -120,8 +131,8 @@ def optimizer(config: Experiment) -> optax.GradientTransformation:
     return optax.partition(players, lambda params: {name: name if name in players else "generator" for name in params})
 
 
-def init(config: Experiment, key: Array, sources: Sources = NONE, teacher: Any = None) -> TrainState:
-    """The state at step 0, with nothing frozen in it: a pure function of the key, and of the teacher's params if given."""
+def init(config: Experiment, key: Array, known: Any = None, sources: Sources = NONE) -> TrainState:
+    """The state at step 0, with nothing frozen in it: a pure function of the key, and of known params of a source if given."""
     image = jnp.zeros((1, *space(config, sources)))
     inputs = (image, jnp.zeros((1,)))
     if config.objective == "autoencoder":
@@ -134,6 +145,8 @@ def init(config: Experiment, key: Array, sources: Sources = NONE, teacher: Any =
         given: dict[str, Any] = {"label": jnp.zeros((1,), jnp.int32)}
         if config.model.context_channels:
             given["context"] = jnp.zeros((1, 1, config.model.context_channels))
+        if width := config.published.pooled_channels:
+            given |= {"pooled": jnp.zeros((1, width)), "sizes": jnp.zeros((1, 6))}
         if config.cascade.factor > 1:
             given |= {"spatial": image, "augmentation": jnp.zeros((1,))}
         if guidance_is_input(config):
@@ -146,9 +159,9 @@ def init(config: Experiment, key: Array, sources: Sources = NONE, teacher: Any =
         params = lora.init(key, jax.eval_shape(network_params, key), rank) if rank else network_params(key)
     if config.diffusion.schedule == "learned":
         params = {"network": params, "schedule": schedule.MonotoneLogsnr().init(key, jnp.zeros((1,)))["params"]}
-    if teacher is not None and not config.distillation.lora_rank:
-        known: dict[Any, Any] = flatten_dict(teacher)
-        params = unflatten_dict({name: jnp.copy(known.get(name, each)) for name, each in flatten_dict(params).items()})
+    if known is not None and not config.distillation.lora_rank:
+        flat: dict[Any, Any] = flatten_dict(known)
+        params = unflatten_dict({name: jnp.copy(flat.get(name, each)) for name, each in flatten_dict(params).items()})
     return initial_state(params, optimizer(config), config.ema, ema_dtype=config.ema_dtype)
 
 

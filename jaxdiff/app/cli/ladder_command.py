@@ -26,7 +26,7 @@ class Ladder:
     """
 
     config: tyro.conf.Positional[pathlib.Path]
-    """A Python file that defines `ladder`, or a name in jaxdiff recipes."""
+    """A file that defines `ladder`, or the name of a recipe."""
     workdir: pathlib.Path | None = None
     """Where to write; by default runs/CONFIG. The runs are next to it."""
     seed: int | None = None

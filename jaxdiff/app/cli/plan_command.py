@@ -33,7 +33,7 @@ class Plan:
     """
 
     config: tyro.conf.Positional[pathlib.Path]
-    """A Python file that defines `config`, or a name in jaxdiff recipes."""
+    """A file with `config`, a recipe's name, or a run."""
     topology: str
     """Topology of a slice: v5e:4x4, v6e:2x4, v5p:2x2x2, v4:2x2x4."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]

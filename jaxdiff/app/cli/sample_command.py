@@ -23,7 +23,7 @@ class Sampling:
     """By default the run's config; so for steps, spacing, eta and guidance. For a cascade: of its last stage."""
     steps: int | None = None
     spacing: Spacing | None = None
-    """The quantity that is uniform along the levels."""
+    """What is uniform along the levels."""
     eta: float | None = None
     """Fraction of fresh noise in ddim; 1 is DDPM."""
     guidance: float | None = None

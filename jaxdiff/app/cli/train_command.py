@@ -8,6 +8,7 @@ import tyro
 
 from jaxdiff.app.cli.flags import DataDir
 from jaxdiff.app.config import Experiment, validated
+from jaxdiff.io import paths
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.training import distributed, profiling, run_lock, sinks
 
@@ -34,9 +35,9 @@ class Train:
     """
 
     config: tyro.conf.Positional[pathlib.Path]
-    """A Python file that defines `config`, or a name in jaxdiff recipes."""
+    """A file with `config`, a recipe's name, or a run."""
     workdir: pathlib.Path
-    """Directory of the run, on a disk or in a bucket (gs://bucket/run); by default runs/CONFIG."""
+    """Directory of the run, on a disk or gs://; by default by the recipe."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     data_dir: DataDir = None
     with_stages: bool = False
@@ -52,6 +53,12 @@ def train(args: Train) -> int:
     from jaxdiff.app.runs import finish, sources
     from jaxdiff.app.runs import train as run
 
+    start = args.experiment
+    if paths.path(args.config).is_dir() and not (start.sources.init or start.sources.teacher):
+        what = f"{args.config} is a run of {start.objective}, from whose params none other starts"
+        raise ConfigError(f"{what}; train the recipe of such a run")
+    if start.sources.init and paths.resolved(paths.path(start.sources.init)) == paths.resolved(args.workdir):
+        raise ConfigError(f"--workdir {args.workdir} is the run that training starts from, and stays as it is; choose another")
     config, before = sources.resolve_sources(validated(args.experiment, where="jaxdiff train"), args.workdir)
     distributed.initialize(args.processes.coordinator, args.processes.num_processes, args.processes.process_id)
     left, traced, log_to = sources.unfinished(before), profiling.parse_steps(args.profile), sinks.factories(args.log)

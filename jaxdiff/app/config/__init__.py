@@ -19,5 +19,17 @@ from jaxdiff.app.config.fields import (
     Sources,
     Vae,
 )
+from jaxdiff.app.config.published import Betas, Published
 from jaxdiff.app.config.rules import with_article
-from jaxdiff.app.config.validation import differences, flatten, from_dict, is_resumable, load, load_ladder, to_dict, validated
+from jaxdiff.app.config.validation import (
+    differences,
+    flatten,
+    from_dict,
+    is_resumable,
+    load,
+    load_ladder,
+    of_run,
+    read,
+    to_dict,
+    validated,
+)

@@ -8,6 +8,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from jaxdiff.app.config.distillation import Distillation
 from jaxdiff.app.config.field_types import BelowOne, PositiveInt, Prediction, SamplerName, ScheduleName, Spacing, UpToOne, Workers
+from jaxdiff.app.config.published import Betas, Published
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,8 @@ class Sources:
     """The model before this one in a cascade, whose samples it enlarges."""
     teacher: str = ""
     """The model that a student is distilled from; a guided student maybe."""
+    init: str = ""
+    """The diffusion run whose params training starts from, or whose params adapters adapt (distillation.lora_rank)."""
     features: str = ""
     """The classifier whose features an autoencoder's perceptual distance compares, or a file of VGG16 or LPIPS weights (.npz)."""
 
@@ -196,7 +199,10 @@ class Sampling:
     """heun_edm (the published rule) and euler_maruyama want a spacing of logsnr or karras."""
     steps: PositiveInt = 50
     spacing: Spacing = "time"
-    """What is uniform along the levels: the schedule's time, logsnr, (sigma / alpha)^(1/7), or the root of time."""
+    """What is uniform along the levels: the schedule's time, logsnr, (sigma / alpha)^(1/7), the root of time; or how the time
+    steps of betas are chosen, leading, linspace or trailing."""
+    steps_offset: NonNegativeInt = 0
+    """Added to these time steps alone; 1 in Stable Diffusion, whose spacing is leading."""
     eta: UpToOne = 0.0
     """Share of fresh noise in ddim; ddpm and dpmpp_2m_sde always have all of it."""
     guidance: float = 2.0
@@ -236,6 +242,8 @@ class Experiment:
     (see distillation) that does with one call what guidance does with two, samples in few steps, or in one."""
     data: Data = Data()
     model: Model = Model()
+    published: Published = Published()
+    betas: Betas = Betas()
     diffusion: Diffusion = Diffusion()
     distillation: Distillation = Distillation()
     vae: Vae = Vae()

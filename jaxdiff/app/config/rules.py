@@ -8,10 +8,14 @@ from jaxdiff.app.config import distillation
 from jaxdiff.app.config.distillation import Distillation, Ladder, guidance_is_input, uses_discrete_levels
 from jaxdiff.app.config.field_types import DENOISERS, FAMILIES, STUDENTS
 from jaxdiff.app.config.fields import Experiment
+from jaxdiff.app.config.published import Published
 
 Rules = Iterator[tuple[str, str, object]]
 
+ENCODERS = ("vae", "autoencoder")
+ENCODER_OPTIONS = {"groups", "epsilon", "attention_levels"}  # of published
 READ = {  # fields of distillation by the objective that reads them
+    "diffusion": {"lora_rank"},
     "guided": {"guidance", "clip", "lora_rank"},
     "progressive": {"guidance", "clip", "steps", "final_steps", "spacing", "every_level"},
     "consistency": {field.name for field in fields(Distillation)} - {"final_steps", "every_level"},
@@ -41,10 +45,11 @@ def rules(c: Experiment) -> Rules:
     denoises = c.objective in DENOISERS
     yield "sampling.every", f"0 for {this}, which draws no samples while it trains", denoises or s.every == 0
     for name in ("dropout", "fourier", "heads", "transformer", "context_channels"):
-        known = denoises or (name == "dropout" and c.objective == "classifier")
+        known = denoises or (name == "dropout" and c.objective == "classifier") or (name == "heads" and c.objective in ENCODERS)
         yield f"model.{name}", f"not set for {this}, whose network has none", known or not getattr(m, name)
+    yield from _published_rules(c)
     yield "sampling.classifier", "empty for all but denoisers", denoises or not s.classifier
-    yield "evaluation.num", f"0 for {this}, which has no labels", c.objective not in ("vae", "autoencoder") or not c.evaluation.num
+    yield "evaluation.num", f"0 for {this}, which has no labels", c.objective not in ENCODERS or not c.evaluation.num
     yield from _steps_per_call_rules(c)
     yield from _source_rules(c)
     yield from _distillation_rules(c)
@@ -55,11 +60,43 @@ def rules(c: Experiment) -> Rules:
     yield "diffusion.sampling_schedule", "empty or linear_logsnr: training saw no levels beyond its ends", within
     walkable = d.schedule != "lognormal" or d.sampling_schedule
     yield "diffusion.sampling_schedule", "set (to karras, say) when training draws lognormal levels", walkable
-    says = d.prediction not in ("noise", "score") or "linear_zero_snr" not in (d.schedule, d.sampling_schedule)
-    yield "diffusion.prediction", "v, x0, velocity or edm on linear_zero_snr: at its end x is noise, whatever x0 is", says
+    for chain in ("linear_zero_snr", *(["betas"] if c.betas.zero_terminal_snr else [])):
+        says = d.prediction not in ("noise", "score") or chain not in (d.schedule, d.sampling_schedule)
+        yield "diffusion.prediction", f"v, x0, velocity or edm on {chain}: at its end x is noise, whatever x0 is", says
     alike = d.prediction == "edm" or FAMILIES[d.sampling_schedule or d.schedule] == FAMILIES[d.schedule]
     family = f"of the family of {d.schedule}, unless the prediction is edm: the network has not seen such inputs"
     yield "diffusion.sampling_schedule", family, alike
+
+
+def _published_rules(c: Experiment) -> Rules:
+    """What the options of published networks, and discrete chains, allow."""
+    m, p, b, s, levels = c.model, c.published, c.betas, c.sampling, len(c.model.multipliers)
+    readers = {"autoencoder": ENCODER_OPTIONS, "vae": ENCODER_OPTIONS, "classifier": set()}
+    for field in fields(Published):
+        read = c.objective in DENOISERS or field.name in readers[c.objective]
+        untouched = read or getattr(p, field.name) == field.default
+        yield f"published.{field.name}", f"left as it is: {with_article(c.objective)} does not read it", untouched
+    yield (
+        "published.attention_levels",
+        f"numbers below {levels}, the first level is 0",
+        set(p.attention_levels) <= set(range(levels)),
+    )
+    yield "published.attention_levels", "empty where model.attention names image sizes", not (m.attention and p.attention_levels)
+    per_level = not p.transformer_depths or (len(p.transformer_depths) == levels and not m.transformer)
+    yield "published.transformer_depths", f"empty, or {levels} numbers and model.transformer 0", per_level
+    yield "published.padding", "(0, 1) or (1, 1), which halve the image", p.padding in ((0, 1), (1, 1), (1, 0))
+    yield "published.boundary", "0 unless the prediction is edm", not p.boundary or c.diffusion.prediction == "edm"
+    told = p.told != "logsnr" and c.objective == "diffusion" and m.num_classes and not m.context_channels
+    unguided = not told or c.diffusion.label_dropout or s.guidance == 1 or s.classifier
+    yield "sampling.guidance", "1: the published network has no label that says none", unguided
+    yield "betas.listed", "given with kind listed, and only with it", (b.kind == "listed") == bool(b.listed)
+    yield "betas.listed", "numbers above 0 and at most 1", all(0 < beta <= 1 for beta in b.listed)
+    yield "betas.first", f"above 0 and at most betas.last, {b.last:g}", 0 < b.first <= b.last
+    ours = s.spacing in ("time", "logsnr", "karras", "quadratic")
+    chain = c.diffusion.sampling_schedule or c.diffusion.schedule
+    yield "sampling.spacing", "one of time, logsnr, karras, quadratic, or the schedule betas", ours or chain == "betas"
+    num = len(b.listed) or b.num
+    yield "sampling.steps", f"at most {num}, the time steps of betas", ours or s.steps <= num
 
 
 def between_calls(c: Experiment) -> dict[str, int]:
@@ -107,7 +144,11 @@ def _source_rules(c: Experiment) -> Rules:
     yield "autoencoder.adversarial_start", f"below steps, {c.steps}, or the discriminator never begins", begins
     visible = not s.features.endswith(".npz") or (min(height, width) >= 16 and channels in (1, 3))
     yield "data.image_shape", "of 1 or 3 channels and at least 16 pixels for features of VGG16", visible
-    yield "model.context_channels", "0 without model.transformer blocks to attend to them", not context or c.model.transformer
+    attends = c.model.transformer or any(c.published.transformer_depths)
+    yield "model.context_channels", "0 without model.transformer blocks to attend to them", not context or attends
+    alone = c.objective == "diffusion" or (c.objective == "consistency" and c.distillation.target == "data")
+    yield "sources.init", f"empty for {this}, but of consistency training", alone or not s.init
+    yield "diffusion.schedule", "a fixed one with sources.init", c.diffusion.schedule != "learned" or not s.init
 
 
 def _distillation_rules(c: Experiment) -> Rules:
@@ -123,6 +164,8 @@ def _distillation_rules(c: Experiment) -> Rules:
     for field in fields(d):
         untouched = field.name not in unread or getattr(d, field.name) == field.default
         yield f"distillation.{field.name}", f"left as it is: {what} does not read it", untouched
+    adapts = objective != "diffusion" or not d.lora_rank or c.sources.init
+    yield "distillation.lora_rank", "0 without sources.init, which it adapts", adapts
     if objective in STUDENTS:
         yield from _student_rules(c)
     if objective == "progressive":

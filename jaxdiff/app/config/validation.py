@@ -15,9 +15,10 @@ from jaxdiff.app.config import fields
 from jaxdiff.app.config.distillation import Ladder
 from jaxdiff.app.config.fields import Experiment
 from jaxdiff.app.config.rules import Rules, ladder_rules, rules
-from jaxdiff.io import recipes
+from jaxdiff.io import paths, recipes
 from jaxdiff.io.errors import ConfigError, did_you_mean, user_code
 
+RUN = "config.json"  # in a run's directory
 LARGEST = 3.4e38  # of float32
 KINDS = {  # what a file can define, and what to do with that
     "config": (Experiment, "a recipe and no ladder of several; train it: jaxdiff train"),
@@ -33,8 +34,41 @@ RESUMABLE = (
 
 
 def load(path: pathlib.Path) -> Experiment:
-    """The `config` of a recipe: a Python file, or a name of the library's. A ConfigError says which key, type or value is wrong."""
+    """The `config` of a recipe: a Python file, or a name of the library's; of a run's directory, `of_run`.
+
+    A ConfigError says which key, type or value is wrong.
+    """
+    if (paths.path(path) / RUN).is_file():
+        return of_run(path)
     return validated(_defined(path, "config", "Experiment(...)"), where=str(path))
+
+
+def of_run(workdir: pathlib.Path | str) -> Experiment:
+    """The config of another training that starts from a run: the run's own, and its params (sources.init).
+
+    These only of diffusion and of consistency training, with a fixed schedule and without adapters.
+    A recipe may change it by `dataclasses.replace`.
+    """
+    config = read(paths.path(workdir))
+    d = config.distillation
+    alone = config.objective == "diffusion" or (config.objective == "consistency" and d.target == "data")
+    if not alone or config.diffusion.schedule == "learned" or d.lora_rank:
+        return config
+    return dataclasses.replace(config, sources=dataclasses.replace(config.sources, init=str(workdir)))
+
+
+def read(workdir: pathlib.Path) -> Experiment:
+    """The config of a run, as its directory has it; a ConfigError where there is none."""
+    path = paths.path(workdir) / RUN
+    if not path.is_file():
+        raise ConfigError(f"no run in {workdir}; train one: jaxdiff train CONFIG --workdir {workdir}")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a config")
+    return from_dict(values, where=str(path))
 
 
 def load_ladder(path: pathlib.Path) -> Ladder:

@@ -62,7 +62,7 @@ def _training(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.s
     """The step that `train_run` runs, shapes of its arguments, and its mesh."""
     if config.mesh.mapping == "pmap":
         raise ConfigError("mesh.mapping pmap cannot be compiled for devices that are not there; plan with jit, its twin")
-    places = tuple(place for place in build.FROZEN if not (config.data.latents and place == "autoencoder"))
+    places = build.frozen_places(config)
     sources, frozen = source_shapes(config, (*places, "autoencoder", "base"))
     frozen = {place: shapes for place, shapes in frozen.items() if place in places}
     layout = build.layout(config, frozen, sources, devices)

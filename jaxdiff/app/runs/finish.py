@@ -144,7 +144,7 @@ def run_evaluator(
 def _finish_classifier(config: Experiment, workdir: pathlib.Path, step: int, params: Any, data_dir: str | None) -> str:
     """Measures a classifier on held-out images at several noise levels; the text to print. Writes `accuracy.json`."""
     test = data.load_images(config.data, config.data.held_out, data_dir)
-    levels = build.SCHEDULES[config.diffusion.schedule]()(jnp.array(TIMES))
+    levels = build.SCHEDULES[config.diffusion.schedule](config.betas)(jnp.array(TIMES))
     label, key = jax.jit(build.noisy_labels(config)), jax.random.key(config.seed)
     rows = []
     for number, time in enumerate(progress.track(TIMES, "measuring", "level")):

@@ -19,7 +19,13 @@ from jaxdiff.training import checkpoint, distributed
 
 log = logging.getLogger(__name__)
 
-TRAINED = {"autoencoder": "autoencoder", "base": "diffusion", "teacher": "diffusion"}  # by place: the run's objective
+TRAINED = {
+    "autoencoder": "autoencoder",
+    "base": "diffusion",
+    "teacher": "diffusion",
+    "init": "diffusion",
+}  # by place: the run's objective
+PUBLISHED = "source.json"  # in the directory of a run of published weights: where they came from
 RECORD = "sources.json"  # in a run's directory: the fingerprints of what it was trained on
 
 
@@ -81,8 +87,8 @@ def _progress(workdir: pathlib.Path) -> str | None:
 
 
 def sampling_sources(config: Experiment) -> tuple[str, ...]:
-    """The places of the runs that sampling needs: the teacher only where a student adapts its params."""
-    return ("autoencoder", "base", "classifier", *(["teacher"] if config.distillation.lora_rank else []))
+    """The places of the runs that sampling needs: the teacher or init only where adapters adapt its params."""
+    return ("autoencoder", "base", "classifier", *([build.adapted_place(config)] if config.distillation.lora_rank else []))
 
 
 def sampling_inputs(config: Experiment, workdir: pathlib.Path | None = None) -> tuple[dict[str, Experiment], dict[str, Any]]:
@@ -100,10 +106,10 @@ def source_configs(config: Experiment, workdir: pathlib.Path | None = None, plac
     for place, directory in source_directories(config, workdir, places).items():
         source = configs[place] = read_config(directory, TRAINED.get(place, "classifier"))
         build.check_source(place, config, source, str(directory))
-        if place == "teacher":
+        if place in ("teacher", "init"):
             _check_same_latents(config, workdir, directory)
             if (saved := checkpoint.steps(directory)) and saved[-1] < source.steps:
-                log.warning("the teacher %s is at step %d of %d", directory, saved[-1], source.steps)
+                log.warning("the %s %s is at step %d of %d", place, directory, saved[-1], source.steps)
         if place == "base":
             below = source_configs(source, directory, sampling_sources(source))
             configs |= {f"base.{name}": each for name, each in below.items()}
@@ -142,7 +148,8 @@ def record_sources(config: Experiment, workdir: pathlib.Path) -> None:
 
 def check_measured(config: Experiment, params: Any, step: int, workdir: pathlib.Path) -> None:
     """Raises a ConfigError unless an autoencoder's params are of the last step, which measures mean and scale of its latents."""
-    fresh = np.all(np.asarray(params["latent"]["shift"]) == 0) and np.all(np.asarray(params["latent"]["scale"]) == 1)
+    unmeasured = np.all(np.asarray(params["latent"]["shift"]) == 0) and np.all(np.asarray(params["latent"]["scale"]) == 1)
+    fresh = unmeasured and not (paths.path(workdir) / PUBLISHED).is_file()
     if step < config.steps or fresh:
         how = "train it on, by its recipe with more --steps" if fresh else "train it on"
         state = f"the autoencoder {workdir} is at step {step} of {config.steps}"

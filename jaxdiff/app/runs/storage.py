@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.app import build
-from jaxdiff.app.config import STUDENTS, Experiment, differences, distillation, from_dict, to_dict, with_article
+from jaxdiff.app.config import STUDENTS, Experiment, differences, distillation, read, to_dict, with_article
 from jaxdiff.io import count, files, paths
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.process import Level
@@ -19,16 +19,7 @@ from jaxdiff.training import as_float32, checkpoint, distributed
 
 def read_config(workdir: pathlib.Path, objective: str = "") -> Experiment:
     """The config of a run, which must have trained that objective if one is given; a student counts as diffusion."""
-    path = paths.path(workdir) / "config.json"
-    if not path.is_file():
-        raise ConfigError(f"no run in {workdir}; train one: jaxdiff train CONFIG --workdir {workdir}")
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a config")
-    config = from_dict(values, where=str(path))
+    config = read(workdir)
     if objective not in ("", "diffusion" if config.objective in STUDENTS else config.objective):
         hint = " (--classifier takes the classifier)" if "classifier" in (objective, config.objective) else ""
         raise ConfigError(f"{workdir} is {with_article(config.objective)} run, here {with_article(objective)} run is wanted{hint}")
@@ -42,8 +33,13 @@ def check_or_write_config(workdir: pathlib.Path, config: Experiment) -> None:
         raise ConfigError(f"{workdir} was made by another config: {'; '.join(differs[:3])}; choose another --workdir")
     if distributed.is_first():
         with files.writing_to(workdir, "--workdir"):
-            files.write_text(path, json.dumps(values, indent=2) + "\n")
+            write_config(workdir, config)
             files.probe_directory(path.parent / "checkpoints")
+
+
+def write_config(workdir: pathlib.Path, config: Experiment) -> None:
+    """Writes the config of a run, whatever it was before."""
+    files.write_text(paths.path(workdir) / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def read_params(config: Experiment, workdir: pathlib.Path, ema: str | None = None) -> tuple[int, Any]:
@@ -94,14 +90,18 @@ def source_names(config: Experiment) -> dict[str, str]:
 def source_directories(config: Experiment, workdir: pathlib.Path | None, places: Sequence[str] = ()) -> dict[str, pathlib.Path]:
     """The directories of the runs that a config names, by place, only of those `places` if given; a file of weights is none.
 
-    One that is not where it was is looked for beside the config's own run, `workdir`.
+    One that is not where it was is looked for beside the config's own run, `workdir`, and inside it.
     """
     named = {place: name for place, name in source_names(config).items() if not name.endswith(".npz")}
     found = {place: paths.path(name) for place, name in named.items() if not places or place in places}
     if workdir is None:
         return found
-    beside = {place: paths.path(workdir).parent / path.name for place, path in found.items()}
-    return {place: beside[place] if not path.exists() and beside[place].exists() else path for place, path in found.items()}
+    folders = paths.path(workdir).parent, paths.path(workdir)
+    return {place: next((each for each in _places(path, folders) if each.exists()), path) for place, path in found.items()}
+
+
+def _places(path: pathlib.Path, folders: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    return [path, *(folder / path.name for folder in folders)]
 
 
 def with_sharding(shapes: Any, sharding: Any) -> Any:

@@ -80,8 +80,7 @@ def train_run(
     began, c = time.perf_counter(), config.data
     if config.mesh.mapping == "pmap" and distributed.is_multi_process():
         raise ConfigError("mesh.mapping pmap is for the devices of one process; of several write jit")
-    places = tuple(place for place in build.FROZEN if not (c.latents and place == "autoencoder"))
-    sources, frozen = source_configs(config, workdir), source_params(config, workdir, places)
+    sources, frozen = source_configs(config, workdir), source_params(config, workdir, build.frozen_places(config))
     layout = build.layout(config, frozen, sources)
     with distributed.first_process_first():
         source = _source(config, workdir, data_dir)
@@ -131,7 +130,9 @@ def initial_or_restored_state(
     frozen = distributed.shard_from_host(frozen, layout.sharding.frozen)
     if state is None:
         init = jax.jit(partial(build.init, config, sources=sources), out_shardings=sharding)
-        state = init(jax.random.key(config.seed), teacher=frozen.get("teacher"))
+        place = "init" if config.sources.init else "teacher"
+        known = frozen.get(place) if place == "teacher" else source_params(config, workdir, (place,))[place]
+        state = init(jax.random.key(config.seed), known)
         return dataclasses.replace(state, frozen=frozen)
     step, length = int(state.step), distillation.round_steps(config)
     log.info("going on from step %d of %s", step, workdir)
