@@ -1,8 +1,10 @@
 import asyncio
 import dataclasses
+import functools
 import gc
 import pathlib
 import sys
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import pytest
 
 from jaxdiff import training
 from jaxdiff.io.errors import CheckpointError
+from jaxdiff.io.lazy import Lazy
 from jaxdiff.training import checkpoint, mesh, sharding
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
@@ -81,6 +84,34 @@ def test_checksums_of_small_and_of_large_arrays_are_the_same_function(dtype, sha
     small = checkpoint.checksums(tree)
     monkeypatch.setattr(checkpoint, "SMALL", -1)
     assert checkpoint.checksums(tree) == small
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_checksum_of_a_numpy_array_in_parts(dtype, monkeypatch):
+    array = jax.random.normal(jax.random.key(0), (70, 3)).astype(dtype)
+    monkeypatch.setattr(checkpoint, "SMALL", -1)
+    monkeypatch.setattr(checkpoint, "PART", 64)
+    assert checkpoint.checksums({"array": np.asarray(array)}) == checkpoint.checksums({"array": array})
+
+
+def test_lazy_arrays_are_written_some_at_a_time(tmp_path, monkeypatch):
+    size = 2**20
+
+    def value(seed):
+        return np.random.default_rng(seed).standard_normal(size // 4, np.float32)
+
+    lazy = {str(seed): Lazy((size // 4,), np.dtype(np.float32), functools.partial(value, seed)) for seed in range(8)}
+    monkeypatch.setattr(checkpoint, "TOGETHER", 2 * size)
+    tracemalloc.start()
+    with checkpoint.manager(tmp_path) as to:
+        checkpoint.save(to, training.TrainState(jnp.int32(1), {}, {"ema": lazy}, ()), {})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 2 * size < peak < 5 * size
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = {name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place) for name, array in lazy.items()}
+    _, read = checkpoint.restore_ema(tmp_path, "ema", like)
+    assert_equal(read, {str(seed): value(seed) for seed in range(8)})
 
 
 def test_an_ema_is_read_alone(tmp_path):

@@ -29,6 +29,18 @@ GUIDED = "train {}/tiny.py --objective guided --sampling.guidance 1 --data.name 
 # Words, where {} is a folder with what `folder` makes; exit status; what the line says, the remedy with it.
 WRONG = {
     "no such command": ("smaple runs/digits", 2, "no command 'smaple'; did you mean sample?"),
+    "import: no such source": (
+        "import {}/nothing.safetensors --workdir {}/imported",
+        1,
+        "there is no {}/nothing.safetensors; write",
+    ),
+    "import: a scale without a run": (
+        "import {}/tiny.py --workdir {}/imported --scale 2",
+        2,
+        "--scale is of a LoRA; give --adapt RUN",
+    ),
+    "export: no such run": ("export {}/nothing --out {}/out", 1, "no run in {}/nothing; train one"),
+    "inspect: no such file": ("inspect {}/nothing.pt", 1, "there is no file {}/nothing.pt; write the path of a .safetensors"),
     "a flag for a command": ("--quiet", 2, "flags come after it"),
     "no group of that name": ("train {}/tiny.py --help modle", 2, "write one of run, data, model"),
     "train: no such recipe": ("train digit", 1, "no config file digit; did you mean digits?; see jaxdiff recipes"),

@@ -26,14 +26,46 @@ import orbax.checkpoint as ocp
 
 from jaxdiff.io import gcs, locks, paths, progress
 from jaxdiff.io.errors import CheckpointError, DataError, NonFiniteError, disk_full, first_line
+from jaxdiff.io.lazy import Lazy
 from jaxdiff.training import TrainState, distributed
 
 log = logging.getLogger(__name__)
 
 SPARE = 4 * 2**20  # bytes of disk beside the arrays: what describes them, and half-filled blocks
 SMALL = 2**16  # values of an array whose checksum NumPy computes before XLA has compiled it for another shape
+PART = 2**16  # values of which NumPy computes a checksum at a time, which are then in a processor's cache
+TOGETHER = 2**27  # bytes of lazy arrays that are made and written together
 DAMAGED = "damaged"  # unreadable steps are moved here, never deleted
 COMMITTED = "commit_success.txt"  # in a finished step in a bucket, where orbax cannot write to another name and rename
+
+
+class _LazyHandler(ocp.type_handlers.NumpyHandler):
+    """Writes lazy arrays as NumPy's, some at a time. Where orbax stops calling this function of its own, it writes all at once."""
+
+    async def _background_serialize(self, values: Sequence[Any], infos: Sequence[Any], args: Any = None) -> None:
+        for some in _groups([value.nbytes for value in values]):
+            arrays, some_args = [np.asarray(values[i]) for i in some], [args[i] for i in some] if args else None
+            await super()._background_serialize(arrays, [infos[i] for i in some], some_args)
+
+
+def _groups(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """The indices of sizes, in order, in groups that end when they hold `TOGETHER`."""
+    group: list[int] = []
+    for index in range(len(sizes)):
+        group.append(index)
+        if sum(sizes[i] for i in group) >= TOGETHER or index == len(sizes) - 1:
+            yield group
+            group = []
+
+
+def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+    """Orbax's handlers, which write lazy arrays too."""
+    kinds = [kind for kind in ocp.type_handlers.supported_types() if kind is not np.ndarray]
+    others = [(kind, ocp.type_handlers.get_type_handler(kind)) for kind in kinds]
+    types = ocp.type_handlers.create_type_handler_registry((np.ndarray | Lazy, _LazyHandler()), *others)
+    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    handlers.add(None, ocp.args.PyTreeSave, ocp.handlers.PyTreeCheckpointHandler(type_handler_registry=types))
+    return handlers
 
 
 @contextlib.contextmanager
@@ -50,7 +82,7 @@ def manager(workdir: pathlib.Path, keep: int = 3, keep_every: int | None = None)
     kept: Any = {"max_to_keep": keep, "keep_period": keep_every}
     options = ocp.CheckpointManagerOptions(**kept, create=True, enable_async_checkpointing=True)
     _prepare_clients()
-    made = ocp.CheckpointManager(_directory(workdir), options=options)
+    made = ocp.CheckpointManager(_directory(workdir), options=options, handler_registry=_handlers())
     try:
         yield made
     except BaseException as error:
@@ -99,7 +131,7 @@ def save(
     }
     if levels is not None:
         meta["levels"] = {name: np.asarray(values).tolist() for name, values in levels.items()}
-    arrays: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+    arrays: dict[str, Any] = {name: ocp.args.PyTreeSave(item) for name, item in items.items()}
     locks.confirm()
     with _saving(to):
         to.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
@@ -136,7 +168,9 @@ def restore(workdir: pathlib.Path, like: TrainState) -> TrainState | None:
                 _move_away(workdir, step)
     distributed.broadcast_from_first(None)
     ema = {name: items[_ema_item(name)] for name in like.ema}
-    return replace(like, step=items["step"]["step"], params=items["params"], ema=ema, opt_state=items["opt_state"])
+    return replace(
+        like, step=items["step"]["step"], params=items["params"], ema=ema, opt_state=items.get("opt_state", like.opt_state)
+    )
 
 
 def restore_ema(workdir: pathlib.Path, name: str, like: Any, step: int | None = None) -> tuple[int, Any]:
@@ -180,24 +214,30 @@ def checksums(tree: Any) -> dict[str, int]:
 
     The same for every sharding of an array.
     """
-    small = [_is_small(leaf) for leaf in jax.tree.leaves(tree)]
-    leaves = zip(jax.tree.leaves(tree), small, strict=True)
-    read = jax.device_get([leaf if here else _checksum_on_devices(leaf) for leaf, here in leaves])
-    sums = [_checksum(values) if here else values for values, here in zip(read, small, strict=True)]
-    return {path: int(value) for path, value in zip(_paths(tree), sums, strict=True)}
+    leaves = jax.tree.leaves(tree)
+    large = [_is_large(leaf) for leaf in leaves]
+    arrays = [_checksum_on_devices(leaf) if there else leaf for leaf, there in zip(leaves, large, strict=True)]
+    of_jax = iter(jax.device_get([array for array in arrays if isinstance(array, jax.Array)]))
+    read = (next(of_jax) if isinstance(array, jax.Array) else np.asarray(array) for array in arrays)
+    sums = [int(values) if there else _checksum(values) for values, there in zip(read, large, strict=True)]
+    return dict(zip(_paths(tree), sums, strict=True))
 
 
-def _is_small(array: jax.Array | np.ndarray) -> bool:
-    """Whether an array is small and this process holds all of it."""
-    held = not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated
-    return held and array.size <= SMALL
+def _is_large(array: jax.Array | np.ndarray | Lazy) -> bool:
+    """Whether an array is on devices, and large or not all of it this process's."""
+    if not isinstance(array, jax.Array):
+        return False
+    return array.size > SMALL or not (array.is_fully_addressable or array.is_fully_replicated)
 
 
-def _checksum(array: np.ndarray) -> np.uint32:
-    words = np.ravel(array).view(_unsigned(array.dtype)).astype(np.uint32)
-    words ^= words >> 16  # or two flipped sign bits would cancel: 2^31 times any odd number is 2^31
-    position = np.arange(words.size, dtype=np.uint32)
-    return np.sum(words * (position * np.uint32(2654435761) | np.uint32(1)), dtype=np.uint32)
+def _checksum(array: np.ndarray) -> int:
+    words, total = np.ravel(array).view(_unsigned(array.dtype)), 0
+    for start in range(0, words.size, PART):
+        part = words[start : start + PART].astype(np.uint32)
+        part ^= part >> 16  # or two flipped sign bits would cancel: 2^31 times any odd number is 2^31
+        position = np.arange(start, start + part.size, dtype=np.uint32)
+        total += int(np.sum(part * (position * np.uint32(2654435761) | np.uint32(1)), dtype=np.uint32))
+    return total % 2**32
 
 
 @jax.jit
@@ -324,7 +364,8 @@ def _saving(to: ocp.CheckpointManager) -> Iterator[None]:
 
 def _items(state: TrainState) -> dict[str, Any]:
     emas = {_ema_item(name): params for name, params in state.ema.items()}
-    return {"step": {"step": state.step}, "params": state.params, "opt_state": state.opt_state, **emas}
+    items = {"step": {"step": state.step}, "params": state.params, "opt_state": state.opt_state, **emas}
+    return {name: item for name, item in items.items() if jax.tree.leaves(item)}  # published weights are an average alone
 
 
 def _ema_item(name: str) -> str:

@@ -20,7 +20,10 @@ from jaxdiff.app.cli.completion_command import completion
 from jaxdiff.app.cli.data_command import data
 from jaxdiff.app.cli.doctor_command import doctor
 from jaxdiff.app.cli.evaluate_command import evaluate
+from jaxdiff.app.cli.export_command import export
 from jaxdiff.app.cli.flags import USAGE
+from jaxdiff.app.cli.import_command import import_
+from jaxdiff.app.cli.inspect_command import inspect
 from jaxdiff.app.cli.ladder_command import ladder
 from jaxdiff.app.cli.latents_command import latents
 from jaxdiff.app.cli.plan_command import plan
@@ -33,9 +36,10 @@ from jaxdiff.io import files, gcs
 from jaxdiff.io.errors import UsageError, UserError, did_you_mean, disk_full, first_line
 from jaxdiff.training import distributed
 
+RUNS = (train, ladder, sample, evaluate, report, latents)
 COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {  # name -> dataclass of its arguments, function
-    command.__name__: (typing.get_type_hints(command)["args"], command)
-    for command in (train, ladder, sample, evaluate, report, plan, verify, data, latents, recipes, doctor, completion)
+    command.__name__.rstrip("_"): (typing.get_type_hints(command)["args"], command)
+    for command in (*RUNS, import_, export, inspect, plan, verify, data, recipes, doctor, completion)
 }
 BUG = "this is a bug of jaxdiff; please report the lines above, with what `jaxdiff doctor` prints: https://github.com/jaxdiff/jaxdiff/issues"
 ABSENT = r"initialize backend|Unknown backend|[Nn]o visible (GPU|TPU)"  # JAX's errors for a missing device

@@ -34,10 +34,15 @@ runs
   report RUN        one HTML page: curves, samples, quality, nearest training images
   latents RUN       encode a data set with the autoencoder of a run
 
+published weights
+  import SOURCE     a run of diffusers', CompVis' or OpenAI's weights, or of the hub
+  export RUN        a folder that diffusers opens, or a LoRA file
+  inspect FILE      names and shapes in a file of weights, and their family
+
 setup and checks
   recipes           names of recipes, with cost and score; recipes copy NAME
   plan CONFIG       memory and speed on TPUs, from the compiler; needs no TPU
-  verify SAMPLER    test a sampler on data whose denoiser is known exactly
+  verify SAMPLER    test a sampler on data known exactly, or the network of a run
   data NAME         prepare mnist or cifar10; data import SOURCE: your own images
   doctor            versions, devices, directories, and what is wrong with them
   completion SHELL  script that completes commands, flags and paths

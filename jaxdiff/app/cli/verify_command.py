@@ -9,9 +9,9 @@ import jax
 import tyro
 
 from jaxdiff import oracles, samplers
-from jaxdiff.app.cli.arguments import check_bounds
+from jaxdiff.app.cli.arguments import check_bounds, refuse
 from jaxdiff.app.config import SamplerName
-from jaxdiff.io import progress
+from jaxdiff.io import paths, progress
 from jaxdiff.io.errors import ConfigError, did_you_mean, user_code
 from jaxdiff.io.user_files import run_file
 from jaxdiff.samplers import Sampler
@@ -19,13 +19,14 @@ from jaxdiff.samplers import Sampler
 
 @dataclass(frozen=True)
 class Verify:
-    """Test a sampler on data whose denoiser, distribution and ODE are known exactly; exit status 1 if it fails.
+    """Test a sampler on data whose denoiser, distribution and ODE are known exactly, or a run's network: finite at all its levels,
+    rows apart from each other, the same derivative forwards and backwards. Exit status 1 if it fails.
 
     Example: jaxdiff verify path/to/file.py:my_sampler --order 2
     """
 
     sampler: tyro.conf.Positional[str]
-    """FILE.py:NAME of a jaxdiff.Sampler or of a function (denoise, x, levels, key) -> x0; or a name such as heun."""
+    """FILE.py:NAME of a jaxdiff.Sampler or of a function (denoise, x, levels, key) -> x0; a name such as heun; or a run."""
     order: float | None = None
     """Claimed order of convergence; by default its denoiser calls per step."""
     consistency: bool = False
@@ -39,6 +40,8 @@ def verify(args: Verify) -> int:
     check_bounds(args, num=2)
     if args.order is not None and not 0 < args.order < 100:
         raise ConfigError(f"--order must be above 0 and below 100, got {args.order}")
+    if (paths.path(args.sampler) / "config.json").is_file():
+        return _verify_network(args)
     sampler = _load_sampler(args.sampler)
     jax.devices()  # a missing device is not the sampler's fault
     denoiser = oracles.flow_map if args.consistency else oracles.denoiser
@@ -46,6 +49,16 @@ def verify(args: Verify) -> int:
         report = oracles.verify(sampler, args.order, denoiser=denoiser, num=args.num, seed=args.seed)
     print(report)
     return 0 if report.passed else 1
+
+
+def _verify_network(args: Verify) -> int:
+    from jaxdiff.app.runs import network_checks
+
+    refuse(args, ("order", "consistency", "num"), "is for a sampler, not for a run's network")
+    with progress.waiting(f"verifying {args.sampler}"):
+        checks = network_checks.check_network(paths.path(args.sampler), seed=args.seed)
+    print("\n".join(f"{'ok' if check.passed else 'FAILED'}  {check.text}" for check in checks))
+    return 0 if all(check.passed for check in checks) else 1
 
 
 def _load_sampler(text: str) -> Sampler | Callable[..., Any]:
