@@ -36,6 +36,7 @@ PAGES = {  # file: title and address, in the order of the menu
     "README.md": ("jaxdiff", "index.html"),
     "docs/road.md": ("The road", "road.html"),
     "docs/frameworks.md": ("Networks of any framework", "frameworks.html"),
+    "docs/weights.md": ("Published weights", "weights.html"),
     "docs/likelihood.md": ("Maximum likelihood", "likelihood.html"),
     "docs/high_resolution.md": ("High resolution", "high_resolution.html"),
     "docs/distillation.md": ("From many steps to one", "distillation.html"),
@@ -43,9 +44,10 @@ PAGES = {  # file: title and address, in the order of the menu
     "CONTRIBUTING.md": ("Contributing", "contributing.html"),
     "CHANGELOG.md": ("Changelog", "changelog.html"),
 }
-OUTSIDE_CORE = "app.build app.config app.runs data evaluate io models training training.checkpoint training.mesh training.sharding"
+OUTSIDE_CORE = "app.build app.config app.runs data evaluate interop io models training"
+OUTSIDE_CORE += " training.checkpoint training.mesh training.sharding"
 # packages that show what is in their files
-REEXPORTED = r"data|evaluate|likelihood|objectives|oracles|process|samplers"
+REEXPORTED = r"data|evaluate|interop|likelihood|objectives|oracles|process|samplers"
 MODULES = ("jaxdiff", *(f"jaxdiff.{name}" for name in OUTSIDE_CORE.split()), rf"!jaxdiff\.({REEXPORTED})\..*")
 NAME = re.compile(r"(?:(?:jd|jaxdiff)\.)?([A-Za-z_]\w*(?:\.\w+)*)(?:\(.*\))?")
 SAID_BY_PYTHON = re.compile(r'<div class="docstring"><p>(Alias for field number|Create new instance of) [^<]*</p>\s*</div>')

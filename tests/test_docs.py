@@ -15,7 +15,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
-DRAWN = sorted(path.stem for path in (DOCS / "pictures").glob("*.png"))
+PICTURES = {path.stem for path in (DOCS / "pictures").glob("*.png")}
+MEASURED = {"terrain"}  # drawn by benchmarks/terrain.py, of weights that it downloads
+DRAWN = sorted(PICTURES - MEASURED)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -53,8 +55,8 @@ def test_links_lead_somewhere(text):
 
 def test_pictures_are_shown_and_small():
     shown = re.findall(r"\(pictures/(\w+)\.png\)", "".join(page.read_text() for page in PAGES))
-    assert sorted(shown) == DRAWN
-    assert max((DOCS / "pictures" / f"{name}.png").stat().st_size for name in DRAWN) < 60_000
+    assert sorted(set(shown) - MEASURED) == DRAWN
+    assert max((DOCS / "pictures" / f"{name}.png").stat().st_size for name in PICTURES) < 60_000
 
 
 def test_the_script_draws_all_pictures_that_are_shown():
