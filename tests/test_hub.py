@@ -1,15 +1,18 @@
 """Repositories of the Hugging Face hub, from a server on this machine that speaks its protocol."""
 
 import errno
+import hashlib
 import json
 import logging
 import pathlib
 import sys
 import time
 
+import published_weights
 import pytest
 from hub_server import Repository, serving
 
+from jaxdiff.app import cli
 from jaxdiff.interop import hub
 from jaxdiff.io.errors import ConfigError, DataError
 
@@ -337,3 +340,17 @@ def test_what_reads_the_hub_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ConfigError, match=r'^some/model: what reads .*; run: pip install -U "jaxdiff\[hub\]"$'):
         hub.fetch("some/model")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_name_of_the_hub_becomes_a_run(server, tmp_path):
+    """A pipeline whose weights break off once on the way."""
+    folder = published_weights.write(tmp_path / "published", "ddpm", "float16")
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    large = next(name for name in files if name.endswith(".safetensors"))
+    server.repositories["google/ddpm"] = Repository(files | {"LICENSE": b"be kind"}, broken={large: 1})
+    assert cli.main(["import", "google/ddpm", "--workdir", str(tmp_path / "run"), "--quiet"]) == 0
+    record = json.loads((tmp_path / "run" / "source.json").read_text())
+    assert record["source"] == "google/ddpm"
+    assert list(record["sha256"].values()) == [hashlib.sha256(files[large]).hexdigest()]
+    assert (tmp_path / "run" / "licence" / "LICENSE").read_text() == "be kind"
