@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import io
@@ -197,6 +198,16 @@ def test_an_export_into_a_folder_that_is_not_empty_is_refused(runs, tmp_path):
     (tmp_path / "mine").write_text("")
     with pytest.raises(ConfigError, match="is not empty, and is left as it is; choose another --out"):
         exported.export_run(runs("small"), tmp_path)
+
+
+def test_an_export_that_fails_leaves_nothing(runs, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exported, "card", full)
+    with pytest.raises(ConfigError, match=r"out cannot be written \(No space left on device\); choose another --out"):
+        exported.export_run(runs("small"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

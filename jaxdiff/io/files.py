@@ -50,8 +50,9 @@ def atomic_folder(folder: pathlib.Path, last: str) -> Iterator[pathlib.Path]:
     if paths.in_bucket(folder):
         with tempfile.TemporaryDirectory(prefix="jaxdiff_draft_") as name:
             yield (draft := pathlib.Path(name))
-            for file in sorted(draft.iterdir(), key=lambda file: (file.name == last, file.name)):
-                paths.upload(file, folder / file.name)
+            inside = [file.relative_to(draft) for file in draft.rglob("*") if file.is_file()]
+            for file in sorted(inside, key=lambda file: (file.name == last, str(file))):
+                paths.upload(draft / file, folder / file)
         return
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")  # two that write at once have two drafts
     draft.mkdir(parents=True)

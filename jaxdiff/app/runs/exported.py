@@ -18,6 +18,7 @@ from jaxdiff.io import count, files, paths
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.training import checkpoint
 
+CARD = "README.md"
 LORA = "pytorch_lora_weights.safetensors"  # diffusers' name
 
 
@@ -34,21 +35,26 @@ def export_run(workdir: pathlib.Path, out: pathlib.Path, dtype: str = "float32",
     if config.objective in ("vae", "classifier") or config.cascade.factor > 1:
         raise ConfigError(f"{workdir} is a {config.objective} run or a cascade's; diffusers has no such network")
     saving.check_new(out)
+    with files.writing_to(out, "--out"), files.atomic_folder(out, CARD) as draft:
+        _write(config, workdir, draft, dtype, ema)
+        _add_licences(workdir, draft)
+        files.write_text(draft / CARD, card(config, workdir))
+        num = sum(1 for path in draft.rglob("*") if path.is_file())
+    return f"{workdir} as {count(num, 'file')}: {out}"
+
+
+def _write(config: Experiment, workdir: pathlib.Path, out: pathlib.Path, dtype: str, ema: str | None) -> None:
+    """Writes the weights of a run, and what describes them."""
     if config.objective == "autoencoder":
-        network = _autoencoder(config, workdir, ema)
-        interop.save_network(out, network, dtype)
+        interop.save_network(out, _autoencoder(config, workdir, ema), dtype)
     elif config.distillation.lora_rank:
         sources = source_configs(config, workdir, ("autoencoder",))
-        out.mkdir(parents=True, exist_ok=True)
         interop.save_lora(out / LORA, storage.read_params(config, workdir, ema)[1], options(config, sources))
     else:
         chain = chain_of(config, workdir)
         directory = storage.source_directories(config, workdir).get("autoencoder")
         autoencoder = None if directory is None else _autoencoder(storage.read_config(directory), directory, None)
         interop.save_pipeline(out, _unet(config, workdir, ema), chain, autoencoder, dtype)
-    _add_licences(workdir, out)
-    files.write_text(out / "README.md", card(config, workdir))
-    return f"{workdir} as {count(sum(1 for path in out.rglob('*') if path.is_file()), 'file')}: {out}"
 
 
 def chain_of(config: Experiment, workdir: pathlib.Path) -> Chain:
@@ -130,5 +136,5 @@ def _add_licences(workdir: pathlib.Path, out: pathlib.Path) -> None:
     """Copies the licence of published weights, for which whoever passes them on is answerable."""
     folder = paths.path(workdir) / LICENCE
     for path in folder.iterdir() if folder.is_dir() else ():
-        name = "SOURCE_README.md" if path.name == "README.md" else path.name
+        name = "SOURCE_README.md" if path.name == CARD else path.name
         files.write_text(out / name, path.read_text())
