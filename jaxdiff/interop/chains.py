@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,14 +34,24 @@ class Chain(NamedTuple):
 
     def values(self) -> np.ndarray:
         """The betas themselves."""
-        named = {name: self.betas[name] for name in ("first", "last", "num") if name in self.betas}
-        if self.betas["kind"] == "listed":
-            plain = np.asarray(self.betas["listed"], np.float64)
-        elif self.betas["kind"] == "cosine":
-            plain = process.cosine_betas(self.betas.get("num", 1000))
-        else:
-            plain = {"linear": process.linear_betas, "scaled_linear": process.scaled_linear_betas}[self.betas["kind"]](**named)
-        return process.zero_terminal_snr(plain) if self.betas.get("zero_terminal_snr") else plain
+        return betas(**self.betas)
+
+
+def betas(
+    kind: str = "linear",
+    first: float = 0.0001,
+    last: float = 0.02,
+    num: int = 1000,
+    listed: Sequence[float] = (),
+    zero_terminal_snr: bool = False,
+) -> np.ndarray:
+    """The betas `[num]` of a chain as a run's config names it (see `app.config.Betas`)."""
+    rising = {"linear": process.linear_betas, "scaled_linear": process.scaled_linear_betas}
+    if kind in rising:
+        plain = rising[kind](first, last, num)
+    else:
+        plain = process.cosine_betas(num) if kind == "cosine" else np.asarray(listed, np.float64)
+    return process.zero_terminal_snr(plain) if zero_terminal_snr else plain
 
 
 DDPM = Chain({"kind": "linear", "first": 0.0001, "last": 0.02, "num": 1000}, clip=True)

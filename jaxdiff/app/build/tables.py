@@ -5,31 +5,16 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from jaxdiff import likelihood, losses, process, samplers, targets
 from jaxdiff.app.config import FAMILIES, Betas, Experiment, SamplerName
 from jaxdiff.denoiser import Parameterization, edm, predict_noise, predict_score, predict_v, predict_velocity, predict_x0
-
-BETAS: dict[str, Callable[[Betas], ArrayLike]] = {
-    "linear": lambda c: process.linear_betas(c.first, c.last, c.num),
-    "scaled_linear": lambda c: process.scaled_linear_betas(c.first, c.last, c.num),
-    "cosine": lambda c: process.cosine_betas(c.num),
-    "listed": lambda c: np.asarray(c.listed),
-}
-
-
-def betas(config: Betas) -> ArrayLike:
-    """The betas of a discrete chain."""
-    plain = BETAS[config.kind](config)
-    return process.zero_terminal_snr(plain) if config.zero_terminal_snr else plain
-
+from jaxdiff.interop import chains
 
 SCHEDULES: dict[str, Callable[[Betas], process.Schedule]] = {  # of the config's betas
     **{name: lambda c, name=name: getattr(process, name)() for name in FAMILIES if name not in ("learned", "betas")},
-    "betas": lambda c: process.from_betas(betas(c)),
+    "betas": lambda c: process.from_betas(chains.betas(**vars(c))),
 }
 SIZES: dict[str, Callable[[Array, Array], Array]] = {  # of alpha and sigma: what stays the same along the schedules of a family
     "variance preserving": jnp.hypot,
@@ -46,7 +31,7 @@ PARAMETERIZATIONS: dict[str, Callable[[float], Parameterization]] = {  # of the 
 }
 TOLD: dict[str, Callable[[Experiment], Callable[[Array], Array]]] = {  # what a network is told for a logsnr
     "logsnr": lambda config: lambda logsnr: logsnr,
-    "step": lambda config: process.timestep_of(betas(config.betas)),
+    "step": lambda config: process.timestep_of(chains.betas(**vars(config.betas))),
     "log_sigma": lambda config: lambda logsnr: -logsnr / 2,
 }
 WEIGHTS: dict[str, losses.Weight] = {
@@ -81,7 +66,10 @@ def _paced(pace: Callable[[process.Schedule], process.Schedule] = lambda schedul
 
 
 def _timesteps(spacing: str) -> Any:
-    return lambda config, schedule, steps: process.from_timesteps(betas(config.betas), steps, spacing, config.sampling.steps_offset)
+    def levels(config: Experiment, schedule: process.Schedule, steps: int) -> process.Level:
+        return process.from_timesteps(chains.betas(**vars(config.betas)), steps, spacing, config.sampling.steps_offset)
+
+    return levels
 
 
 SPACINGS: dict[str, Callable[[Experiment, process.Schedule, int], process.Level]] = {  # the levels of so many steps
