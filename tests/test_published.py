@@ -91,6 +91,8 @@ def test_a_consistency_model_gives_the_published_x0(opened):
     x, sigma = channels_last(inputs["x"]), jnp.asarray(inputs["sigmas"])[:, None, None, None]
     more = {"label": inputs["labels"], "head_channels": 16}
     denoise = jax.jit(interop.denoiser(opened("consistency"), **more))
+    told = interop.load(opened("consistency"), head_channels=16).config
+    assert (told["told"], told["told_scale"]) == ("log_sigma", 250)
     assert_equal(denoise(x, process.Level(jnp.ones_like(sigma), sigma)), outputs["x0"])
     alpha = 1 / jnp.sqrt(1 + sigma**2)
     assert_equal(denoise(alpha * x, process.Level(alpha, alpha * sigma)), outputs["x0"])

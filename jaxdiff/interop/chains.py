@@ -32,6 +32,11 @@ class Chain(NamedTuple):
     clip: bool = False
     consistency: float = 0.0
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What its networks are told, by the names of options: 250 log sigma in consistency models, else the time step."""
+        return {"told": "log_sigma", "told_scale": 250.0} if self.consistency else {"told": "step"}
+
     def values(self) -> np.ndarray:
         """The betas themselves."""
         return betas(**self.betas)

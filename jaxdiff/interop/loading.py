@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,13 +56,8 @@ def load(path: pathlib.Path | str, param_dtype: DTypeLike = np.float32, **option
     """
     found = find(path)
     part, chain = with_options(_unet_of(found, path), options), _chain_of(found, path)
-    return Loaded(
-        jax.tree.map(partial(np.asarray, dtype=param_dtype), unet_params(part)),
-        part.options,
-        network(part, chain),
-        schedule_of(chain),
-        parameterization(chain),
-    )
+    tree, config = jax.tree.map(partial(np.asarray, dtype=param_dtype), unet_params(part)), {**part.options, **chain.told}
+    return Loaded(tree, config, network(part, chain), schedule_of(chain), parameterization(chain))
 
 
 def denoiser(path: pathlib.Path | str, **more: Any) -> Denoiser:
@@ -213,10 +207,12 @@ def _nearest(tree: Any, z: Array) -> Array:
 
 def network(part: Part, chain: Chain) -> Callable[..., Array]:
     """The UNet as a function `(params, x, logsnr, given)`, told of logsnr what it was trained to be told."""
-    module: nn.Module = unets.unet(part.options)
-    if chain.consistency:
-        return unets.network(module, lambda logsnr: -125 * logsnr)  # 250 ln sigma (Song et al. 2023, published code)
-    return unets.network(module, process.timestep_of(chain.values()))
+    apply, step = unets.network(unets.unet(part.options)), process.timestep_of(chain.values())
+
+    def told(logsnr: Array) -> Array:  # 250 log sigma (Song et al. 2023, published code), or a time step
+        return -chain.told["told_scale"] / 2 * logsnr if chain.consistency else step(logsnr)
+
+    return lambda params, x, logsnr, given: apply(params, x, told(logsnr), given)
 
 
 def schedule_of(chain: Chain) -> process.Schedule:

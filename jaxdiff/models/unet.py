@@ -224,21 +224,18 @@ def unet(options: Mapping[str, Any], kind: Any = UNet) -> Any:
     return kind(**{name: value for name, value in named.items() if name in kind.__dataclass_fields__})
 
 
-def network(module: nn.Module, told: Callable[[Array], Array] = lambda logsnr: logsnr) -> Callable[..., Array]:
-    """The module as a pure function `(params, x, logsnr, given, dropout_key) -> output`; no key, no dropout.
+def network(module: nn.Module) -> Callable[..., Array]:
+    """The module as a pure function `(params, x, condition, given, dropout_key) -> output`; no key, no dropout.
 
-    What is given is an array of labels `[B]`, or a mapping by the names of `GIVEN`.
-
-    Args:
-        module: the network.
-        told: what a module is told for a logsnr `[B]`, such as the time step of a published chain (`process.timestep_of`).
+    The condition is logsnr, or what else the module was trained to be told. What is given is an array of labels `[B]`, or a mapping
+    by the names of `GIVEN`.
     """
 
-    def apply(params: Any, x: Array, logsnr: Array, given: Any, dropout_key: Array | None = None) -> Any:
+    def apply(params: Any, x: Array, condition: Array, given: Any, dropout_key: Array | None = None) -> Any:
         named = dict(given) if isinstance(given, Mapping) else {"label": given}
         for name in named:
             if name not in GIVEN:
                 raise ValueError(f"a network cannot be given {name!r}; it may be given {', '.join(GIVEN)}")
-        return applied(module, params, (x, told(logsnr)), dropout_key, **named)
+        return applied(module, params, (x, condition), dropout_key, **named)
 
     return apply

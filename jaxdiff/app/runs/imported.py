@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -40,8 +39,6 @@ from jaxdiff.io.errors import ConfigError
 from jaxdiff.models import lora
 from jaxdiff.models.attention import head_count
 from jaxdiff.training import TrainState, checkpoint
-
-log = logging.getLogger(__name__)
 
 LICENCE = "licence"  # the folder of a run that keeps what its source says of licences
 LICENCES = ("LICENSE*", "LICENCE*", "license*", "README.md", "USE_POLICY*")
@@ -125,13 +122,12 @@ def unet_experiment(part: Part, chain: Chain, wanted: Wanted, latents: str, fact
         batch_size=4 if latent else 32,
     )
     listed = Distillation(target="data", steps=40, spacing="karras", clip=chain.clip)  # Song et al. (2023) train on 40 levels
-    told = {"told": "log_sigma", "told_scale": 250.0, "boundary": chain.consistency} if consistency else {}
     return validated(
         Experiment(
             objective="consistency" if consistency else "diffusion",
             data=Data(name=wanted.data, image_shape=pixels, fit="crop"),
             model=_fields(Model, {"attention": (), "num_classes": 0, **o}),
-            published=_fields(Published, {**o, **told}),
+            published=_fields(Published, {**o, **chain.told, "boundary": chain.consistency}),
             betas=Betas() if consistency else Betas(**chain.betas),
             diffusion=Diffusion(
                 schedule="karras" if consistency else "betas",
