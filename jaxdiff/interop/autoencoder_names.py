@@ -8,6 +8,7 @@ from typing import Any
 from jaxdiff.interop.layouts import MOMENTS, PLAIN, POINTWISE, THREE, Layout
 from jaxdiff.interop.unet_names import COMPVIS, DIFFUSERS, Row
 
+CODES = "quantize.embedding.weight"  # of a codebook, by both names
 ENDS = (
     ("encoder/conv_in", "encoder.conv_in", "encoder.conv_in"),
     ("encoder/norm_out", "encoder.conv_norm_out", "encoder.norm_out"),

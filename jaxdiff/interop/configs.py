@@ -1,4 +1,4 @@
-"""What diffusers writes in config.json, as options of our networks, and back.
+"""What diffusers writes in config.json, as options of our networks.
 
 Options are plain values by the names of `models.unet.UNet` and of a run's config. A setting that our networks lack is refused by
 its name.
@@ -7,7 +7,7 @@ its name.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jaxdiff.interop import settings
@@ -189,105 +189,3 @@ def _autoencoder(config: Config, where: str) -> Options:
         "shift_factor": config.get("shift_factor") or 0.0,
         "sample_size": config.get("sample_size"),
     }
-
-
-def config_of(found: Mapping[str, Any], sample_size: int | tuple[int, int]) -> dict[str, Any]:
-    """The config.json of diffusers of a network of ours.
-
-    Raises:
-        DataError: the network has an option that diffusers lacks.
-    """
-    refused = list(_refused(found))
-    if refused:
-        raise DataError(f"diffusers has no network with {refused[0]}; configs/cifar10_diffusers.py trains one that it has")
-    size = sample_size if isinstance(sample_size, int) or sample_size[0] != sample_size[1] else sample_size[0]
-    widths = [found["channels"] * multiplier for multiplier in found["multipliers"]]
-    shared = {
-        "_diffusers_version": "0.30.0",
-        "act_fn": "silu",
-        "block_out_channels": widths,
-        "in_channels": found["in_channels"],
-        "layers_per_block": found["blocks"],
-        "norm_num_groups": found["groups"],
-        "out_channels": found["in_channels"],
-        "sample_size": size,
-    }
-    return (_autoencoder_config if found["kind"] == "autoencoder" else _unet_config)(found) | shared
-
-
-def _refused(found: Mapping[str, Any]) -> Iterator[str]:
-    """The options of a network that diffusers lacks, with the setting that would do."""
-    if not found["groups"]:
-        yield "published.groups 0 (set 32)"
-    if found["kind"] == "autoencoder":
-        if found["epsilon"] != 1e-6:
-            yield f"published.epsilon {found['epsilon']:g} in an autoencoder (set 1e-6)"
-        if found["heads"] != 1:
-            yield f"model.heads {found['heads']} in an autoencoder (set 1)"
-        return
-    if found["told"] == "logsnr":
-        yield "published.told logsnr (set step)"
-    if found.get("fourier"):
-        yield "model.fourier"
-    if found.get("base", 1e4) != 1e4 or found.get("features"):
-        yield "published.base or published.features of its own"
-    if found.get("learned_variance"):
-        yield "published.learned_variance"
-    if found["context_channels"] and (found["residual_resampling"] or found["transformer_epsilon"] != 1e-6):
-        yield "context and model.residual_resampling, or published.transformer_epsilon other than 1e-6"
-    if not found["context_channels"] and (found.get("transformer") or found.get("transformer_depths")):
-        yield "transformers without a context (set model.transformer 0)"
-    if not found["context_channels"] and found["heads"] > 1:
-        yield f"model.heads {found['heads']} without a context (set model.head_channels)"
-
-
-def _unet_config(found: Mapping[str, Any]) -> dict[str, Any]:
-    attends = [level in found["attention_levels"] for level in range(len(found["multipliers"]))]
-    conditional, resampling = bool(found["context_channels"]), found["residual_resampling"]
-    plain = "ResnetDownsampleBlock2D" if resampling else "DownBlock2D"
-    down = [("CrossAttnDownBlock2D" if conditional else "AttnDownBlock2D") if attend else plain for attend in attends]
-    config: dict[str, Any] = {
-        "_class_name": "UNet2DConditionModel" if conditional else "UNet2DModel",
-        "down_block_types": down,
-        "up_block_types": [kind.replace("Downsample", "Upsample").replace("DownBlock", "UpBlock") for kind in reversed(down)],
-        "downsample_padding": 1 if found["padding"] == (1, 1) else 0,
-        "dropout": found["dropout"],
-        "flip_sin_to_cos": found["cosine_first"],
-        "freq_shift": int(found["shift"]),
-        "norm_eps": found["epsilon"],
-        "resnet_time_scale_shift": "scale_shift" if found["scale_shift"] else "default",
-        "num_class_embeds": found["num_classes"] or None,
-    }
-    if not conditional:
-        kind = "resnet" if resampling else "conv"
-        heads = None if found["heads"] == 1 else found["head_channels"]
-        config |= {"attn_norm_num_groups": found["groups"]}
-        return config | {"downsample_type": kind, "upsample_type": kind, "attention_head_dim": heads}
-    depths = found.get("transformer_depths") or found["transformer"]
-    widths = [found["channels"] * multiplier for multiplier in found["multipliers"]]
-    config |= {
-        "attention_head_dim": found["heads"] or [max(width // found["head_channels"], 1) for width in widths],
-        "cross_attention_dim": found["context_channels"],
-        "transformer_layers_per_block": depths if isinstance(depths, int) else list(depths),
-        "use_linear_projection": found.get("linear_projection", True),
-    }
-    if found.get("pooled_channels"):
-        sizes = found["size_features"]
-        config |= {"addition_embed_type": "text_time", "addition_time_embed_dim": sizes}
-        config |= {"projection_class_embeddings_input_dim": found["pooled_channels"] + 6 * sizes}
-    return config
-
-
-def _autoencoder_config(found: Mapping[str, Any]) -> dict[str, Any]:
-    levels = range(len(found["multipliers"]))
-    down = ["AttnDownEncoderBlock2D" if level in found["attention_levels"] else "DownEncoderBlock2D" for level in levels]
-    config: dict[str, Any] = {
-        "_class_name": "VQModel" if found["codebook"] else "AutoencoderKL",
-        "down_block_types": down,
-        "up_block_types": [kind.replace("DownEncoder", "UpDecoder") for kind in reversed(down)],
-        "latent_channels": found["latent_channels"],
-        "scaling_factor": found["scaling_factor"],
-    }
-    if found["codebook"]:
-        return config | {"num_vq_embeddings": found["codebook"], "vq_embed_dim": found["latent_channels"]}
-    return config | {"shift_factor": found["shift_factor"]}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.interop.autoencoder_names import CODES
 from jaxdiff.interop.chains import DDPM, STABLE_DIFFUSION, Chain
 from jaxdiff.io.errors import DataError
 
@@ -110,7 +111,7 @@ def autoencoder(shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, 
         levels = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.down."))
         blocks = 1 + max(int(name.split(".")[4]) for name in shapes if re.match(r"encoder\.down\.0\.block\.", name))
         widths = [shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels)]
-        codes = shapes.get("quantize.embedding.weight", (0, 0))
+        codes = shapes.get(CODES, (0, 0))
         return {
             "kind": "autoencoder",
             "in_channels": in_channels,

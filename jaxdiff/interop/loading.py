@@ -18,6 +18,7 @@ from jaxdiff import process
 from jaxdiff.denoiser import Denoiser, Parameterization, edm, predict_noise, predict_v, predict_x0
 from jaxdiff.denoiser import denoiser as denoiser_of
 from jaxdiff.interop import autoencoder_names, inferred, params, unet_names
+from jaxdiff.interop.autoencoder_names import CODES
 from jaxdiff.interop.chains import Chain
 from jaxdiff.interop.parts import Found, Part, find
 from jaxdiff.interop.unet_names import Row
@@ -27,7 +28,6 @@ from jaxdiff.models import unet as unets
 from jaxdiff.objectives import codebook
 
 PREDICTIONS: Mapping[str, Parameterization] = {"noise": predict_noise, "v": predict_v, "x0": predict_x0}
-CODES = "quantize.embedding.weight"
 TRAINING = ("loss.", "model_ema.")  # what CompVis' autoencoders were trained with
 LATENT = ("latent", "codebook")  # params beside encoder and decoder, which published files have otherwise
 
