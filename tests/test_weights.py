@@ -216,6 +216,9 @@ def test_an_export_that_fails_leaves_nothing(runs, tmp_path, monkeypatch):
         ({}, "published.groups 0 (set 32)"),
         ({"groups": 32}, "published.told logsnr (set step)"),
         ({"groups": 32, "told": "step", "base": 100.0}, "published.base or published.features of its own"),
+        ({"groups": 32, "told": "step", "told_scale": 0.5}, "published.told_scale 0.5 (set 1)"),
+        ({"groups": 32, "told": "log_sigma", "told_scale": 0.25}, "published.told_scale 0.25 (set 250)"),
+        ({"groups": 32, "told": "step", "shift": 0.5}, "published.shift 0.5 (set a whole number)"),
     ],
 )
 def test_options_that_diffusers_lacks_are_named(changed, message, tmp_path):

@@ -111,6 +111,11 @@ def _refused(found: Mapping[str, Any]) -> Iterator[str]:
         return
     if found["told"] == "logsnr":
         yield "published.told logsnr (set step)"
+    scale = {"step": 1.0, "log_sigma": 250.0}.get(found["told"], 1.0)
+    if found.get("told_scale", scale) != scale:
+        yield f"published.told_scale {found['told_scale']:g} (set {scale:g})"
+    if found["shift"] != int(found["shift"]):
+        yield f"published.shift {found['shift']:g} (set a whole number)"
     if found.get("fourier"):
         yield "model.fourier"
     if found.get("base", 1e4) != 1e4 or found.get("features"):
