@@ -18,16 +18,7 @@ from jaxdiff.process.grids import (
     zero_terminal_snr,
 )
 from jaxdiff.process.levels import Level, Schedule, Std, diffuse, forward_std, from_logsnr, implied_x0, posterior_std, transfer
-from jaxdiff.process.schedules import (
-    cosine,
-    from_betas,
-    karras,
-    linear,
-    linear_logsnr,
-    lognormal,
-    rectified_flow,
-    shifted,
-)
+from jaxdiff.process.schedules import cosine, from_betas, karras, linear, linear_logsnr, lognormal, rectified_flow, shifted
 
 __all__ = [
     "Level",

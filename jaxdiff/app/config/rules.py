@@ -84,7 +84,7 @@ def _published_rules(c: Experiment) -> Rules:
     yield "published.attention_levels", "empty where model.attention names image sizes", not (m.attention and p.attention_levels)
     per_level = not p.transformer_depths or (len(p.transformer_depths) == levels and not m.transformer)
     yield "published.transformer_depths", f"empty, or {levels} numbers and model.transformer 0", per_level
-    yield "published.padding", "(0, 1) or (1, 1), which halve the image", p.padding in ((0, 1), (1, 1), (1, 0))
+    yield "published.padding", "(0, 1) or (1, 1), which halve the image", p.padding in ((0, 1), (1, 1))
     yield "published.boundary", "0 unless the prediction is edm", not p.boundary or c.diffusion.prediction == "edm"
     told = p.told != "logsnr" and c.objective == "diffusion" and m.num_classes and not m.context_channels
     unguided = not told or c.diffusion.label_dropout or s.guidance == 1 or s.classifier
