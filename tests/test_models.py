@@ -55,6 +55,13 @@ def test_parameter_counts_of_the_published_networks():
     assert 295 < size(shapes) < 297  # Dhariwal & Nichol (2021), hyperparameters in the appendix: 296M
 
 
+def test_levels_of_attention_stand_in_for_image_sizes():
+    """The same network at every size: 16 pixels, at which attention is by default, count no more."""
+    module = UNet(8, (1, 2), 1, head_channels=8, attention_levels=(1,))
+    small, large = (initial(module, jnp.zeros((1, size, size, 1)), jnp.zeros((1,))) for size in (8, 16))
+    assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, large)
+
+
 def test_output_starts_at_zero_and_parameters_are_float32():
     module = UNet(**SMALL, num_classes=10, dtype=jnp.bfloat16)
     output, variables = jax.jit(module.init_with_output)(jax.random.key(0), *inputs())

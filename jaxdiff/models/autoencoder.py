@@ -54,7 +54,7 @@ class Half(nn.Module):
 
     def blocks_of(self, x: Array, level: int, num: int) -> Array:
         """So many blocks of a level, with attention where its number or the image size says so."""
-        attend = level in self.attention_levels or x.shape[1] in self.attention
+        attend = level in self.attention_levels if self.attention_levels else x.shape[1] in self.attention
         for number in range(num):
             x = self.block(x, self.channels * self.multipliers[level], f"{level}_{number}", attend)
         return x

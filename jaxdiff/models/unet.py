@@ -141,7 +141,7 @@ class UNet(nn.Module):
             return self._conv(resized(x, factor), x.shape[-1])
 
         def attends(x: Array, level: int) -> bool:
-            return level in self.attention_levels or x.shape[1] in self.attention
+            return level in self.attention_levels if self.attention_levels else x.shape[1] in self.attention
 
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         skips = [self._conv(self._seen(x, spatial), self.channels)]
