@@ -248,6 +248,27 @@ def test_training_starts_from_the_params_of_a_run(runs):
     assert_equal(start.ema["ema"], start.params)
 
 
+@pytest.mark.parametrize("place", ["init", "teacher"])
+def test_training_does_not_write_into_the_run_that_it_starts_from(place, runs, command):
+    before = (runs("small") / "config.json").read_text()
+    student = ("--objective", "consistency", "--sources.init", "", "--sources.teacher", runs("small"))
+    levels = (
+        "--distillation.steps",
+        "4",
+        "--sampling.steps",
+        "1",
+        "--sampling.spacing",
+        "time",
+        "--sampling.sampler",
+        "consistency",
+    )
+    flags = (*student, *levels) if place == "teacher" else ()
+    status, _, error = command("train", runs("small"), "--workdir", runs("small"), "--steps", "5", *flags)
+    assert status == 1
+    assert error == f"jaxdiff: --workdir {runs('small')} is the run of sources.{place}, and stays as it is; choose another"
+    assert (runs("small") / "config.json").read_text() == before
+
+
 def train_on(runs, command, photos, workdir, *flags):
     small = ("--data.batch-size", "2", "--sampling.steps", "1", "--sampling.num", "2", "--steps", "2", "--log-every", "1")
     status, _, error = command("train", runs("small"), "--workdir", workdir, "--data-dir", photos, *small, *flags)

@@ -57,8 +57,6 @@ def train(args: Train) -> int:
     if paths.path(args.config).is_dir() and not (start.sources.init or start.sources.teacher):
         what = f"{args.config} is a run of {start.objective}, from whose params none other starts"
         raise ConfigError(f"{what}; train the recipe of such a run")
-    if start.sources.init and paths.resolved(paths.path(start.sources.init)) == paths.resolved(args.workdir):
-        raise ConfigError(f"--workdir {args.workdir} is the run that training starts from, and stays as it is; choose another")
     config, before = sources.resolve_sources(validated(args.experiment, where="jaxdiff train"), args.workdir)
     distributed.initialize(args.processes.coordinator, args.processes.num_processes, args.processes.process_id)
     left, traced, log_to = sources.unfinished(before), profiling.parse_steps(args.profile), sinks.factories(args.log)

@@ -50,6 +50,8 @@ def resolve_sources(config: Experiment, workdir: pathlib.Path, above: tuple[str,
     stages: list[Stage] = []
     names = dataclasses.asdict(config.sources)
     for place, name in names.items():
+        if name and paths.resolved(paths.path(name)) == paths.resolved(paths.path(workdir)):
+            raise ConfigError(f"--workdir {workdir} is the run of sources.{place}, and stays as it is; choose another")
         if not name.endswith(".py"):
             continue
         if name in above:
