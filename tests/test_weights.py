@@ -22,9 +22,9 @@ from jaxdiff.app.runs import exported, imported, storage, train
 from jaxdiff.app.runs.trained import load_run
 from jaxdiff.data import importing
 from jaxdiff.data.chunks import Wanted
-from jaxdiff.interop import chains, loading
+from jaxdiff.interop import chains, loading, parts
 from jaxdiff.io.errors import ConfigError, DataError
-from jaxdiff.models import lora
+from jaxdiff.models import autoencoder, lora
 
 pytestmark = pytest.mark.usefixtures("one_device")
 SOURCES = {
@@ -120,8 +120,8 @@ def test_a_run_holds_the_weights_once_and_says_where_they_came_from(runs, source
     other = dataclasses.replace(settings.sampling, spacing="logsnr")  # whatever the offset of the published time steps
     assert settings.sampling.steps_offset == 1
     assert config.validated(dataclasses.replace(settings, sampling=other)).sampling == other
-    _, autoencoder = read(run / "autoencoder", "autoencoder")
-    np.testing.assert_allclose(autoencoder["latent"]["scale"], 1 / 0.18215, rtol=1e-6)
+    _, params = read(run / "autoencoder", "autoencoder")
+    np.testing.assert_allclose(params["latent"]["scale"], 1 / 0.18215, rtol=1e-6)
 
 
 def test_an_import_again_changes_nothing_and_another_is_refused(runs, sources, command):
@@ -192,6 +192,24 @@ def test_what_is_exported_is_what_was_imported(name, runs, sources, tmp_path):
         assert set(mine) == set(theirs)
         for array in theirs:
             np.testing.assert_array_equal(mine[array], theirs[array], err_msg=array)
+
+
+def test_a_scale_for_each_channel_of_latents_is_folded_into_their_layers(runs, tmp_path, monkeypatch):
+    """Diffusers knows one number for all."""
+    run = runs("stable") / "autoencoder"
+    settings, params = read(run, "autoencoder")
+    params["latent"] = {"shift": jnp.array([0.5, -1.0, 0.0, 2.0]), "scale": jnp.array([1.0, 3.0, 0.25, 2.0])}
+    monkeypatch.setattr(storage, "read_params", lambda *_: (1, params))
+    exported.export_run(run, tmp_path / "out")
+    encode, decode = interop.autoencoder(tmp_path / "out")
+    networks, images = build.codec(settings), jax.random.uniform(jax.random.key(0), (1, 16, 16, 3), minval=-1)
+    posterior = jax.jit(networks.encode)(params, images)
+    written = parts.find(tmp_path / "out").autoencoder
+    modules = loading.autoencoder_modules(written.options)
+    again = jax.jit(autoencoder.encode(modules[0]))(jax.tree.map(np.asarray, loading.autoencoder_params(written)), images)
+    np.testing.assert_allclose(jax.jit(encode)(images), posterior.mean, atol=1e-5)
+    np.testing.assert_allclose(again[1], posterior.std, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(decode)(posterior.mean), jax.jit(networks.decode)(params, posterior.mean), atol=1e-5)
 
 
 def test_an_export_into_a_folder_that_is_not_empty_is_refused(runs, tmp_path):
