@@ -22,6 +22,7 @@ from jaxdiff.interop.autoencoder_names import CODES
 from jaxdiff.interop.chains import Chain
 from jaxdiff.interop.parts import Found, Part, find
 from jaxdiff.interop.unet_names import Row
+from jaxdiff.io import few
 from jaxdiff.io.errors import ConfigError, DataError, first_line
 from jaxdiff.models import autoencoder as autoencoders
 from jaxdiff.models import unet as unets
@@ -196,8 +197,7 @@ def _params(part: Part, shapes_of: Callable[[Mapping[str, Any]], Any]) -> Any:
     unknown = params.unknown(table, shapes, part.arrays)
     codes = [CODES] if part.options.get("codebook") else []
     if more := [name for name in unknown if name not in codes and not name.startswith(TRAINING)]:
-        named = ", ".join(more[:3]) + (f" and {len(more) - 3} more" if len(more) > 3 else "")
-        raise DataError(f"{part.where} does not fit its network, which has no place for {named}")
+        raise DataError(f"{part.where} does not fit its network, which has no place for {few(more)}")
     return tree
 
 

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxdiff.interop.layouts import LEAVES
 from jaxdiff.interop.unet_names import OLD_ATTENTION, Row
+from jaxdiff.io import few
 from jaxdiff.io.errors import DataError
 from jaxdiff.io.lazy import Lazy
 
@@ -117,9 +118,6 @@ def _read(row: Row, arrays: Mapping[str, np.ndarray], names: list[str], path: tu
 
 
 def _fault(where: str, missing: list[str], wrong: list[str], hint: str) -> str:
-    def few(faults: list[str]) -> str:
-        return ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
-
     said = [f"lacks {few(missing)}"] if missing else []
     said += [few(wrong)] if wrong else []
     return f"{where} does not fit its network: {'; '.join(said)}" + (f"; {hint}" if hint else "")

@@ -1,4 +1,6 @@
-"""Numbers with their nouns."""
+"""Numbers with their nouns, and lists of names."""
+
+from collections.abc import Sequence
 
 
 def count(number: int, noun: str, spec: str = "d") -> str:
@@ -11,3 +13,8 @@ def count(number: int, noun: str, spec: str = "d") -> str:
     """
     ending = "es" if noun.endswith(("s", "x", "tch", "nch")) else "s"
     return f"{number:{spec}} {noun}{'' if number == 1 else ending}"
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names and how many more there are: `a, b, c and 2 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.io import paths
+from jaxdiff.io import few, paths
 from jaxdiff.io.errors import ConfigError, first_line
 
 
@@ -40,8 +40,7 @@ def load_npz(path: pathlib.Path | str, network: str, shapes: Mapping[str, tuple[
         names = {name for name in file if not name.endswith("num_batches_tracked")}
         for kind, other in (("lacks", shapes.keys() - names), ("also holds", names - shapes.keys())):
             if other:
-                few = ", ".join(sorted(other)[:3]) + (f" and {len(other) - 3} more" if len(other) > 3 else "")
-                raise ConfigError(f"{path} is not of {network}: it {kind} {few}")
+                raise ConfigError(f"{path} is not of {network}: it {kind} {few(sorted(other))}")
         arrays = {name: np.asarray(file[name], np.float32) for name in shapes}
     for name, array in arrays.items():
         if array.shape != shapes[name]:
