@@ -41,9 +41,14 @@ def attended(q: Array, k: Array, v: Array) -> Array:
     return _attention(q, k, v)
 
 
-def _attention(q: Array, k: Array, v: Array) -> Array:
+def causally_attended(q: Array, k: Array, v: Array) -> Array:
+    """The same of a sequence, `[B, T, H, C]` each, where a place sees itself and those before it; of texts, which are short."""
+    return _attention(q, k, v, causal=True)
+
+
+def _attention(q: Array, k: Array, v: Array, causal: bool = False) -> Array:
     with jax.numpy_dtype_promotion("standard"):  # jax's own attention promotes bfloat16 to float32 by itself
-        return jax.nn.dot_product_attention(q, k, v)
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
 
 
 _recomputed_attention = jax.checkpoint(_attention)  # the backward pass would else keep, and read, the scores

@@ -90,6 +90,7 @@ class LayerNorm(nn.Module):
     """Layer normalisation (Ba et al. 2016) of `[B, T, C]` over channels; statistics are float32."""
 
     dtype: DTypeLike = jnp.float32
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -98,4 +99,4 @@ class LayerNorm(nn.Module):
         full = x.astype(jnp.float32)
         mean = jnp.mean(full, axis=-1, keepdims=True)
         variance = jnp.mean((full - mean) ** 2, axis=-1, keepdims=True)
-        return ((full - mean) * jax.lax.rsqrt(variance + 1e-5) * scale[None, None] + bias[None, None]).astype(self.dtype)
+        return ((full - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale[None, None] + bias[None, None]).astype(self.dtype)
