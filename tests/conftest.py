@@ -22,7 +22,14 @@ from small_unet import SmallUNet, small_block
 from jaxdiff.app.build import networks
 from jaxdiff.models import autoencoder
 
-collect_ignore = ["make_archives.py", "make_published.py", "published_recording.py"]  # scripts that need PyTorch
+collect_ignore = [
+    "make_archives.py",
+    "make_encoders.py",
+    "make_published.py",
+    "make_pipelines.py",
+    "make_tokens.py",
+    "published_recording.py",
+]  # need PyTorch
 share_contexts()
 gc.set_threshold(50_000)  # little of what tracing makes is garbage; looking for it takes a twentieth of the time
 jax.config.update("jax_num_cpu_devices", 8)

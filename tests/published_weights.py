@@ -5,12 +5,14 @@
 
 import json
 import pathlib
+import shutil
 import zlib
 from typing import NamedTuple
 
 import numpy as np
 
 RECORDED = pathlib.Path(__file__).parent / "data" / "published"
+TEXTS = RECORDED.parent / "texts"  # a tokenizer cut to the merges of some texts, these, and their tokens (`make_texts.py`)
 EMBEDDINGS = ("class_embedding.weight", "label_emb.weight", "quantize.embedding.weight", "token_embedding.weight")
 # What is added to a residual stream is small, so that the epsilons of norms are seen; what carries it on, and attention, is not.
 SMALL = tuple(f"{layer}.weight" for layer in ("proj_in", "proj_out", "to_out.0", "proj_attn", "time_emb_proj", "emb_layers.1"))
@@ -71,9 +73,52 @@ def write(folder: pathlib.Path, name: str, dtype: str = "float32") -> pathlib.Pa
     return folder
 
 
+def write_clip(folder: pathlib.Path, dtype: str = "float32") -> pathlib.Path:
+    """Writes a whole CLIP with the tokenizer of data/texts, and returns its folder."""
+    write(folder, "clip_score", dtype)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(TEXTS / name, folder)
+    return folder
+
+
 def write_tensors(path: pathlib.Path, shapes: dict, dtype: str = "float32", metadata: dict[str, str] | None = None) -> None:
     """Writes drawn tensors as one safetensors file."""
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: draw(k, tuple(shape)).astype(dtype) for k, shape in shapes.items()}, path, {"format": "pt", **(metadata or {})})
+
+
+def special_tokens(padding: str) -> dict[str, dict]:
+    """The files that say special tokens beside a tokenizer, as Stable Diffusion 1, 2 and XL (its second) have them."""
+    begin, end = (
+        {"content": f"<|{word}oftext|>", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+        for word in ("start", "end")
+    )
+    named = {"bos_token": begin, "eos_token": end, "unk_token": end}
+    typed = {name: {"__type": "AddedToken", **token} for name, token in named.items()}
+    config = {
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": 77,
+        "tokenizer_class": "CLIPTokenizer",
+    }
+    if padding != "sdxl":
+        pad = "!" if padding == "sd2" else "<|endoftext|>"
+        return {
+            "tokenizer_config.json": config | typed | {"pad_token": "<|endoftext|>"},
+            "special_tokens_map.json": named | {"pad_token": pad},
+        }
+    added = {"0": {**begin, "content": "!", "normalized": False}, "49406": begin, "49407": end}
+    texts = {name: token["content"] for name, token in named.items()} | {"pad_token": "!"}
+    decoder = {"added_tokens_decoder": {number: {**token, "special": True} for number, token in added.items()}}
+    return {"tokenizer_config.json": config | texts | decoder, "special_tokens_map.json": named | {"pad_token": "!"}}
+
+
+def write_tokenizer(folder: pathlib.Path, padding: str, **more: object) -> pathlib.Path:
+    """The tokenizer of the 1,000 texts, with the files beside it of such a Stable Diffusion."""
+    shutil.copytree(TEXTS, folder, ignore=shutil.ignore_patterns("t*"))
+    for name, values in special_tokens(padding).items():
+        (folder / name).write_text(json.dumps({**values, **more}))
+    return folder

@@ -12,6 +12,7 @@ import published_weights
 import pytest
 from hub_server import Repository, serving
 
+from jaxdiff import evaluate
 from jaxdiff.app import cli
 from jaxdiff.interop import hub
 from jaxdiff.io.errors import ConfigError, DataError
@@ -22,7 +23,8 @@ PIPELINE = {
     "_class_name": "StableDiffusionPipeline",
     "unet": ["diffusers", "UNet2DConditionModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
-    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
     "requires_safety_checker": True,
 }
 
@@ -354,3 +356,9 @@ def test_a_name_of_the_hub_becomes_a_run(server, tmp_path):
     assert record["source"] == "google/ddpm"
     assert list(record["sha256"].values()) == [hashlib.sha256(files[large]).hexdigest()]
     assert (tmp_path / "run" / "licence" / "LICENSE").read_text() == "be kind"
+
+
+def test_a_clip_judges_by_its_name(server, tmp_path):
+    folder = published_weights.write_clip(tmp_path / "clip", "float16")
+    server.repositories["someone/clip"] = Repository({file.name: file.read_bytes() for file in folder.iterdir()})
+    assert evaluate.clip("someone/clip").name == evaluate.clip(folder).name

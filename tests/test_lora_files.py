@@ -13,7 +13,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxdiff import interop
-from jaxdiff.interop import parts
+from jaxdiff.interop import parts, texts
 from jaxdiff.io.errors import DataError
 from jaxdiff.models import lora
 
@@ -293,3 +293,79 @@ def test_adapters_of_text_encoders_alone_are_refused(base, tmp_path):
     names = ("text_encoder.text_model.q_proj.lora_A.weight", "text_encoder_2.q_proj.lora_B.weight", "lora_te2_mlp_fc1.alpha")
     path = write(tmp_path / "lora.safetensors", dict.fromkeys(names, (4, 4)))
     assert "LoRA of text encoders alone" in refusal(path, base("sd1")[0].config)
+
+
+# Text encoders
+
+STYLES = {  # what layers and kinds are called, and whether layers have underscores for dots
+    "peft": ("base_model.model.text_encoder{}.text_model.", "{}.lora_{}.weight", "AB"),
+    "diffusers": ("text_encoder{}.text_model.", "{}.lora_linear_layer.{}.weight", ("down", "up")),
+    "kohya": ("lora_te{}_text_model_", "{}.lora_{}.weight", ("down", "up")),
+}
+ADAPTED = {"encoder.layers.0.self_attn.q_proj": 3, "encoder.layers.0.self_attn.v_proj": 2, "encoder.layers.2.mlp.fc1": 4}
+ADAPTED |= {"encoder.layers.1.self_attn.out_proj": 1}
+
+
+def text_tensors(arrays, style, number):
+    """Tensors of a LoRA of a text encoder, and the published kernels with it: `W + alpha / rank * up down`."""
+    prefix, ending, kinds = STYLES[style]
+    named = {"kohya": ("1", "2")}.get(style, ("", "_2"))[number]
+    random, tensors, moved = np.random.RandomState(number), {}, dict(arrays)
+    for layer, rank in ADAPTED.items():
+        kernel = arrays[f"{layer}.weight"].astype(np.float32)
+        up, down = (
+            random.standard_normal(shape).astype(np.float32) / 8 for shape in ((len(kernel), rank), (rank, kernel.shape[1]))
+        )
+        ours = prefix.format(named) + (layer.replace(".", "_") if style == "kohya" else layer)
+        tensors |= pair(ours, down, up, ending, kinds)
+        strength = 1.0
+        if style == "kohya":
+            tensors[f"{ours}.alpha"], strength = np.array(8, np.float32), 8 / rank
+        moved[f"{layer}.weight"] = kernel + strength * up @ down
+    return tensors, moved
+
+
+@pytest.fixture(scope="module")
+def text_parts(tmp_path_factory):
+    """Two text encoders, in the order of Stable Diffusion XL."""
+    found = []
+    for name in ("clip", "clip_projection"):
+        folder = published_weights.write(tmp_path_factory.mktemp(name), name, "float16")
+        found += parts.find(folder).texts
+    return found
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_lora_adapts_text_encoders(style, text_parts, base, tmp_path):
+    (first, moved_first), (second, moved_second) = (
+        text_tensors(part.arrays, style, number) for number, part in enumerate(text_parts)
+    )
+    path = write(tmp_path / "lora.safetensors", {**first, **second, **pair(QUERY, (4, 64), (64, 4))})
+    options, given = base("sd1")[0].config, [part.options for part in text_parts]
+    opened = interop.load_lora(path, options, given)
+    assert opened.skipped == ()
+    assert list(opened.params) != []
+    for part, adapters, moved in zip(text_parts, opened.texts, (moved_first, moved_second), strict=True):
+        params = jax.tree.map(np.asarray, texts.text_params(part))
+        wanted = texts.text_params(part._replace(arrays=moved))
+        for mine, theirs in zip(jax.tree.leaves(lora.merged(params, adapters)), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(mine, np.asarray(theirs), atol=1e-6)
+    one = interop.load_lora(path, options, given[:1])
+    assert one.skipped == tuple(sorted(second))
+    assert jax.tree.structure(one.texts) == jax.tree.structure(opened.texts[:1])
+    assert interop.load_lora(path, options).texts == ()
+
+
+def test_a_lora_of_text_encoders_alone_is_opened_with_them(text_parts, base, tmp_path):
+    tensors, _ = text_tensors(text_parts[1].arrays, "peft", 1)
+    header = {"text_encoder_2.lora_alpha": 6, "unet.lora_alpha": 3}
+    plain = write(tmp_path / "plain.safetensors", tensors)
+    scaled = write(tmp_path / "scaled.safetensors", tensors, {"lora_adapter_metadata": json.dumps(header)})
+    options, given = base("sd1")[0].config, [part.options for part in text_parts]
+    first, second = (interop.load_lora(path, options, given) for path in (plain, scaled))
+    assert first.params == first.texts[0] == {}
+    up, twice = (each.texts[1]["layer_2"]["feed"]["in"]["kernel"]["up"] for each in (first, second))
+    np.testing.assert_allclose(twice, up * 6 / 4, rtol=1e-6)
+    assert "LoRA of text encoders alone" in refusal(plain, options)
+    with pytest.raises(DataError, match=r"is not for this network: .*lora_A.weight is \[3, 32\], not \[3, 128\]"):
+        interop.load_lora(plain, options, [given[0], {**given[1], "width": 128}])

@@ -287,7 +287,7 @@ def test_a_pipeline_without_a_unet_of_ours(tmp_path):
     index |= {"text_encoder": ["transformers", "CLIPTextModel"], "vae": ["diffusers", "AutoencoderKL"]}
     (folder / "model_index.json").write_text(json.dumps(index))
     message = refusal(folder)
-    assert "FluxPipeline of transformer (FluxTransformer2DModel), text_encoder (CLIPTextModel), without a UNet" in message
+    assert "FluxPipeline of transformer (FluxTransformer2DModel), text_encoder (CLIPTextModel, not there), without" in message
     assert f"jaxdiff opens its parts {folder / 'vae'}" in message
     encode, _ = interop.autoencoder(folder / "vae")
     assert encode(np.zeros((1, 16, 16, 3), np.float32)).shape == (1, 4, 4, 4)
@@ -303,11 +303,13 @@ def test_a_pipeline_whose_index_is_hostile(value, folder):
 
 
 def test_a_text_encoder_alone(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["CLIPTextModel"], "hidden_size": 768}))
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["T5EncoderModel"], "d_model": 512}))
     single(tmp_path / "model.safetensors", "text_model.embeddings.position_ids")
-    assert "config.json is of ['CLIPTextModel']; jaxdiff opens" in refusal(tmp_path)
+    assert "config.json is of ['T5EncoderModel']; jaxdiff opens" in refusal(tmp_path)
     (tmp_path / "config.json").unlink()
-    assert "looks like a text encoder, which jaxdiff does not open yet" in refusal(tmp_path)
+    assert f"looks like a text encoder; its config.json is missing beside it ({tmp_path / 'config.json'})" in refusal(
+        tmp_path / "model.safetensors"
+    )
 
 
 def test_options_of_which_no_network_can_be_made(folder):

@@ -14,7 +14,7 @@ from jaxdiff.io.errors import DataError, first_line
 PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "x0"}
 KINDS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 CONSISTENCY = "CMStochasticIterativeScheduler"
-LATENT_CONSISTENCY = ("LCMScheduler", "TCDScheduler")  # start at the last time step, whatever timestep_spacing says
+LATENT_CONSISTENCY = ("LCMScheduler", "TCDScheduler")  # take some of fifty steps, whatever timestep_spacing says
 CHAINS = ("DDPM", "DDIM", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "UniPCMultistep")
 CHAINS += ("DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "LCM", "KDPM2Discrete", "TCD")
 
@@ -107,13 +107,14 @@ def _chain(config: Mapping[str, Any], name: str, where: str) -> Chain:
         betas = {"kind": "listed", "listed": tuple(map(float, listed))}
     if config.get("rescale_betas_zero_snr"):
         betas["zero_terminal_snr"] = True
-    spacing = "trailing" if name in LATENT_CONSISTENCY else config.get("timestep_spacing", SPACING.get(name, "leading"))
-    if spacing not in process.TIMESTEPS:
-        raise DataError(f"{where}: timestep_spacing {reprlib.repr(spacing)} must be one of {', '.join(process.TIMESTEPS)}")
+    spacing = "lcm" if name in LATENT_CONSISTENCY else config.get("timestep_spacing", SPACING.get(name, "leading"))
+    if spacing not in (*SPACINGS, "lcm"):
+        raise DataError(f"{where}: timestep_spacing {reprlib.repr(spacing)} must be one of {', '.join(SPACINGS)}")
     clip = bool(config.get("clip_sample", name in ("DDPMScheduler", "DDIMScheduler")))
     return Chain(betas, PREDICTIONS[prediction], spacing, offset if spacing == "leading" else 0, clip)
 
 
+SPACINGS = ("leading", "linspace", "trailing")  # that diffusers knows by these names
 SPACING = {"EulerDiscreteScheduler": "linspace", "EulerAncestralDiscreteScheduler": "linspace", "LMSDiscreteScheduler": "linspace"}
 SPACING |= {"DPMSolverMultistepScheduler": "linspace", "UniPCMultistepScheduler": "linspace", "HeunDiscreteScheduler": "linspace"}
 
@@ -133,7 +134,7 @@ def config_of(chain: Chain) -> dict[str, Any]:
         "rescale_betas_zero_snr": bool(b.get("zero_terminal_snr")),
         "set_alpha_to_one": True,
         "steps_offset": chain.steps_offset,
-        "timestep_spacing": chain.spacing if chain.spacing in process.TIMESTEPS else "trailing",
+        "timestep_spacing": chain.spacing if chain.spacing in SPACINGS else "trailing",
     }
     if b["kind"] == "listed":
         return config | {"trained_betas": list(b["listed"]), "beta_schedule": "linear"}

@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdiff.interop import settings
+from jaxdiff.interop import settings, text_configs
 from jaxdiff.io.errors import DataError
 
 Options = dict[str, Any]
@@ -68,7 +68,7 @@ def options(config: Config, where: str) -> Options:
     """
     name = config.get("_class_name", config.get("architectures"))  # the latter in those of transformers
     if not isinstance(name, str) or name not in NETWORKS:
-        raise DataError(f"{where} is of {reprlib.repr(name)}; jaxdiff opens {', '.join(NETWORKS)}")
+        raise DataError(f"{where} is of {reprlib.repr(name)}; jaxdiff opens {', '.join((*NETWORKS, *text_configs.KINDS))}")
     kind = NETWORKS[name]
     for setting, allowed in DEFAULTS[kind].items():
         if config.get(setting, allowed[0]) not in allowed:

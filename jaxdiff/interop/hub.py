@@ -22,6 +22,7 @@ from jaxdiff.io.errors import ConfigError, DataError, disk_full, first_line
 WEIGHTS = "*.safetensors"
 WANTED = (WEIGHTS, "*.json", "*.txt", "LICENSE*", "README.md")  # file names; nothing that runs code when it is read
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+UNOPENED = ("safety_checker", "image_encoder")  # components that are not fetched: a gigabyte and more
 PIPELINE = "model_index.json"  # of diffusers: its components, each in a folder
 LOG_IN = "log in (hf auth login, or the token in HF_TOKEN)"
 AGAIN = "rerun the command: files that have arrived whole are not downloaded again"
@@ -113,10 +114,11 @@ def _listing(hub: Any, repository: str, commit: str) -> dict[str, int]:
 
 
 def _components(hub: Any, repository: str, commit: str) -> list[str]:
-    """The folders that a pipeline's description names."""
+    """The folders that a pipeline's description names, but for those whose weights are not opened."""
     path = pathlib.Path(hub.hf_hub_download(repository, PIPELINE, revision=commit))
     try:
-        return [key for key, value in json.loads(path.read_text()).items() if isinstance(value, list) and value[0]]
+        named = {key: value[0] for key, value in json.loads(path.read_text()).items() if isinstance(value, list)}
+        return [key for key, library in named.items() if library and key not in UNOPENED]
     except (ValueError, AttributeError, IndexError) as error:
         raise DataError(f"{repository}: {PIPELINE} cannot be read ({first_line(error)})") from error
 

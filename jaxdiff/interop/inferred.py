@@ -23,7 +23,7 @@ FAMILIES = (  # names that give a family away, in order
     (r"^(model\.)?enc\.\d+x\d+_", "EDM's SongUNet, which jaxdiff does not open yet"),
     (r"^(module\.)?all_modules\.", "score_sde's NCSN++, which jaxdiff does not open"),
     (r"^double_blocks\.|^joint_blocks\.|transformer_blocks\.0\.|^blocks\.0\.", "a transformer, which jaxdiff does not open yet"),
-    (r"text_model\.|^transformer\.resblocks", "a text encoder, which jaxdiff does not open yet"),
+    (r"text_model\.|^transformer\.resblocks|^embeddings\.token_embedding", "a text encoder"),
 )
 UNREADABLE = (IndexError, ValueError, ZeroDivisionError)  # of names without the numbers, or shapes without the axes, of a network
 HEADS = {768: {"heads": 8, "head_channels": 64}}  # by the width of the context: Stable Diffusion 1; others have heads of 64

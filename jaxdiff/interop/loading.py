@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxdiff import process
 from jaxdiff.denoiser import Denoiser, Parameterization, edm, predict_noise, predict_v, predict_x0
 from jaxdiff.denoiser import denoiser as denoiser_of
-from jaxdiff.interop import autoencoder_names, inferred, params, unet_names
+from jaxdiff.interop import autoencoder_names, inferred, params, text_names, unet_names
 from jaxdiff.interop.autoencoder_names import CODES
 from jaxdiff.interop.chains import Chain
 from jaxdiff.interop.parts import Found, Part, find
@@ -133,6 +133,8 @@ def rows(part: Part) -> list[Row]:
     """The table of names of a part."""
     if part.options["kind"] == "autoencoder":
         return autoencoder_names.table(part.options, part.column)
+    if part.options["kind"] in ("text", "image"):
+        return text_names.table(part.options, part.column)
     new_order = part.options.get("new_order", False)
     return unet_names.table(part.options, part.column, part.options["linear_projection"], new_order)
 
@@ -151,7 +153,7 @@ def unet_shapes(options: Mapping[str, Any]) -> Any:
 
 def unet_params(part: Part) -> Any:
     """The lazy params of a UNet."""
-    return _params(part, unet_shapes)
+    return lazy_params(part, unet_shapes)
 
 
 def autoencoder_modules(options: Mapping[str, Any]) -> tuple[autoencoders.Encoder, autoencoders.Decoder]:
@@ -174,7 +176,7 @@ def autoencoder_shapes(options: Mapping[str, Any]) -> Any:
 def autoencoder_params(part: Part) -> Any:
     """The lazy params of an autoencoder, with the shift and scale of its latents, and its codes."""
     options = part.options
-    tree = _params(part, autoencoder_shapes)
+    tree = lazy_params(part, autoencoder_shapes)
     width = options["latent_channels"]
     shift, scale = np.full(width, options["shift_factor"], np.float32), np.full(width, 1 / options["scaling_factor"], np.float32)
     tree["latent"] = {"shift": shift, "scale": scale}
@@ -187,8 +189,12 @@ def autoencoder_params(part: Part) -> Any:
     return tree
 
 
-def _params(part: Part, shapes_of: Callable[[Mapping[str, Any]], Any]) -> Any:
-    """Params by the table of names, of a file that holds these and no others."""
+def lazy_params(part: Part, shapes_of: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """Params by the table of names, of a file that holds these and no others; `shapes_of` gives their shapes of options.
+
+    Raises:
+        DataError: the file holds others, or no network can be made of its options.
+    """
     try:
         table, shapes = rows(part), shapes_of(part.options)
     except (ValueError, TypeError, ArithmeticError, LookupError, AssertionError) as error:
@@ -227,7 +233,8 @@ def parameterization(chain: Chain) -> Parameterization:
 
 def _unet_of(found: Found, path: pathlib.Path | str) -> Part:
     if found.unet is None:
-        raise ConfigError(f"{path} holds no UNet; jaxdiff.interop.autoencoder opens it")
+        opens = "text_encoder" if found.texts else "image_encoder" if found.image else "autoencoder"
+        raise ConfigError(f"{path} holds no UNet; jaxdiff.interop.{opens} opens it")
     return found.unet
 
 

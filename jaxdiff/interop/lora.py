@@ -1,22 +1,21 @@
-"""LoRA files as adapters of our UNet (`models.lora`), and back: by the names of peft, diffusers and kohya's scripts."""
+"""LoRA files as adapters of our networks (`models.lora`), and back: by the names of peft, diffusers and kohya's scripts."""
 
 from __future__ import annotations
 
 import json
-import math
 import pathlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxdiff.interop import lora_names
+from jaxdiff.interop import lora_names, lora_settings, text_names
 from jaxdiff.interop.layouts import PLAIN
 from jaxdiff.interop.loading import unet_shapes
 from jaxdiff.interop.tensors import Tensors, open_tensors, save_tensors
+from jaxdiff.interop.texts import text_shapes
 from jaxdiff.interop.unet_names import COMPVIS, DIFFUSERS, Row, table
 from jaxdiff.io.errors import DataError
 from jaxdiff.models import lora
@@ -25,12 +24,14 @@ BASES = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 1280: "Stable Di
 
 
 class Adapters(NamedTuple):
-    """Adapters as `models.lora.merged` takes them, at the file's own strength where scale is 1, and the file's tensors that are
-    of text encoders, which were not read.
+    """Adapters as `models.lora.merged` takes them, at the file's own strength where scale is 1: of the UNet, and of text encoders.
+
+    `skipped` are the file's tensors of other text encoders, which were not read.
     """
 
     params: dict[str, Any]
     skipped: tuple[str, ...]
+    texts: tuple[dict[str, Any], ...] = ()
 
 
 class _Place(NamedTuple):
@@ -49,36 +50,52 @@ class _Place(NamedTuple):
         return self.row.layout.store(np.broadcast_to(np.int8(0), self.kernel.shape), "kernel")
 
 
-def load_lora(path: pathlib.Path | str, options: Mapping[str, Any]) -> Adapters:
+def load_lora(path: pathlib.Path | str, options: Mapping[str, Any], texts: Sequence[Mapping[str, Any]] = ()) -> Adapters:
     """The LoRA at a path as adapters of the UNet of such options (`interop.load(base).config`), float32.
 
     `alpha / rank` is part of up (Hu et al. 2021, section 4.1); without alphas it is 1. A convolution's down `[rank, in, h, w]` is
     the matrix `[h * w * in, rank]`. Where our network has queries, keys and values in one kernel, their ranks add up, unless all
-    have the same down.
+    have the same down. Of text encoders those of the options `texts` are read, in their order; one that the file does not adapt
+    has no adapters.
 
     Raises:
         ConfigError: there is no such file.
         DataError: the file is damaged, is no LoRA, one of another kind (DoRA, LoHa, LoKr, Tucker), or one of another network.
     """
     arrays = open_tensors(path)
-    skipped = tuple(name for name in arrays if lora_names.TEXT.match(name))
+    numbers = {name: lora_names.text_number(name) for name in arrays}
+    skipped = tuple(name for name, number in numbers.items() if number >= len(texts))
     names = lora_names.layers(arrays, path, skipped)
-    settings, places = _settings(arrays, pathlib.Path(path)), _places(options)
-    context = _context_hint({layer: arrays.arrays[each["down"]].shape for layer, each in names.items()}, options)
+    own = {layer: each for layer, each in names.items() if lora_names.text_number(f"{layer}.") < 0}
+    context = _context_hint({layer: arrays.arrays[each["down"]].shape for layer, each in own.items()}, options)
+    settings = lora_settings.read(arrays, pathlib.Path(path), "unet.")
+    adapters = _adapters(arrays, own, _places(options), settings, path, context)
+    found = []
+    for number, each in enumerate(texts):
+        own = {layer: names[layer] for layer in names if lora_names.text_number(f"{layer}.") == number}
+        settings = lora_settings.read(arrays, pathlib.Path(path), f"text_encoder{f'_{number + 1}' if number else ''}.")
+        found.append(_adapters(arrays, own, _text_places(each), settings, path, ""))
+    return Adapters(adapters, skipped, tuple(found))
+
+
+def _adapters(
+    arrays: Tensors, names: Mapping[str, Mapping[str, str]], places: Mapping[str, _Place], settings: Any, path: Any, hint: str
+) -> dict[str, Any]:
+    """The adapters of one network, of the names of its layers' tensors; `hint` ends what is said of another one."""
     found: dict[tuple[str, ...], tuple[_Place, dict[int, tuple[np.ndarray, np.ndarray]]]] = {}
     for layer, each in names.items():
         place = places.get(lora_names.flattened(layer))
         if place is None:
             shape = list(arrays.arrays[each["down"]].shape)
-            raise DataError(f"{path} is not for this network, which has no place for {each['down']} {shape}{context}")
+            raise DataError(f"{path} is not for this network, which has no place for {each['down']} {shape}{hint}")
         if fault := _misfit(place, {kind: (name, arrays.arrays[name].shape) for kind, name in each.items()}):
-            raise DataError(f"{path} is not for this network: {fault}{context}")
+            raise DataError(f"{path} is not for this network: {fault}{hint}")
         matrices = found.setdefault(place.path, (place, {}))[1]
         if place.number in matrices:
             raise DataError(f"{path} has {each['down']} and another LoRA of the same layer; save it with one")
         down, up = (np.asarray(arrays[each[kind]], np.float32) for kind in ("down", "up"))
-        matrices[place.number] = down, up * np.float32(_strength(arrays, each, layer, settings, path))
-    return Adapters(unflatten_dict({path: _adapter(*each) for path, each in found.items()}), skipped)
+        matrices[place.number] = down, up * np.float32(lora_settings.strength(arrays, each, layer, settings, path))
+    return unflatten_dict({path: _adapter(*each) for path, each in found.items()})
 
 
 def save_lora(path: pathlib.Path | str, adapters: Any, options: Mapping[str, Any]) -> None:
@@ -129,13 +146,23 @@ def _header(ranks: Mapping[str, int]) -> dict[str, str]:
 
 
 def _places(options: Mapping[str, Any]) -> dict[str, _Place]:
-    """Our kernels by their published names, underscores for dots."""
-    shapes, places = flatten_dict(unet_shapes(options)), {}
-    for column in (COMPVIS, DIFFUSERS):
-        for row in table(options, column, options.get("linear_projection", True), options.get("new_order", False)):
-            kernel = shapes.get((*row.ours.split("/"), "kernel"))
-            if kernel is not None:
-                places |= {name.replace(".", "_"): _Place(row, kernel, number) for number, name in enumerate(row.names)}
+    """Kernels of our UNet by their published names, underscores for dots."""
+    linear, new_order = options.get("linear_projection", True), options.get("new_order", False)
+    rows = [row for column in (COMPVIS, DIFFUSERS) for row in table(options, column, linear, new_order)]
+    return _by_names(rows, unet_shapes(options))
+
+
+def _text_places(options: Mapping[str, Any]) -> dict[str, _Place]:
+    """Kernels of a text encoder of ours by their names in transformers."""
+    return _by_names(text_names.table(options, text_names.TRANSFORMERS), text_shapes(options))
+
+
+def _by_names(rows: Iterable[Row], shapes: Any) -> dict[str, _Place]:
+    flat, places = flatten_dict(shapes), {}
+    for row in rows:
+        kernel = flat.get((*row.ours.split("/"), "kernel"))
+        if kernel is not None:
+            places |= {name.replace(".", "_"): _Place(row, kernel, number) for number, name in enumerate(row.names)}
     return places
 
 
@@ -162,43 +189,6 @@ def _context_hint(shapes: Mapping[str, tuple[int, ...]], options: Mapping[str, A
         return ""
     known = f" ({BASES[width]})" if width in BASES else ""
     return f"; it was made for a context {width} wide{known}, and this network's is {ours or 'none'}"
-
-
-def _settings(arrays: Tensors, path: pathlib.Path) -> dict[str, Any]:
-    """Settings of peft by their names there: of the file's header, or of the adapter_config.json beside it."""
-    beside = (path if path.is_dir() else path.parent) / "adapter_config.json"
-    where, text = f"{path}: lora_adapter_metadata", arrays.metadata.get("lora_adapter_metadata")
-    if text is None and beside.is_file() and any("lora_A" in name for name in arrays):
-        where, text = str(beside), beside.read_text(errors="replace")
-    try:
-        settings = json.loads(text or "{}")
-        unprefixed = {name.removeprefix("unet."): value for name, value in settings.items()}
-        alphas = [unprefixed.get("lora_alpha") or 1, *(unprefixed.get("alpha_pattern") or {}).values()]
-        if not all(isinstance(alpha, int | float) and math.isfinite(alpha) for alpha in alphas):
-            raise ValueError("alphas must be numbers")
-        for pattern in unprefixed.get("alpha_pattern") or {}:
-            re.compile(pattern)
-    except (ValueError, AttributeError, re.error) as error:
-        raise DataError(f"{where} cannot be read ({error}); copy or download it again") from error
-    if unprefixed.get("use_dora"):
-        raise DataError(f"{where}: it is DoRA, and jaxdiff opens plain LoRA; merge it into its base, or save it as LoRA")
-    return unprefixed
-
-
-def _strength(arrays: Tensors, names: Mapping[str, str], layer: str, settings: Mapping[str, Any], path: Any) -> float:
-    """`alpha / rank` of a layer, or `alpha / sqrt(rank)` (rsLoRA, Kalajdzievski 2023)."""
-    rank, alpha = arrays.arrays[names["down"]].shape[0], settings.get("lora_alpha")
-    if "alpha" in names:
-        stored = np.asarray(arrays[names["alpha"]], np.float64)
-        if stored.size != 1 or not np.isfinite(stored).all():
-            raise DataError(f"{path}: {names['alpha']} must be one number, and is {list(stored.shape)}; copy or download it again")
-        alpha = float(stored.reshape(()))
-    else:
-        patterns = (settings.get("alpha_pattern") or {}).items()
-        alpha = next((value for pattern, value in patterns if re.fullmatch(rf"(.*\.)?({pattern})", lora_names.bare(layer))), alpha)
-    if alpha is None:
-        return 1.0
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def _adapter(place: _Place, matrices: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:

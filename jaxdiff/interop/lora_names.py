@@ -9,7 +9,7 @@ from jaxdiff.interop import inferred
 from jaxdiff.interop.tensors import Tensors
 from jaxdiff.io.errors import DataError
 
-TEXT = re.compile(r"(base_model\.model\.)?(text_encoder(_\d)?|lora_te\d?|te\d?)[._]")
+TEXT = re.compile(r"(base_model\.model\.)?(text_encoder_?|lora_te|te)(?P<number>\d?)[._](text_model[._])?")
 MATRIX = re.compile(r"(?P<layer>.+?)[._]lora(_linear_layer)?[._](?P<kind>A|B|down|up)(\.\w+)?\.weight")
 ALPHA = re.compile(r"(?P<layer>.+?)([._]lora)?\.alpha")
 PREFIX = re.compile(r"(base_model\.model\.|unet\.|lora_unet_|model\.diffusion_model\.|diffusion_model\.)+")
@@ -24,6 +24,12 @@ REFUSED = (  # what else adapts a network, by what its tensors are called
     (r"\.diff(_b)?", "differences of whole weights"),
     (r"lora_(B|up|A|down)(\.\w+)?\.bias", "a LoRA with biases"),
 )
+
+
+def text_number(name: str) -> int:
+    """Of which text encoder a tensor is: 0, or 1 of the second; -1 if of none."""
+    found = TEXT.match(name)
+    return max(int(found["number"] or 1) - 1, 0) if found else -1
 
 
 def layers(arrays: Tensors, path: pathlib.Path | str, skipped: tuple[str, ...]) -> dict[str, dict[str, str]]:
@@ -54,7 +60,8 @@ def layers(arrays: Tensors, path: pathlib.Path | str, skipped: tuple[str, ...]) 
 
 def bare(layer: str) -> str:
     """A layer's name without what stands before a network."""
-    return PREFIX.sub("", layer, count=1) if PREFIX.match(layer) else layer
+    found = TEXT.match(layer) or PREFIX.match(layer)
+    return layer[found.end() :] if found else layer
 
 
 def flattened(layer: str) -> str:

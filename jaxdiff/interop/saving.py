@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from jaxdiff.interop import autoencoder_names, chains, params, unet_names
 from jaxdiff.interop.autoencoder_names import CODES
 from jaxdiff.interop.chains import Chain
 from jaxdiff.interop.tensors import save_tensors
+from jaxdiff.interop.text_saving import TextNetwork, save_text_encoder, save_tokenizer
+from jaxdiff.interop.text_saving import check as check_text
 from jaxdiff.interop.unet_names import DIFFUSERS, Row
 from jaxdiff.io import files
 from jaxdiff.io.errors import ConfigError, DataError
@@ -33,10 +35,17 @@ class Network(NamedTuple):
     size: tuple[int, int]
 
 
-def save_pipeline(folder: pathlib.Path, unet: Network, chain: Chain, autoencoder: Network | None, dtype: str = "float32") -> None:
-    """Writes a UNet with its noise schedule, and maybe an autoencoder, into a new folder, as diffusers has them.
+def save_pipeline(
+    folder: pathlib.Path,
+    unet: Network,
+    chain: Chain,
+    autoencoder: Network | None,
+    dtype: str = "float32",
+    texts: Sequence[TextNetwork] = (),
+) -> None:
+    """Writes a UNet with its noise schedule, and maybe an autoencoder and text encoders, into a new folder, as diffusers has them.
 
-    Stable Diffusion's text encoder is not among our networks: diffusers opens the parts of a latent pipeline one by one.
+    Without its text encoders diffusers opens the parts of a latent pipeline one by one.
 
     Raises:
         ConfigError: there is something in the folder already.
@@ -49,14 +58,34 @@ def save_pipeline(folder: pathlib.Path, unet: Network, chain: Chain, autoencoder
         parts["vqvae" if autoencoder.options["codebook"] else "vae"] = ["diffusers", config["_class_name"]]
     scheduler = chains.config_of(chain)
     parts["scheduler"] = ["diffusers", scheduler["_class_name"]]
+    large = bool(unet.options.get("pooled_channels"))
+    for each in texts:
+        check_text(each.options, large)
     check_new(folder)
     save_network(folder / "unet", unet, dtype)
     if autoencoder is not None:
         save_network(folder / ("vqvae" if autoencoder.options["codebook"] else "vae"), autoencoder, dtype)
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     kind = "ConsistencyModelPipeline" if chain.consistency else "DDIMPipeline" if autoencoder is None else "LDMPipeline"
-    context = bool(unet.options.get("context_channels"))
-    _write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline" if context else kind, **parts})
+    if unet.options.get("context_channels"):
+        kind = "StableDiffusionXLPipeline" if large else "StableDiffusionPipeline"
+        parts |= _save_texts(folder, texts, large, dtype)
+    _write_json(folder / "model_index.json", {"_class_name": kind, **parts})
+
+
+def _save_texts(folder: pathlib.Path, texts: Sequence[TextNetwork], large: bool, dtype: str) -> dict[str, Any]:
+    """Writes text encoders and their tokenizers beside a UNet; what model_index.json says of them."""
+    parts: dict[str, Any] = {}
+    for number, network in enumerate(texts):
+        ending = f"_{number + 1}" if number else ""
+        kind = save_text_encoder(folder / f"text_encoder{ending}", network, DTYPES[dtype], large)
+        parts[f"text_encoder{ending}"] = ["transformers", kind]
+        parts[f"tokenizer{ending}"] = ["transformers", save_tokenizer(folder / f"tokenizer{ending}", network.tokenizer)]
+    if not texts:
+        return {}
+    if large:
+        return parts | {"force_zeros_for_empty_prompt": True}
+    return parts | {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
 
 
 def save_network(folder: pathlib.Path, network: Network, dtype: str = "float32") -> None:

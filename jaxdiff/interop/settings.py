@@ -80,9 +80,7 @@ def check(config: Mapping[str, Any], where: str) -> None:
     """
     if missing := [name for name in REQUIRED if name not in config]:
         raise DataError(f"{where} lacks {missing[0]}; copy or download it again")
-    for name, rule in RULES.items():
-        if name in config and not rule.holds(config[name]):
-            raise DataError(f"{where}: {name} {reprlib.repr(config[name])} must be {rule.words}")
+    check_values(config, RULES, where)
     levels = len(config["block_out_channels"])
     for name in LEVELS:
         if isinstance(value := config.get(name), list) and len(value) != levels:
@@ -96,3 +94,14 @@ def check(config: Mapping[str, Any], where: str) -> None:
         if not 0 < 6 * sizes < width:
             what = f"projection_class_embeddings_input_dim {width} must be more than 6 times addition_time_embed_dim {sizes}"
             raise DataError(f"{where}: {what}")
+
+
+def check_values(config: Mapping[str, Any], rules: Mapping[str, Rule], where: str) -> None:
+    """Refuses settings that are there and break their rule.
+
+    Raises:
+        DataError: one does; it is named.
+    """
+    for name, rule in rules.items():
+        if name in config and not rule.holds(config[name]):
+            raise DataError(f"{where}: {name} {reprlib.repr(config[name])} must be {rule.words}")
