@@ -91,18 +91,21 @@ def grid(schedule: Schedule, num_steps: int, t_min: float | None = None) -> Leve
     return _to_clean(schedule(jnp.linspace(1.0, 1 / num_steps if t_min is None else t_min, num_steps)))
 
 
+LCM_STEPS = 50  # along which latent consistency models were distilled
 TIMESTEPS = {
     "leading": lambda total, steps: np.arange(1, total + 1, total // steps)[:steps][::-1],
     "linspace": lambda total, steps: np.linspace(1, total, steps).round()[::-1],
     "trailing": lambda total, steps: np.arange(total, 0, -total / steps).round()[:steps],
+    "lcm": lambda total, steps: total // LCM_STEPS * (LCM_STEPS - np.floor(np.arange(steps) * (LCM_STEPS / steps))),
 }
 
 
 def from_timesteps(betas: ArrayLike, num_steps: int, spacing: str = "trailing", offset: int = 0) -> Level:
     """The levels `[num_steps + 1]` of a published discrete chain at some of its time steps, then clean.
 
-    Lin et al. (2023), table 2: spacing is "leading" (misses the noisiest), "linspace" or "trailing". `offset` is added to the time
-    steps, but not beyond the last: 1 in the published Stable Diffusion, whose spacing is leading. Betas may end in 1
+    Lin et al. (2023), table 2: spacing is "leading" (misses the noisiest), "linspace" or "trailing"; or "lcm", some of the 50 steps
+    along which latent consistency models were distilled (Luo et al. 2023, published code). `offset` is added to the time steps,
+    but not beyond the last: 1 in the published Stable Diffusion, whose spacing is leading. Betas may end in 1
     (`zero_terminal_snr`), where alpha = 0: a network that predicts noise has no x0 there.
 
     Raises:
@@ -112,8 +115,8 @@ def from_timesteps(betas: ArrayLike, num_steps: int, spacing: str = "trailing", 
     if spacing not in TIMESTEPS:
         raise ValueError(f"from_timesteps: no spacing {spacing!r}; write one of {', '.join(TIMESTEPS)}")
     check_count("from_timesteps", num_steps=num_steps)
-    if num_steps > betas.size:
-        raise ValueError(f"from_timesteps: num_steps must lie in 1..{betas.size}, got {num_steps}")
+    if num_steps > (most := min(betas.size, LCM_STEPS) if spacing == "lcm" else betas.size):
+        raise ValueError(f"from_timesteps: num_steps must lie in 1..{most}, got {num_steps}")
     check("from_timesteps", "offset >= 0", lambda offset: offset >= 0, offset=offset)
     steps = np.minimum(TIMESTEPS[spacing](betas.size, num_steps).astype(int) + offset, betas.size)
     alpha2 = np.cumprod(1 - betas)[steps - 1]
