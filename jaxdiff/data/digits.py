@@ -30,12 +30,18 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples(test=False), "test": self._generate_examples(test=True)}
 
     def _generate_examples(self, test: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-        from sklearn import datasets  # imported slowly, and needed once
+        numbers, images, labels = load_digits(test)
+        for number, image, label in zip(numbers.tolist(), images, labels.tolist(), strict=True):
+            yield number, {"image": png(image), "label": label}
 
-        digits: Any = datasets.load_digits()
-        for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-            if (number % TEST_EVERY == TEST_EVERY - 1) == test:
-                yield number, {"image": png(np.round(pixels * 255 / 16).astype(np.uint8)), "label": int(label)}
+
+def load_digits(test: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers `[N]`, images uint8 `[N, 8, 8]` and labels `[N]` of the held-out digits, or of the others."""
+    from sklearn import datasets  # imported slowly, and needed once
+
+    digits: Any = datasets.load_digits()
+    (numbers,) = np.nonzero((np.arange(len(digits.target)) % TEST_EVERY == TEST_EVERY - 1) == test)
+    return numbers, np.round(digits.images[numbers] * 255 / 16).astype(np.uint8), digits.target[numbers]
 
 
 def png(image: np.ndarray) -> bytes:

@@ -102,7 +102,7 @@ def import_images(place: pathlib.Path, name: str, wanted: Wanted | None = None, 
 def _check(name: str, wanted: Wanted) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name, re.ASCII):
         raise ConfigError(f"--name {name}: write small letters, digits and _, such as photos")
-    from jaxdiff.data import digits  # noqa: F401  # which has a name too
+    from jaxdiff.data import digits, digits_text  # noqa: F401  # which have names too
 
     if name in tfds.list_builders(with_community_datasets=False):
         raise ConfigError(f"--name {name}: tensorflow-datasets has a data set of that name; choose another, such as my_{name}")

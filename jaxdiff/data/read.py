@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
+from jaxdiff.data import labels
 from jaxdiff.data.decoding import decode_image
 from jaxdiff.data.latents import Rows
 from jaxdiff.io import copies, count, paths, progress
@@ -70,12 +71,14 @@ class Images(NamedTuple):
     num_classes: int
     native_shape: tuple[int | None, ...] = ()
     """Height, width and channels before they were fitted; None where they differ from image to image."""
-    context: Callable[[np.ndarray], np.ndarray] | None = None
-    """From indices `[B]` to context vectors float32 `[B, T, D]`, where they are asked for."""
+    more: Callable[[np.ndarray], Rows] | None = None
+    """From indices `[B]` to further rows, where they are asked for: `context` float32 `[B, T, D]`, or tokens int32 `[B, T]`."""
     in_memory: bool = True
+    places: int = 1
+    """Equal parts of an image, side by side, that have classes of their own, of which the label is all (see `labels`)."""
 
     def rows(self, indices: np.ndarray) -> Rows:
-        """`image` uint8 `[B, H, W, C]`, `label` int32 `[B]`, and `context` if asked for.
+        """`image` uint8 `[B, H, W, C]`, `label` int32 `[B]`, and more if asked for.
 
         Indices from `num_examples` on are of mirrored images.
         """
@@ -83,7 +86,7 @@ class Images(NamedTuple):
         pixels, label = self.fetch(own)
         pixels[mirrored] = pixels[mirrored].take(np.arange(pixels.shape[2])[::-1], axis=2)  # 9 times as fast as np.where
         batch = {"image": pixels, "label": label}
-        return batch if self.context is None else {**batch, "context": self.context(own)}
+        return batch if self.more is None else {**batch, **self.more(own)}
 
 
 def load_images(c: ImageSpec, split: str, data_dir: str | None = None) -> Images:
@@ -105,49 +108,35 @@ def load_images(c: ImageSpec, split: str, data_dir: str | None = None) -> Images
     return whole._replace(fetch=fetch)
 
 
-def with_context(source: Images, c: ImageSpec, split: str, channels: int, data_dir: str | None = None) -> Images:
-    """The images with the feature `context` of their data set, vectors of so many channels.
-
-    Raises:
-        DataError: the data set has no such feature, or vectors of another width.
-    """
-    kept, info = _source(c.name, split, data_dir, decoders={"image": tfds.decode.SkipDecoding()})
-    shape = info.features["context"].shape if "context" in info.features else None
-    if shape is None or len(shape) != 2 or shape[1] != channels or shape[0] is None:
-        raise DataError(f"data set {c.name} must have the feature context [T, {channels}] (model.context_channels); it has {shape}")
-
-    def context(indices: np.ndarray) -> np.ndarray:
-        return np.stack([example["context"] for example in kept.__getitems__(indices.tolist())]).astype(np.float32)
-
-    return source._replace(context=context)
-
-
 def load_split(name: str, split: str, image_shape: tuple[int, int, int], fit: Fit = "pad", data_dir: str | None = None) -> Images:
-    """The images of a tfds split, padded, resized or cropped to the shape (see `fit_image`); `digits` is prepared on first use.
+    """The images of a tfds split, padded, resized or cropped to the shape (see `fit_image`), with their labels (see `labels`).
 
-    Of a data set without labels all are 0, and `num_classes` is 0.
+    Of a data set without labels all are 0, and `num_classes` is 0. `digits` and `digits_text` are prepared on first use.
 
     Raises:
         DataError: the data set is unknown or not prepared, has no such split, or does not fit the shape.
     """
-    source, info = _source(name, split, data_dir, decoders={"image": tfds.decode.SkipDecoding()})
+    source, info = opened(name, split, data_dir, decoders={"image": tfds.decode.SkipDecoding()})
     shape = info.features["image"].shape
     if shape[-1] not in (image_shape[-1], None):
         raise DataError(f"data: {name} has {count(shape[-1], 'channel')}; set data.image_shape to end in {shape[-1]}")
 
+    num_classes, places = labels.class_counts(info.features)
+    if image_shape[1] % places:
+        raise DataError(f"data: {name} has {places} places side by side; set data.image_shape to a width that {places} divides")
     scaled = None if fit == "pad" else image_shape[:2]
 
     def decode(examples: list[dict[str, Any]]) -> Decoded:
         images = (decode_image(example["image"], image_shape[-1], scaled) for example in examples)
         pixels = np.stack([fit_image(image, image_shape, fit) for image in images])
-        return pixels, np.array([example.get("label", 0) for example in examples], np.int32)
+        return pixels, labels.labels(examples, info.features)
 
-    rest = (len(source), info.features["label"].num_classes if "label" in info.features else 0, shape)
+    described = {"num_classes": num_classes, "native_shape": shape, "places": places}
     if len(source) * np.prod(image_shape) > IN_MEMORY:
-        return Images(lambda indices: decode(source.__getitems__(indices.tolist())), *rest, in_memory=False)
+        return Images(lambda indices: decode(source.__getitems__(indices.tolist())), len(source), in_memory=False, **described)
     state = [(str(file), file.stat().st_mtime_ns) for file in sorted(pathlib.Path(info.data_dir).iterdir())]
-    pixels, labels = _decoded_once((split, image_shape, fit, *state), source, decode, f"{name} {split}")
-    return Images(lambda indices: (pixels[indices], labels[indices]), *rest)
+    pixels, label = _decoded_once((split, image_shape, fit, *state), source, decode, f"{name} {split}")
+    return Images(lambda indices: (pixels[indices], label[indices]), len(source), **described)
 
 
 def _decoded_once(key: tuple[Any, ...], source: Any, decode: Callable[[Any], Decoded], what: str) -> Decoded:
@@ -167,7 +156,7 @@ def _decoded_once(key: tuple[Any, ...], source: Any, decode: Callable[[Any], Dec
 
 def num_images(name: str, split: str, data_dir: str | None = None) -> int:
     """How many images a split has, without reading them; raises as `load_split` does."""
-    return len(_source(name, split, data_dir)[0])
+    return len(opened(name, split, data_dir)[0])
 
 
 def directory(data_dir: str | None) -> str | None:
@@ -199,7 +188,12 @@ def fit_image(image: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.nd
     return np.pad(image, [(gap // 2, gap - gap // 2) for gap in missing])
 
 
-def _source(name: str, split: str, data_dir: str | None, decoders: Any = None) -> tuple[Any, Any]:
+def opened(name: str, split: str, data_dir: str | None, decoders: Any = None) -> tuple[Any, Any]:
+    """The examples of a split by number, as tfds reads them with these decoders, and the description of their data set.
+
+    Raises:
+        DataError: the data set is not prepared, has no such split, or none of images.
+    """
     builder = _builder(name, data_dir)
     where = directory(data_dir) or pathlib.Path(builder.data_dir).parents[1]
     if not builder.info.splits:
@@ -220,7 +214,7 @@ def _source(name: str, split: str, data_dir: str | None, decoders: Any = None) -
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
-    from jaxdiff.data import digits  # registers our builder with tfds
+    from jaxdiff.data import digits, digits_text  # registers our builders with tfds
 
     data_dir = _on_disk(name, data_dir)
     try:
@@ -233,9 +227,9 @@ def _builder(name: str, data_dir: str | None) -> Any:
         hint = did_you_mean(name, known, "write data.name as tensorflow-datasets has it, such as digits or mnist")
         own = f"; images of your own: jaxdiff data import SOURCE --name {name}" if re.fullmatch(r"\w+", name) else ""
         raise DataError(f"no data set is named {name!r}{hint}{own}") from error
-    if name == digits.Digits.name and not builder.info.splits:
-        log.info("preparing digits in %s", builder.data_dir)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # tfds's bars: it takes a second
+    if name in (digits.Digits.name, digits_text.DigitsText.name) and not builder.info.splits:
+        log.info("preparing %s in %s", name, builder.data_dir)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # tfds's bars: it takes seconds
             builder.download_and_prepare()
     return builder
 
