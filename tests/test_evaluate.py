@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published_weights
 import pytest
 
 from jaxdiff import data, evaluate
@@ -179,7 +180,7 @@ SPEC = evaluate.Spec("classifier, 30 epochs, 12345678", "none", "float32", 299, 
 
 def record(spec=SPEC, **sampling):
     result = evaluate.Result(spec, {"fid": INTERVAL, "recall": INTERVAL}, {"fid": INTERVAL, "recall": INTERVAL}, 1000)
-    how = dataclasses.asdict(config.Sampling(**sampling))
+    how = json.loads(json.dumps(dataclasses.asdict(config.Sampling(**sampling))))  # as it is in a file
     return evaluate.Record(400, how, 100, 0, "ema", result)
 
 
@@ -274,7 +275,7 @@ def test_label_agreement_is_left_out_of_runs_without_labels(tfds_dir):
     bare = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, num_classes=0))
     judged = finish.run_evaluator(bare, 20, tfds_dir)
     found = judged.measure(np.zeros((20, 8, 8, 1), np.float32), np.zeros(20, np.int32))
-    assert found.metrics.keys() == evaluate.MEASURES.keys() - {"label_agreement"}
+    assert found.metrics.keys() == evaluate.MEASURES.keys() - {"label_agreement", "clip_score"}
 
 
 def test_the_command_evaluates_runs_and_prints_what_is_stored(runs, tfds_dir, capsys):
@@ -290,7 +291,7 @@ def test_the_command_evaluates_runs_and_prints_what_is_stored(runs, tfds_dir, ca
     name = "ddim_2_guidance_1_seed_3_ema_ema"
     saved = json.loads((runs / "labelled" / "evaluations" / f"{name}.json").read_text())
     assert (saved["step"], saved["calls"], saved["samples"], saved["spec"]["num"]) == (2, 2, 30, 30)
-    assert saved["metrics"].keys() == saved["held_out"].keys() == evaluate.MEASURES.keys()
+    assert saved["metrics"].keys() == saved["held_out"].keys() == evaluate.MEASURES.keys() - {"clip_score"}
     assert (runs / "labelled" / "samples" / f"{name}.png").exists()
     assert cli.main(["evaluate", *both, "--stored"]) == 0
     assert capsys.readouterr().out.splitlines()[-6:] == table[-6:]
@@ -302,6 +303,14 @@ def test_the_command_evaluates_runs_and_prints_what_is_stored(runs, tfds_dir, ca
     assert "do not compare: num is" in capsys.readouterr().err
 
 
+def test_another_split_is_compared_with(runs, tfds_dir, capsys):
+    flags = ["--num", "30", "--data-dir", tfds_dir, "--metrics", "label_agreement", "--split", "train[:50]"]
+    assert cli.main(["evaluate", str(runs / "labelled"), *flags]) == 0
+    assert "held-out ones of train[:50], 50" in capsys.readouterr().out
+    assert (runs / "labelled" / "evaluations" / "ddim_2_guidance_2_seed_0_train[:50].json").exists()
+    shutil.rmtree(runs / "labelled" / "evaluations")
+
+
 def test_a_run_ends_with_the_same_evaluation(runs, tfds_dir):
     text = finish.finish_run(storage.read_config(runs / "labelled"), runs / "labelled", tfds_dir)
     assert "label agreement: " in text
@@ -311,13 +320,25 @@ def test_a_run_ends_with_the_same_evaluation(runs, tfds_dir):
     assert evaluate.read_record(path).result.samples == 20
 
 
+def test_a_clip_judges_a_run_without_text(tfds_dir, tmp_path):
+    """By its image encoder alone."""
+    clip = evaluate.clip(published_weights.write_clip(tmp_path / "clip"))
+    found = finish.run_evaluator(TINY, 20, tfds_dir, network=clip).measure(np.zeros((20, 8, 8, 1), np.float32), np.zeros(20))
+    assert found.metrics.keys() == found.held_out.keys() == {"fid", "kid", "precision", "recall"}
+    with pytest.raises(ConfigError, match="--metrics clip_score: samples of a run without text have no captions"):
+        finish.run_evaluator(TINY, 20, tfds_dir, network=clip, names=["clip_score"])
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["--num", "9"], "--num must be at least 10, got 9"),
         (["--metrics", "fidd"], "--metrics fidd: unknown; write some of fid, kid, precision,"),
-        (["--features", "inception"], "--features inception and --weights FILE.npz go together"),
-        (["--weights", "x.npz"], "--features inception and --weights FILE.npz go together"),
+        (["--features", "inception"], "--features inception needs its weights; write --weights FILE.npz (see jaxdiff.models."),
+        (["--features", "clip"], "--features clip needs its weights; write --weights FOLDER (a CLIP as transformers saves it)"),
+        (["--weights", "x.npz"], "is of which network? write --features inception (FILE.npz) or --features clip (FOLDER)"),
+        (["--features", "clip", "--weights", "./none"], "there is no none; write a folder or a file of weights, or OWNER/NAME of"),
+        (["--metrics", "clip_score"], "--metrics clip_score: classifier reads no captions; write --features clip --weights FOLDER"),
         (["--stored", "--seed", "1"], "--seed does not go with --stored, which draws no samples"),
         (["--likelihood", "--metrics", "fid"], "--metrics does not go with --likelihood"),
         (["--ema", "fast"], "has no ema 'fast'; write one of ema"),

@@ -1,8 +1,9 @@
 """How samples compare with real images: distances, intervals, the networks that see images, results and their table."""
 
+from jaxdiff.evaluate.clip_score import caption_features, clip, clip_scores
 from jaxdiff.evaluate.features import Features, Network, extract, inception
-from jaxdiff.evaluate.intervals import Interval, bootstrap, share
-from jaxdiff.evaluate.measures import MEASURES, Evaluator, check_measures, evaluator, known_measures
+from jaxdiff.evaluate.intervals import Interval, bootstrap, mean, share
+from jaxdiff.evaluate.measures import MEASURES, Evaluator, Measure, check_measures, evaluator, known_measures
 from jaxdiff.evaluate.reference_classifier import accuracy, classifier, train_classifier
 from jaxdiff.evaluate.reference_statistics import DataSet, Reference, data_set, reference
 from jaxdiff.evaluate.results import (
@@ -25,6 +26,7 @@ __all__ = [
     "DataSet",
     "Features",
     "Interval",
+    "Measure",
     "Evaluator",
     "Network",
     "Record",
@@ -33,9 +35,12 @@ __all__ = [
     "Spec",
     "accuracy",
     "bootstrap",
+    "caption_features",
     "check_measures",
     "check_same",
     "classifier",
+    "clip",
+    "clip_scores",
     "data_set",
     "describe_sampling",
     "extract",
@@ -45,6 +50,7 @@ __all__ = [
     "evaluator",
     "kernel_distance",
     "known_measures",
+    "mean",
     "results_of_run",
     "precision_recall",
     "read_record",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +22,12 @@ class Network(NamedTuple):
     Attributes:
         name: with a digest of its weights.
         resize: how images are resized before.
-        apply: `(variables, images [B, H, W, C] in [-1, 1]) -> (features [B, F], logits [B, K])`.
+        apply: `(variables, images [B, H, W, C] in [-1, 1]) -> (features [B, F], logits [B, K])`; K may be 0.
         variables: its weights.
         labels: whether its logits are of the labels of the data set.
         dtype: the dtype of its computation.
+        classes: whether it has logits.
+        encode_captions: of texts the features `[N, F]`, in the space of those of images; None of a network that reads none.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Network(NamedTuple):
     variables: Any
     labels: bool
     dtype: str = "float32"
+    classes: bool = True
+    encode_captions: Callable[[Sequence[str]], np.ndarray] | None = None
 
 
 class Features(NamedTuple):

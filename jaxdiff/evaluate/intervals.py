@@ -48,6 +48,18 @@ def bootstrap(
     return Interval(value, max(value - reach, least), value + reach)
 
 
+def mean(values: np.ndarray, least: float, most: float, *, confidence: float = 0.95) -> Interval:
+    """The mean of values `[N]` between `least` and `most`, with the interval of a normal distribution; of one value all of them.
+
+    Values count as independent: where samples share their captions, it is rather too wide.
+    """
+    value = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(value, least, most)
+    reach = NormalDist().inv_cdf((1 + confidence) / 2) * float(np.std(values, ddof=1)) / np.sqrt(len(values))
+    return Interval(value, max(value - reach, least), min(value + reach, most))
+
+
 def share(hits: np.ndarray, *, confidence: float = 0.95) -> Interval:
     """The share of hits, bool `[N]`, with the interval of Wilson (1927), which is not empty where all or none hit."""
     z, num, value = NormalDist().inv_cdf((1 + confidence) / 2), len(hits), float(np.mean(hits))

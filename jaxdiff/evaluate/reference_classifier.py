@@ -14,6 +14,7 @@ from flax import traverse_util
 from jax import Array
 
 from jaxdiff.data import Images, normalize
+from jaxdiff.data.labels import classes_of_places
 from jaxdiff.evaluate import feature_cache
 from jaxdiff.evaluate.features import Network
 from jaxdiff.evaluate.reference_statistics import DataSet
@@ -29,20 +30,24 @@ SEED, BATCH_SIZE = 0, 64
 def classifier(source: DataSet, epochs: int) -> Network:
     """The classifier of a data set, trained for so many epochs; read from the cache where it was trained before.
 
+    Where images have several places with classes of their own it sees them one by one: it knows combinations that are not among
+    the training images, and its label of an image is right where those of all places are. Features are those of all places.
+
     Raises:
         DataError: the data set has no labels.
     """
     if not source.train.num_classes:
         why = f"the classifier whose features measure samples needs labels, which {source.name.split()[0]} has not"
-        raise DataError(f"not measured: {why}; those of another network: --features inception --weights FILE.npz")
+        raise DataError(f"not measured: {why}; those of another network: --features inception --weights FILE.npz, or clip, FOLDER")
+    train = _place_images(source.train)
     path = files.cache_dir() / "judges" / f"{source.file}_{epochs}_epochs_seed_{SEED}_version_{VERSION}.npz"
-    flat: Any = feature_cache.cached_arrays(path, lambda: _flat(train_classifier(source.train, epochs)))
+    flat: Any = feature_cache.cached_arrays(path, lambda: _flat(train_classifier(train, epochs)))
     params = traverse_util.unflatten_dict(flat, sep="/")
-    model = Classifier(source.train.num_classes)
+    model = Classifier(train.num_classes)
 
     def apply(params: Any, images: Array) -> tuple[Array, Array]:
-        logits, features = cast(tuple[Array, Array], model.apply({"params": params}, images))
-        return features, logits
+        logits, features = cast(tuple[Array, Array], model.apply({"params": params}, _split_places(images, source.train.places)))
+        return features.reshape(len(images), -1), _joint_logits(logits.reshape(len(images), source.train.places, -1))
 
     name = f"classifier, {count(epochs, 'epoch')}, {feature_cache.digest(*(flat[name] for name in sorted(flat)))}"
     return Network(name, "none", apply, params, labels=True)
@@ -69,6 +74,34 @@ def train_classifier(train: Images, epochs: int, seed: int = SEED, batch_size: i
                 jax.block_until_ready(metrics)  # so that the bar shows finished steps
                 bar.update()
     return jax.device_get(state.params)
+
+
+def _place_images(images: Images) -> Images:
+    """The places of images as images of their own, those of an image one after another; the images themselves if they have one."""
+    places, num_classes = images.places, round(images.num_classes ** (1 / images.places))
+    if places == 1:
+        return images
+
+    def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        whole, label = images.fetch(indices // places)
+        each = np.arange(len(indices)) * places + indices % places
+        return _split_places(whole, places)[each], classes_of_places(label, num_classes, places).ravel()[each]
+
+    return images._replace(fetch=fetch, num_examples=places * images.num_examples, num_classes=num_classes, places=1)
+
+
+def _split_places(images: Any, places: int) -> Any:
+    """The places of images `[B, H, W, C]`, from left to right, `[B * places, H, W / places, C]`."""
+    batch, height, _, channels = images.shape
+    return images.reshape(batch, height, places, -1, channels).swapaxes(1, 2).reshape(batch * places, height, -1, channels)
+
+
+def _joint_logits(logits: Array) -> Array:
+    """Logits `[B, K ** places]` of all combinations of classes, of those `[B, places, K]` of each place: their sums."""
+    both = logits[:, 0]
+    for place in range(1, logits.shape[1]):
+        both = (both[:, :, None] + logits[:, place, None]).reshape(len(logits), -1)
+    return both
 
 
 def _flat(params: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +19,16 @@ PROBED = 64  # images of each split that tell data sets of one name apart
 
 
 class DataSet(NamedTuple):
-    """The images of a config: a description with split and sizes, the stem of its files in the cache, and both splits."""
+    """The images of a config: a description with split and sizes, the stem of its files in the cache, and both splits.
+
+    `captions` are those of held-out images of given numbers, where samples are drawn by them.
+    """
 
     name: str
     file: str
     train: Images
     held_out: Images
+    captions: Callable[[np.ndarray], list[str]] | None = None
 
 
 class Reference(NamedTuple):
@@ -59,7 +64,7 @@ def reference(network: Network, source: DataSet, batch_size: int = 500) -> Refer
     path = (
         files.cache_dir() / "references" / f"{source.file}_{feature_cache.digest(network.name, network.resize, network.dtype)}.npz"
     )
-    held = spread(source.held_out.num_examples, KEPT)
+    held = measured_rows(source)
 
     def seen(images: Images, rows: np.ndarray, what: str) -> Features:
         return extract(network, lambda indices: normalize(images.fetch(rows[indices])[0]), len(rows), batch_size, what)
@@ -81,6 +86,11 @@ def reference(network: Network, source: DataSet, batch_size: int = 500) -> Refer
     law = Gaussian(found["mean"], found["covariance"])
     held_out = Features(found["held_out"], found["probabilities"])
     return Reference(law, float(found["mean_kernel"]), found["train"], held_out, source.held_out.fetch(held)[1])
+
+
+def measured_rows(source: DataSet) -> np.ndarray:
+    """The numbers of the held-out images that are measured."""
+    return spread(source.held_out.num_examples, KEPT)
 
 
 def spread(total: int, num: int) -> np.ndarray:

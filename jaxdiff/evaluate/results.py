@@ -20,6 +20,7 @@ TITLES = {  # in the order of a report
     "precision": "precision",
     "recall": "recall",
     "inception_score": "inception score",
+    "clip_score": "CLIP score",
 }
 HEADS = {
     "label_agreement": "label agreement, %",
@@ -28,6 +29,7 @@ HEADS = {
     "precision": "precision",
     "recall": "recall",
     "inception_score": "inception score",
+    "clip_score": "CLIP score",
 }
 
 
@@ -39,7 +41,8 @@ class Spec:
         features: the network and the digest of its weights.
         resize: what is done to images before.
         dtype: what the network computes in.
-        num: images of a set, and as many real ones for precision and recall. Label agreement and precision are of all samples.
+        num: images of a set, and as many real ones for precision and recall. Label agreement, precision and CLIP
+            score are of all samples.
         reference: the real images.
     """
 
@@ -181,6 +184,8 @@ def _cells(metrics: Mapping[str, Interval], names: Sequence[str]) -> str:
 
 
 def _cell(name: str, found: Interval) -> str:
-    scale, how = {"kid": (1, ".3g"), "label_agreement": (100, ".1f"), "fid": (1, ".2f")}.get(name, (1, ".3f"))
+    scale, how = {"kid": (1, ".3g"), "label_agreement": (100, ".1f"), "fid": (1, ".2f"), "clip_score": (1, ".2f")}.get(
+        name, (1, ".3f")
+    )
     value, low, high = (format(scale * each, how) for each in found)  # of KID the scale is that of the features, cubed
     return f"{value} ({low}, {high})"
