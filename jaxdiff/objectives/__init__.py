@@ -19,10 +19,11 @@ from jaxdiff.objectives.compression import (
     psnr,
     weighted,
 )
-from jaxdiff.objectives.conditions import Condition, contexts, drop, drop_label, guidance_scales, joint, labels
+from jaxdiff.objectives.conditions import Condition, contexts, drop, drop_label, guidance_scales, joint, labels, texts
 from jaxdiff.objectives.consistency import PairWeight, consistency, continuous_consistency, inverse_gap, of_noisier
 from jaxdiff.objectives.denoising import conditional, diffusion
 from jaxdiff.objectives.elbo import vae
+from jaxdiff.objectives.encoded import encoded
 from jaxdiff.objectives.guided import guided
 from jaxdiff.objectives.latent import latent
 from jaxdiff.objectives.level_pairs import (
@@ -86,9 +87,11 @@ __all__ = [
     "downsampled",
     "drop",
     "drop_label",
+    "encoded",
     "joint",
     "label_log_prob",
     "labels",
+    "texts",
     "low_resolution",
     "upsampled",
     "vae",

@@ -28,6 +28,21 @@ def contexts(null: Array, dropout: float = 0.1) -> Condition:
     return lambda batch, key: drop(key, batch["index"], batch["context"], null, dropout)
 
 
+def texts(dropout: float = 0.1) -> Condition:
+    """What a batch holds under the names of its `null`, each example's replaced by the null one with probability `dropout`.
+
+    All of them together: tokens, or the states and the pooled vector of an encoder. A network that is trained without its text
+    learns the denoiser that classifier-free guidance subtracts. `null` is a mapping of arrays `[1, ...]`, which is given too.
+    """
+    _check_dropout("texts", dropout)
+
+    def condition(batch: Mapping[str, Array], key: Array) -> dict[str, Any]:
+        null: Any = batch["null"]
+        return {name: drop(key, batch["index"], batch[name], each, dropout) for name, each in null.items()} | {"null": null}
+
+    return condition
+
+
 def guidance_scales(low: float, high: float) -> Condition:
     """Guidance scales `[B]`, uniform between two bounds: an input of networks distilled from a guided teacher.
 

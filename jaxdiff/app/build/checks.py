@@ -9,7 +9,7 @@ import numpy as np
 from jaxdiff.app.build.networks import codec
 from jaxdiff.app.build.students import sampling_levels, sampling_schedule
 from jaxdiff.app.build.tables import SCHEDULES
-from jaxdiff.app.config import FAMILIES, Experiment, Model, Published
+from jaxdiff.app.config import FAMILIES, Experiment, Model, Published, Text
 from jaxdiff.io import count
 from jaxdiff.io.errors import ConfigError
 
@@ -18,7 +18,8 @@ Faults = Iterator[tuple[object, str]]  # whether there is one, and what to say a
 ROUNDING = 0.1  # of a schedule's logsnr at its ends, in float32
 UNREAD = ("dropout", "remat", "dtype")  # fields of the model that may differ between networks of the same params
 NETWORK = [f"model.{field.name}" for field in fields(Model) if field.name not in UNREAD]
-NETWORK += [f"published.{field.name}" for field in fields(Published)]
+NETWORK += [f"published.{field.name}" for field in fields(Published) if field.name != "repository"]
+NETWORK += [f"text.{field.name}" for field in fields(Text)]
 SAME = {  # fields of a source that must be the config's own, by place
     "base": ["data.image_shape", "model.num_classes", "model.context_channels", "sources.autoencoder"],
     "classifier": ["data.image_shape", "model.num_classes"],

@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff import likelihood, objectives
+from jaxdiff.app.build import texts
 from jaxdiff.app.build.tables import PARAMETERIZATIONS, PIXELS, TOLD
 from jaxdiff.app.config import STUDENTS, Experiment, guidance_is_input
 from jaxdiff.denoiser import Denoiser, Parameterization, bounded
@@ -17,12 +19,14 @@ from jaxdiff.guidance import guide
 from jaxdiff.models import autoencoder
 from jaxdiff.models import unet as unets
 from jaxdiff.models.classifier import NoisyClassifier
+from jaxdiff.models.tiling import tiled
 from jaxdiff.models.unet import UNet, network
 from jaxdiff.objectives import codebook
 
 Sources = Mapping[str, Experiment]  # configs of the runs that a run starts from, by their place: autoencoder, base, base.base
+UNTILED, TILE = 128, 96  # latents: of 1024x1024 pixels in Stable Diffusion XL, above which a chip's memory may be too small
 NONE: Sources = types.MappingProxyType({})
-FROZEN = ("autoencoder", "features", "teacher", "init")  # places whose params training reads
+FROZEN = ("autoencoder", "text", "text_2", "features", "teacher", "init")  # places whose params training reads
 
 
 class Vae(NamedTuple):
@@ -59,10 +63,17 @@ class Codec(NamedTuple):
         return likelihood.Posterior((mean - shift) / scale, std / scale)
 
     def decode(self, params: Any, z: Array) -> Array:
-        """The images `[B, H, W, C]` of latents, each first replaced by its nearest code where there is a codebook."""
+        """The images `[B, H, W, C]` of latents, each first replaced by its nearest code where there is a codebook.
+
+        Larger ones than `UNTILED` latents squared are decoded tile by tile.
+        """
         z = unscaled(params, z)
         z = codebook.quantized(params["codebook"], z).code if "codebook" in params else z
-        return autoencoder.decode(self.decoder)(params, z)
+        decode = partial(autoencoder.decode(self.decoder), params)
+        height, width = z.shape[1:3]
+        if self.factor == 1 or height * width <= UNTILED**2 or min(height, width) < TILE:
+            return decode(z)
+        return tiled(decode, z, TILE, TILE // 4, self.factor)
 
     def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Height, width and channels of the latents of such images."""
@@ -93,12 +104,15 @@ def unet(config: Experiment) -> UNet:
 
 def denoising_network(config: Experiment) -> Callable[..., Array]:
     """The network of a config as a pure function, without what it learned of the variance: see `models.unet.network`."""
-    p, apply = config.published, network(unet(config))
-    if p.told == "logsnr" and not (p.learned_variance or p.pooled_channels):
+    p, apply, has_text = config.published, network(unet(config)), texts.has_text(config)
+    if p.told == "logsnr" and not (p.learned_variance or p.pooled_channels or has_text):
         return apply
     told = TOLD[p.told](config)
 
     def plain(params: Any, x: Array, logsnr: Array, given: Any, dropout_key: Array | None = None) -> Array:
+        if has_text:
+            given = texts.own_context(config, params, given)
+            params = params["network"] if config.text.layers else params
         if p.pooled_channels:  # no text, and a whole image of the size that is wanted
             size = (*config.data.image_shape[:2], 0, 0, *config.data.image_shape[:2])
             none = {"pooled": jnp.zeros((len(x), p.pooled_channels)), "sizes": jnp.tile(jnp.array(size, jnp.float32), (len(x), 1))}
@@ -120,7 +134,8 @@ def noisy_classifier(config: Experiment) -> NoisyClassifier:
 
 def frozen_places(config: Experiment) -> tuple[str, ...]:
     """The places of the sources whose params a training step reads; those of `sources.init` where adapters adapt them."""
-    unread = {"autoencoder" if config.data.latents else "", "" if config.distillation.lora_rank else "init"}
+    cached = ("autoencoder", *texts.TEXTS) if config.data.latents else ()
+    unread = {*cached, "" if config.distillation.lora_rank else "init"}
     return tuple(place for place in FROZEN if place not in unread)
 
 
@@ -139,6 +154,7 @@ def space(config: Experiment, sources: Sources = NONE) -> tuple[int, int, int]:
 def conditional_denoiser(config: Experiment, params: Any, given: Any, dropout_key: Array | None = None) -> Denoiser:
     """The denoiser of a config at these params, given labels `[B]` (`num_classes` is no label) or a mapping."""
     weights = params["network"] if config.diffusion.schedule == "learned" else params
+    given = texts.own_context(config, params, given) if texts.has_text(config) else given  # once, outside of a sampler's loop
     apply, parameterization = denoising_network(config), parameterization_of(config)
     if config.objective == "consistency" and config.diffusion.prediction == "x0":  # the others are x / alpha without noise
         parameterization = bounded(parameterization)
@@ -146,13 +162,18 @@ def conditional_denoiser(config: Experiment, params: Any, given: Any, dropout_ke
 
 
 def guided_denoiser(config: Experiment, params: Any, given: Mapping[str, Any], scale: float | Array) -> Denoiser:
-    """The config's denoiser, guided from null labels by one scale, or by one an example `[B]`; a student has learned guidance."""
-    label = given["label"]
+    """The config's denoiser, guided from null labels, and null text if given any, by one scale, or by one an example `[B]`.
+
+    A `scale` that is given counts before the argument. A student has learned guidance.
+    """
+    label, scale = given["label"], given.get("scale", scale)
+    none, given = given.get("null", {}), {name: each for name, each in given.items() if name not in ("null", "scale")}
     if config.objective in STUDENTS:
         scales = {"guidance": jnp.broadcast_to(jnp.asarray(scale, jnp.float32), label.shape)} if guidance_is_input(config) else {}
         return conditional_denoiser(config, params, {**given, **scales})
     null = {"label": jnp.full_like(label, config.model.num_classes)}
-    if "context" in given:
+    null |= {name: jnp.broadcast_to(each, given[name].shape) for name, each in none.items()}
+    if "context" in given and not none:
         null["context"] = jnp.zeros_like(given["context"])
     with_label, without = (conditional_denoiser(config, params, each) for each in (given, {**given, **null}))
     if isinstance(scale, int | float) and scale in (0, 1):

@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
-from jaxdiff import cascade, objectives, process, samplers
+from jaxdiff import cascade, editing, objectives, process, samplers
+from jaxdiff.app.build import texts
 from jaxdiff.app.build.networks import NONE, Sources, codec, guided_denoiser, noisy_classifier, space, vae
 from jaxdiff.app.build.students import adapted, sampling_levels
 from jaxdiff.app.build.tables import SAMPLERS, SCHEDULES
@@ -19,16 +21,22 @@ from jaxdiff.models import classifier
 from jaxdiff.process import Level
 
 
-def image_generator(config: Experiment, sources: Sources = NONE, trained: Level | None = None) -> Callable[..., Array]:
+def image_generator(
+    config: Experiment, sources: Sources = NONE, trained: Level | None = None, strength: float = 1.0
+) -> Callable[..., Array]:
     """The pure function `(params, key, given, frozen) -> images [B, H, W, C]` of the config's sampler, or of a VAE's prior.
 
     Images lie in [-1, 1]; decoded ones may reach beyond.
 
-    `given` is a mapping of `index` and `label [B]`, where `num_classes` is no label, and `context [B, T, D]`; a VAE reads the
-    index alone. An image depends on the key, its index and what else it is given, and not on the others. `sources` are the configs
-    of the runs that sampling needs, by place: a classifier that guides, an autoencoder in whose latents the config works, a
-    cascade's base. `frozen` is their params by the same names. `trained` is the levels that a student was trained on, of which it
-    walks along some; its config's if not given.
+    `given` is a mapping of `index` and `label [B]`, where `num_classes` is no label, and maybe `context [B, T, D]`; tokens
+    `[B, T]` by the names of the encoders (see `texts`), those of the negative prompt under `null`; `scale [B]`, in place of the
+    config's guidance; and an `image` `[B, H, W, C]` to start from, with a `mask` `[B, H, W, 1]` that is 1 where it is painted anew.
+    A VAE reads the index alone. An image depends on the key, its index and what else it is given, and not on the others.
+
+    `sources` are the configs of the runs that sampling needs, by place: a classifier that guides, an autoencoder in whose latents
+    the config works, text encoders, a cascade's base. `frozen` is their params by the same names. `trained` is the levels that a
+    student was trained on, of which it walks along some; its config's if not given. From an image, the walk takes the last
+    `strength` of the steps.
     """
 
     def generate(params: Any, key: Array, given: Mapping[str, Array], frozen: Mapping[str, Any]) -> Array:
@@ -37,20 +45,71 @@ def image_generator(config: Experiment, sources: Sources = NONE, trained: Level 
             parts, images = vae(config), jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.float32)
             codes = jax.eval_shape(parts.encode, params, images).mean
             return parts.mean(params, jax.random.normal(key, codes.shape))[0]
+        given = texts.encoded(config, sources, frozen, given)
+        edited = {name: given.pop(name) for name in ("image", "mask") if name in given}
         stages = cascade_stages(config, params, given, sources, frozen, trained)
         if len(stages) > 1:
-            x = cascade.sample(stages, key, 1)
-        else:
-            x, key = cascade.start(stages[0], jax.random.fold_in(key, 0), 1)
-            x = samplers.sample(stages[0].sampler, stages[0].denoiser({}), x, stages[0].levels, key)
-        return (codec(sources["autoencoder"]).decode(frozen["autoencoder"], x) if "autoencoder" in sources else x)[0]
+            return cascade.sample(stages, key, 1)[0]
+        encode, decode = codec_maps(sources, frozen)
+        key = jax.random.fold_in(key, 0)
+        if edited:
+            return _edited(stages[0], encode, decode, key, strength, **edited)[0]
+        x, key = cascade.start(stages[0], key, 1)
+        return decode(samplers.sample(stages[0].sampler, stages[0].denoiser({}), x, stages[0].levels, key))[0]
 
     return jax.vmap(generate, in_axes=(None, None, 0, None))
 
 
+ROUNDED = ("kernel", "embedding")  # of dense layers, convolutions and tables of words
+
+
+def rounded(config: Experiment, sources: Sources, params: Any, frozen: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Params and frozen params in half the memory where their networks compute in bfloat16, to which layers round kernels anyway.
+
+    The same samples come of them, to the bit. Adapters, and what they adapt, are added up in float32 and stay as they are.
+    """
+
+    def half(dtype: str, tree: Any) -> Any:
+        if dtype == "float32" or config.distillation.lora_rank:
+            return tree
+        flat: dict[Any, Any] = flatten_dict(tree)
+        return unflatten_dict({path: leaf.astype(jnp.bfloat16) if path[-1] in ROUNDED else leaf for path, leaf in flat.items()})
+
+    dtypes = {"autoencoder": "", **dict.fromkeys(texts.TEXTS, config.model.dtype)}
+    dtypes = {place: dtype or sources[place].model.dtype for place, dtype in dtypes.items() if place in sources}
+    return half(config.model.dtype, params), {**frozen, **{place: half(dtypes[place], frozen[place]) for place in dtypes}}
+
+
+def codec_maps(sources: Sources, frozen: Mapping[str, Any]) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """From images to what the network sees, the mean of their latents where it works on latents, and back."""
+    if "autoencoder" not in sources:
+        return lambda images: images, lambda x: x
+    networks, params = codec(sources["autoencoder"]), frozen["autoencoder"]
+    return lambda images: networks.encode(params, images).mean, lambda z: networks.decode(params, z)
+
+
+def _edited(
+    stage: cascade.Stage, encode: Any, decode: Any, key: Array, strength: float, image: Array, mask: Array | None = None
+) -> Array:
+    """The image `[1, H, W, C]` noised and sampled back (Meng et al. 2022), with a mask only where it is 1."""
+    steps, known, sampler = stage.levels.sigma.size - 1, encode(image), stage.sampler
+    if mask is not None:
+        sampler = editing.inpaint(sampler, known, _kept(mask, known.shape))
+    levels = stage.levels[steps - min(int(steps * strength), steps) :]
+    painted = decode(editing.sdedit(sampler, stage.denoiser({}), known, levels, key))
+    return painted if mask is None else jnp.where(mask > 0, painted, image)
+
+
+def _kept(mask: Array, shape: tuple[int, ...]) -> Array:
+    """Where `[1, h, w, 1]` nothing of what the network sees is painted anew, of a mask `[1, H, W, 1]`."""
+    size = (1, mask.shape[1] // shape[1], mask.shape[2] // shape[2], 1)
+    return jax.lax.reduce_window(mask, 0.0, jax.lax.max, size, size, "VALID") == 0
+
+
 def _batch_of_one(key: Array, given: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
     """The key of an image, and what it is given, `[1, ...]` each."""
-    return jax.random.fold_in(key, given["index"]), {name: given[name][None] for name in given if name != "index"}
+    rest = {name: each for name, each in given.items() if name != "index"}
+    return jax.random.fold_in(key, given["index"]), jax.tree.map(lambda leaf: leaf[None], rest)
 
 
 def denoising_trajectory(
@@ -64,6 +123,7 @@ def denoising_trajectory(
 
     def walk(params: Any, key: Array, given: Mapping[str, Array], frozen: Mapping[str, Any]) -> tuple[Array, Array]:
         key, given = _batch_of_one(key, given)
+        given = texts.encoded(config, sources, frozen, given)
         stages = cascade_stages(config, params, given, sources, frozen, trained)
         steps = evenly_spaced_steps(config.sampling.steps, most)
         x, x0 = cascade.trajectory(stages, key, 1, steps)
@@ -91,7 +151,8 @@ def cascade_stages(
         below, params_below = (
             {name.removeprefix("base."): each[name] for name in each if name.startswith("base.")} for each in (sources, frozen)
         )
-        before = cascade_stages(sources["base"], frozen["base"], given, below, params_below)
+        its = {name: each for name, each in given.items() if name != "scale"}  # it has a guidance of its own
+        before = cascade_stages(sources["base"], frozen["base"], its, below, params_below)
 
     def denoiser(lower: Mapping[str, Array]) -> Denoiser:
         denoise = guided_denoiser(config, adapted(config, frozen, params), {**given, **lower}, sampling.guidance)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from jaxdiff import losses, objectives, process
@@ -16,6 +17,8 @@ from jaxdiff.app.config import FAMILIES, STUDENTS, Experiment, distillation, use
 from jaxdiff.denoiser import Denoiser, clip
 from jaxdiff.models import lora, schedule
 from jaxdiff.objectives import Condition, Objective
+
+EMBEDDING = "guidance"  # the module of a network that is told a guidance scale
 
 
 def sampling_schedule(config: Experiment, params: Any = None) -> process.Schedule:
@@ -52,8 +55,16 @@ def sampling_levels(config: Experiment, params: Any = None, trained: process.Lev
 
 
 def adapted(config: Experiment, frozen: Mapping[str, Any], params: Any) -> Any:
-    """The params of the network: those of `adapted_place` with adapters where the config trains these, else `params`."""
-    return lora.merged(frozen[adapted_place(config)], params) if config.distillation.lora_rank else params
+    """The params of the network: those of `adapted_place` with adapters where the config trains these, else `params`.
+
+    An embedding of the guidance scale that is trained beside the adapters is added as it is.
+    """
+    if not config.distillation.lora_rank:
+        return params
+    flat: dict[Any, Any] = flatten_dict(params)
+    new = {path: flat.pop(path) for path in list(flat) if EMBEDDING in path}
+    merged: dict[Any, Any] = flatten_dict(lora.merged(frozen[adapted_place(config)], unflatten_dict(flat)))
+    return unflatten_dict({**merged, **new})
 
 
 def adapted_place(config: Experiment) -> str:

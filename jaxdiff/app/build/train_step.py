@@ -1,6 +1,6 @@
 """Objective, optimizer, state and layout of a config."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from jaxdiff import likelihood, losses, objectives, training
-from jaxdiff.app.build import students
+from jaxdiff.app.build import students, texts
 from jaxdiff.app.build.networks import (
     NONE,
     Sources,
@@ -35,15 +35,21 @@ from jaxdiff.training import Objective, Step, TrainState, initial_state
 from jaxdiff.training.mesh import Layout, jit_layout, make_mesh, pmap_layout
 
 DECAY = 0.99  # of the running means of a codebook
+TEXT = 0x7465  # folded into the key for the params of a text encoder
 
 
 def objective(config: Experiment, sources: Sources = NONE) -> Objective:
     """The training objective of a config."""
+    if config.objective == "text":
+        raise ConfigError("objective text: a text encoder is imported, and trained only beside a diffusion network (text.layers)")
     if config.objective == "autoencoder":
         return _compression(config, sources)
     on_images = _on_images(config, sources)
     if config.distillation.lora_rank:
         on_images = objectives.adapted(on_images, partial(students.adapted, config))
+    if texts.has_text(config):
+        none, states = texts.nulls(config, sources), partial(texts.encoded, config, sources)
+        on_images = objectives.encoded(on_images, lambda frozen, batch: states(frozen, {**batch, "null": none}))
     if "autoencoder" not in sources:
         return on_images
     if config.data.latents:
@@ -73,15 +79,20 @@ def _on_images(config: Experiment, sources: Sources) -> Objective:
 def _condition(config: Experiment) -> objectives.Condition:
     rate = config.diffusion.label_dropout
     named = {"label": objectives.labels(config.model.num_classes, rate)}
+    if texts.has_text(config):
+        return objectives.joint(objectives.texts(rate), **named, **_guidance(config))
     if config.model.context_channels:
         named["context"] = objectives.contexts(jnp.zeros(()), rate)
-    if guidance_is_input(config):
-        named["guidance"] = objectives.guidance_scales(*config.distillation.guidance)
+    named |= _guidance(config)
     c = config.cascade
     if c.factor == 1:
         return objectives.joint(**named)
     lower = objectives.low_resolution(SCHEDULES[config.diffusion.schedule](config.betas), c.factor, c.max_augmentation)
     return objectives.joint(lower, **named)
+
+
+def _guidance(config: Experiment) -> dict[str, objectives.Condition]:
+    return {"guidance": objectives.guidance_scales(*config.distillation.guidance)} if guidance_is_input(config) else {}
 
 
 def _compression(config: Experiment, sources: Sources) -> Objective:
@@ -137,6 +148,8 @@ def init(config: Experiment, key: Array, known: Any = None, sources: Sources = N
     inputs = (image, jnp.zeros((1,)))
     if config.objective == "autoencoder":
         params = _autoencoder_params(config, key, image)
+    elif config.objective == "text":
+        params = _text_params(config, key)
     elif config.objective == "vae":
         params = autoencoder.init(*vae(config)[:2], key, image)
     elif config.objective == "classifier":
@@ -153,16 +166,32 @@ def init(config: Experiment, key: Array, known: Any = None, sources: Sources = N
             given["guidance"] = jnp.zeros((1,))
 
         def network_params(key: Array) -> Any:
-            return unet(config).init(key, *inputs, **given)["params"]
+            params = unet(config).init(key, *inputs, **given)["params"]
+            if config.text.layers:
+                return {"network": params, "text": _text_params(config, jax.random.fold_in(key, TEXT))}
+            return params
 
         rank = config.distillation.lora_rank
-        params = lora.init(key, jax.eval_shape(network_params, key), rank) if rank else network_params(key)
+        params = _adapters(network_params, key, rank) if rank else network_params(key)
     if config.diffusion.schedule == "learned":
         params = {"network": params, "schedule": schedule.MonotoneLogsnr().init(key, jnp.zeros((1,)))["params"]}
     if known is not None and not config.distillation.lora_rank:
         flat: dict[Any, Any] = flatten_dict(known)
         params = unflatten_dict({name: jnp.copy(flat.get(name, each)) for name, each in flatten_dict(params).items()})
     return initial_state(params, optimizer(config), config.ema, ema_dtype=config.ema_dtype)
+
+
+def _adapters(network_params: Callable[[Array], Any], key: Array, rank: int) -> Any:
+    """Adapters of a network's kernels, and the params of its guidance embedding, which the network that they adapt has not."""
+    adapted: dict[Any, Any] = flatten_dict(jax.eval_shape(network_params, key))
+    new = [path for path in adapted if students.EMBEDDING in path]
+    params = lora.init(key, unflatten_dict({path: leaf for path, leaf in adapted.items() if path not in new}), rank)
+    own: dict[Any, Any] = flatten_dict(network_params(key)) if new else {}
+    return unflatten_dict({**flatten_dict(params), **{path: own[path] for path in new}})
+
+
+def _text_params(config: Experiment, key: Array) -> Any:
+    return texts.text_encoder(config.text).init(key, texts.empty_prompt(config.text)[None])["params"]
 
 
 def _autoencoder_params(config: Experiment, key: Array, image: Array) -> dict[str, Any]:

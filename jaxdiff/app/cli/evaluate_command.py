@@ -16,6 +16,8 @@ from jaxdiff.io.errors import ConfigError
 # flags that neither --likelihood nor --stored reads
 MEASURING = {*SAMPLING, "epochs", "features", "weights", "metrics", "ema", "seed"} - {"steps"}
 
+WEIGHTS = {"inception": "FILE.npz (see jaxdiff.models.inception)", "clip": "FOLDER (a CLIP as transformers saves it)"}
+
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -35,13 +37,15 @@ class Evaluate:
     labels: str = ""
     """0..9, 3, or 0,3,7; by default all in turn."""
     metrics: str = ""
-    """Some of fid, kid, precision, recall, inception_score, label_agreement; by default all that apply."""
-    features: Literal["classifier", "inception"] = "classifier"
-    """A classifier of the data, trained at first use, or InceptionV3."""
+    """Some of fid, kid, precision, recall, inception_score, label_agreement, clip_score; default: all that apply."""
+    features: Literal["classifier", "inception", "clip"] = "classifier"
+    """A classifier of the data, InceptionV3, or CLIP."""
     weights: pathlib.Path | None = None
-    """Of InceptionV3, .npz; see jaxdiff.models.inception."""
+    """Of InceptionV3, an .npz; of CLIP, a folder."""
     epochs: int | None = None
-    """Epochs of the classifier's training."""
+    """Of the classifier's training, at its first use."""
+    split: str = ""
+    """Of held-out images, to compare with, whose captions or context samples are given; by default the run's."""
     stored: bool = False
     """Print the table of earlier evaluations instead."""
     data_dir: DataDir = None
@@ -49,7 +53,6 @@ class Evaluate:
     """Bits per dimension, by default in 1000 steps (chain), 256 (flow); the flags below are for it."""
     estimators: str = ""
     """discrete,continuous,flow,flow_uniform or elbo,importance; by default all but flow_uniform."""
-    split: str = "test"
     probes: int = 1
     """Probes of the flow's divergence; 0: exact."""
     batch_size: int = 100
@@ -62,39 +65,40 @@ def evaluate(args: Evaluate) -> int:
         raise ConfigError("evaluate needs a run: jaxdiff evaluate runs/digits")
     if args.likelihood:
         return _likelihood(args)
-    refuse(args, ("estimators", "split", "probes", "batch_size"), "is for --likelihood; give both, or neither")
+    refuse(args, ("estimators", "probes", "batch_size"), "is for --likelihood; give both, or neither")
     if args.stored:
-        refuse(args, (*MEASURING, "num", "steps", "labels"), "does not go with --stored, which draws no samples")
+        refuse(args, (*MEASURING, "num", "steps", "labels", "split"), "does not go with --stored, which draws no samples")
         print(evaluate.results_table([(path.name, each) for path in args.runs for each in evaluate.results_of_run(path)]))
         return 0
     check_bounds(args, num=10)
-    if (args.features == "inception") != (args.weights is not None):
-        raise ConfigError("--features inception and --weights FILE.npz go together; see jaxdiff.models.inception for the file")
     return _samples(args)
 
 
 def _samples(args: Evaluate) -> int:
     from jaxdiff import evaluate
+    from jaxdiff.app import build
     from jaxdiff.app.runs import finish, trained
 
     configs = {path: _config(path, args) for path in args.runs}
     labels = {path: parse_labels(args.labels, config.model.num_classes) for path, config in configs.items()}
-    made, evaluators = {}, {}
+    network, made, evaluators = _network(args), {}, {}
     for path, config in configs.items():
-        c, unlabelled = config.data, not config.model.num_classes
-        same_images = (c.name, c.split, c.held_out, c.image_shape, c.fit, c.reduce, config.evaluation.epochs, unlabelled)
+        c, unlabelled = config.data, not (config.model.num_classes or config.model.context_channels)
+        given = (unlabelled, build.has_text(config))
+        same_images = (c.name, c.split, c.held_out, c.image_shape, c.fit, c.reduce, config.evaluation.epochs, *given)
         if same_images not in made:
-            how: Any = {"weights": args.weights, "names": names_in(args.metrics)}
+            how: Any = {"network": network, "names": names_in(args.metrics)}
             made[same_images] = finish.run_evaluator(config, args.num, args.data_dir, **how)
         evaluators[path] = made[same_images]
     evaluate.check_same({str(path): each.spec for path, each in evaluators.items()})  # before samples are drawn
     rows = []
     for path, config in configs.items():
-        ema = f"_ema_{args.ema}" if args.ema else ""
-        name = trained.sample_file_name(config, config.seed).removesuffix(".png") + ema
+        marks = [f"_ema_{args.ema}" if args.ema else "", f"_{args.split}" if args.split else ""]
+        name = trained.sample_file_name(config, config.seed).removesuffix(".png") + "".join(marks)
         drawn = finish.draw_samples(config, path, args.num, args.data_dir, classes=labels[path], ema=args.ema)
-        print(finish.save_sample_grid(config, drawn, path / "samples" / f"{name}.png", len(labels[path])))
-        out = path / evaluate.FOLDER / (name + ("_inception" if args.weights else "") + ".json")
+        columns = len(labels[path]) if config.model.num_classes else finish.COLUMNS
+        print(finish.save_sample_grid(config, drawn, path / "samples" / f"{name}.png", columns))
+        out = path / evaluate.FOLDER / (name + (f"_{args.features}" if args.weights else "") + ".json")
         rows.append((path.name, finish.evaluate_samples(config, drawn, evaluators[path], out, args.ema)))
         print(f"evaluation: {out}" if len(configs) > 1 else f"{rows[0][1].result}\n{out}", flush=True)
     if len(configs) > 1:
@@ -102,8 +106,21 @@ def _samples(args: Evaluate) -> int:
     return 0
 
 
+def _network(args: Evaluate) -> Any:
+    """The network of a file or folder of weights; None stands for a classifier of each run's data."""
+    from jaxdiff import evaluate
+
+    if args.features == "classifier":
+        if args.weights is not None:
+            raise ConfigError("--weights is of which network? write --features inception (FILE.npz) or --features clip (FOLDER)")
+        return None
+    if args.weights is None:
+        raise ConfigError(f"--features {args.features} needs its weights; write --weights {WEIGHTS[args.features]}")
+    return evaluate.clip(args.weights) if args.features == "clip" else evaluate.inception(args.weights)
+
+
 def _config(path: pathlib.Path, args: Evaluate) -> Experiment:
-    """The run's config, with sampling, seed and epochs as the flags say."""
+    """The run's config, with sampling, seed, epochs and split as the flags say."""
     from jaxdiff.app.runs import storage
 
     if storage.read_config(path).objective == "vae":
@@ -113,7 +130,8 @@ def _config(path: pathlib.Path, args: Evaluate) -> Experiment:
     seed = config.seed if args.seed is None else args.seed
     epochs = config.evaluation.epochs if args.epochs is None else args.epochs
     evaluation = dataclasses.replace(config.evaluation, epochs=epochs)
-    return validated(dataclasses.replace(config, seed=seed, evaluation=evaluation), where="jaxdiff evaluate")
+    data = dataclasses.replace(config.data, held_out=args.split or config.data.held_out)
+    return validated(dataclasses.replace(config, seed=seed, evaluation=evaluation, data=data), where="jaxdiff evaluate")
 
 
 def _likelihood(args: Evaluate) -> int:
@@ -135,7 +153,9 @@ def _likelihood(args: Evaluate) -> int:
         raise ConfigError(f"--estimators {args.estimators!r}: no name in it; write elbo, importance or discrete, continuous, flow")
     if config.objective == "vae":
         refuse(args, ("steps", "probes", "labels"), "does not apply to the likelihood of a vae run")
-    images = likelihood.Measured(args.split, args.num, args.labels != "none", args.batch_size, args.data_dir)
+    images = likelihood.Measured(
+        args.split or config.data.held_out, args.num, args.labels != "none", args.batch_size, args.data_dir
+    )
     print(likelihood.evaluate_likelihood(workdir, names, effort, images))
     print(workdir / "likelihood.json")
     return 0

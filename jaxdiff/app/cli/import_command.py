@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from jaxdiff.app.cli.arguments import refuse
+from jaxdiff.app.cli.arguments import names_in, refuse
 from jaxdiff.io.errors import UsageError
 
 
@@ -27,6 +27,8 @@ class Import:
     """Of its images: 256, or HEIGHTxWIDTH; by default as published."""
     data: str = ""
     """The data set that it is compared with."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which it computes; bfloat16 is several times as fast on a TPU."""
     adapt: pathlib.Path | None = None
     """Of a LoRA: the run that it adapts."""
     scale: float = 1.0
@@ -38,6 +40,8 @@ class Import:
     """Number of attention heads."""
     head_channels: int | None = None
     """Or their width."""
+    tokenizer: str = ""
+    """Folders of the text encoders' tokenizers, with commas, for one file of weights."""
     new_order: bool | None = None
     """OpenAI's network has use_new_attention_order; --no-new-order: it has not."""
 
@@ -47,7 +51,11 @@ def import_(args: Import) -> int:
     from jaxdiff.data import importing
 
     if args.adapt is not None:
-        refuse(args, ("size", "data", "prediction", "betas", "heads", "head_channels", "new_order"), "does not apply to a LoRA")
+        refuse(
+            args,
+            ("size", "data", "dtype", "tokenizer", "prediction", "betas", "heads", "head_channels", "new_order"),
+            "does not apply to a LoRA",
+        )
         print(imported.import_lora(pathlib.Path(args.source), args.adapt, args.workdir, args.scale))
         return 0
     if args.scale != 1:
@@ -56,5 +64,8 @@ def import_(args: Import) -> int:
     options |= {"heads": 0} if "head_channels" in options and "heads" not in options else {}
     chain = {name: getattr(args, name) for name in ("prediction", "betas") if getattr(args, name)}
     size = importing.parse_size(args.size) if args.size else None
-    print(imported.import_weights(args.source, args.workdir, imported.Wanted(size, args.data, options, chain)))
+    tokenizers = [pathlib.Path(name) for name in names_in(args.tokenizer)]
+    print(
+        imported.import_weights(args.source, args.workdir, imported.Wanted(size, args.data, options, chain, tokenizers, args.dtype))
+    )
     return 0

@@ -13,11 +13,13 @@ from jaxdiff.app.cli.flags import DataDir
 class Latents:
     """Encode a data set with the autoencoder of a run, to train diffusion on the latents (data.latents).
 
+    Of a run that reads captions (sources.text), the states of its captions too.
+
     Example: jaxdiff latents runs/digits_kl --split train,test
     """
 
     run: tyro.conf.Positional[pathlib.Path]
-    """The directory of the autoencoder's run."""
+    """The directory of the autoencoder's run, or of one that works on its latents and reads captions."""
     out: pathlib.Path | None = None
     """A new directory; by default RUN/latents."""
     split: str = "train"

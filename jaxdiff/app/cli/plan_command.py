@@ -13,6 +13,7 @@ import tyro
 from jaxdiff.app import plan as plans
 from jaxdiff.app.cli.arguments import refuse
 from jaxdiff.app.config import Experiment, validated
+from jaxdiff.app.runs.sources import inherited
 from jaxdiff.io import count, progress
 from jaxdiff.io.errors import ConfigError
 
@@ -27,7 +28,7 @@ TRAFFIC = ("kind", "axes", "network", "beside_computation", "count", "bytes", "w
 
 @dataclass(frozen=True)
 class Plan:
-    """Compile a recipe's step for TPUs, without having any: memory, whether it fits, FLOPs, collectives, a lower bound of the time.
+    """Compile a recipe's step for TPUs that are not there: memory, FLOPs, time.
 
     Example: jaxdiff plan cifar10 --topology v5e:2x4 --mesh.data 1 --mesh.fsdp -1
     """
@@ -63,7 +64,7 @@ class Plan:
 
 def plan(args: Plan) -> int:
     """`jaxdiff plan`: the exit status, 1 if nothing fits."""
-    config = validated(args.experiment, where="jaxdiff plan")
+    config = validated(inherited(validated(args.experiment, where="jaxdiff plan")), where="jaxdiff plan")
     where, cache = plans.topology(args.topology, args.slices), plans.cache_dir(args.cache_dir)
     job = plans.Job(config, args.what, where, cache, args.limit_s, args.full)
     job = plans.with_batch(job, args.batch) if args.batch else job
@@ -125,7 +126,7 @@ def _text(plan: plans.Plan) -> str:
         again = ", recomputation included" if job.config.model.remat not in (False, "none") else ""
         use = f"FLOP utilisation {100 * plan.utilisation:.0f}%{again}"
         brought = ", which the input must bring" if job.what == "train" else ""
-        lines += [f"  at it {plan.images_per_s:,.0f} images/s at most{brought}; {use}"]
+        lines += [f"  at it {plans.images_per_s(plan)} images/s at most{brought}; {use}"]
         lines += [f"  {line}" for line in LEAVES_OUT.splitlines()]
     lines += [f"note: {note}" for note in plan.notes]
     how = "finished executable" if job.full else "scheduled HLO"
@@ -146,7 +147,7 @@ def _row(plan: plans.Plan) -> list[str]:
         return [*first, "does not fit"]
     wire = 1e3 * (plan.wire_s(hidden=False) + plan.wire_s(hidden=True))
     work = [f"{plan.cost.flops / 1e12:.4g}", f"{plan.cost.hbm_bytes / 1e9:.4g}"]
-    bounds = [f"{wire:.2f}", f"{1e3 * plan.bound_s:.2f}", f"{plan.images_per_s:,.0f}"]
+    bounds = [f"{wire:.2f}", f"{1e3 * plan.bound_s:.2f}", plans.images_per_s(plan)]
     return [*first, *work, *bounds, *(["shuffles activations"] if plan.moved else [])]
 
 

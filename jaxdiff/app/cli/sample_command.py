@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -39,6 +39,7 @@ class Sampling:
         return validated(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **given)), where="sampling")
 
 
+EDITS = ("prompt", "negative", "size", "init", "strength", "mask", "lora", "context")
 SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 
 
@@ -54,47 +55,83 @@ class Sample:
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()
     labels: str = ""
     """0..9, 3, or 0,3,7, or none for the unconditional model; by default all in turn."""
-    num: int = 100
+    prompt: str = ""
+    """What to draw, or a .txt file of prompts, one a line."""
+    negative: str = ""
+    """What the prompts are guided away from."""
+    num: int | None = None
+    """By default 100, or one a prompt."""
+    size: str = ""
+    """HEIGHTxWIDTH in pixels; by default the run's."""
+    init: pathlib.Path | None = None
+    """An image to start from."""
+    strength: float = 1.0
+    """Share of the steps that are taken from there."""
+    mask: pathlib.Path | None = None
+    """An image as large as --init, white where it is painted anew."""
+    lora: str = ""
+    """FILE.safetensors:SCALE, or several, with commas."""
     context: pathlib.Path | None = None
-    """A .npy file of context vectors, [T, D] or [num, T, D], for a run with cross-attention."""
+    """A .npy file of context vectors, [T, D] or [num, T, D]."""
     out: pathlib.Path | None = None
-    """A .png grid, one column per label, or .npz with `image` uint8 and `label`; by default a .png in RUN/samples."""
+    """A .png grid, one column per label or prompt, or .npz with `image` and `label`; by default in RUN/samples."""
     seed: int = 0
     ema: str | None = None
-    """Name of an EMA of the params; by default the config's first."""
+    """Name of an EMA; by default the config's first."""
     batch_size: int | None = None
-    """Images that a device draws at once, at most; by default the run's sampling.batch_size."""
+    """Images at once on a device, at most; by default the run's."""
 
 
 def sample(args: Sample) -> int:
-    from jaxdiff.app.runs import storage, trained
+    from jaxdiff.app.runs import edits, storage, trained
+    from jaxdiff.app.runs.sources import sampling_inputs
+    from jaxdiff.data.importing import parse_size
     from jaxdiff.io import files, pictures
 
-    config = storage.read_config(args.run)
-    check_bounds(args, num=1, batch_size=1)
+    config = _config(args)
     from_prior = config.objective == "vae"
-    if from_prior:
-        refuse(args, (*SAMPLING, "labels"), "does not apply to a vae run, whose samples are decoded from its prior in one call")
-    else:
-        config = args.sampling.applied_to(storage.read_config(args.run, "diffusion"))
     chosen = [config.model.num_classes] if from_prior else parse_labels(args.labels, config.model.num_classes)
     if args.labels == "none" and config.model.num_classes and not config.diffusion.label_dropout:
         raise ConfigError("--labels none: this run has no unconditional model (it was trained with diffusion.label_dropout 0)")
-    labels = trained.cycle_labels(chosen, args.num)
-    name = f"prior_seed_{args.seed}.png" if from_prior else trained.sample_file_name(config, args.seed)
+    wanted = read_prompts(args.prompt)
+    num = args.num or len(wanted) or 100
+    labels = trained.cycle_labels(chosen, num)
+    name = f"prior_seed_{args.seed}.png" if from_prior else trained.sample_file_name(config, args.seed, args.prompt)
     out = args.out or args.run / "samples" / name
     if out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: write a name that ends in .png or .npz")
     files.check_writable(out, "--out")
     step, params = storage.read_params(config, args.run, args.ema)
-    context = None if args.context is None else _load_context(args.context)
-    images = trained.image_sampler(config, args.batch_size, args.run)(params, labels, args.seed, context)
+    sources, frozen = sampling_inputs(config, args.run)
+    params, frozen = edits.with_lora(config, sources, params, frozen, args.lora)
+    config = edits.sized(config, sources, parse_size(args.size) if args.size else None)
+    given = _given(args, config, np.resize(wanted, num).tolist() if wanted else [])
+    given |= edits.starting_image(config, args.init, args.mask, num)
+    inputs = trained.Inputs(sources, frozen, storage.read_levels(config, args.run))
+    generate = trained.generator(config, inputs, args.batch_size, args.strength)
+    images = generate(params, labels, args.seed, given)
     if out.suffix == ".npz":
         pictures.save_npz(out, images, labels)
     else:
-        pictures.save_grid(out, images, columns=len(chosen) if len(chosen) > 1 else max(1, round(args.num**0.5)))
-    print(f"{count(args.num, 'sample')} of step {step}: {out}")
+        columns = max(len(chosen), len(wanted))
+        pictures.save_grid(out, images, columns if columns > 1 else max(1, round(num**0.5)))
+    print(f"{count(num, 'sample')} of step {step}: {out}")
     return 0
+
+
+def _config(args: Sample) -> Experiment:
+    """The run's config, with the flags that replace its sampling, once all are checked."""
+    from jaxdiff.app.runs import storage
+
+    config = storage.read_config(args.run)
+    check_bounds(args, num=1, batch_size=1)
+    if not 0 <= args.strength <= 1:
+        raise ConfigError(f"--strength must be between 0 and 1, got {args.strength:g}")
+    if config.objective == "vae":
+        why = "does not apply to a vae run, whose samples are decoded from its prior in one call"
+        refuse(args, (*SAMPLING, *EDITS, "labels"), why)
+        return config
+    return args.sampling.applied_to(storage.read_config(args.run, "diffusion"))
 
 
 def parse_labels(text: str, num_classes: int) -> list[int]:
@@ -111,6 +148,32 @@ def parse_labels(text: str, num_classes: int) -> list[int]:
             raise ConfigError(f"--labels {text}: this run has the labels 0..{num_classes - 1}, and a range ascends")
         labels.extend(range(first, last + 1))
     return labels
+
+
+def read_prompts(text: str) -> list[str]:
+    """The prompts of `--prompt`: itself, or the lines of a .txt file; none where it is empty."""
+    if not text.endswith(".txt"):
+        return [text] if text else []
+    try:
+        lines = pathlib.Path(text).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--prompt {text} must be a file of text ({first_line(error)})") from error
+    if not (prompts := [line.strip() for line in lines if line.strip()]):
+        raise ConfigError(f"--prompt {text} holds no prompt; write one a line")
+    return prompts
+
+
+def _given(args: Sample, config: Experiment, wanted: list[str]) -> dict[str, Any]:
+    """What the run is given beside labels: tokens, or context vectors."""
+    from jaxdiff.app.build import has_text
+    from jaxdiff.app.runs import prompts
+
+    if has_text(config):
+        refuse(args, ("context",), "does not apply to a run with a text encoder; write --prompt")
+        return prompts.prompted(config, args.run, wanted or [""] * (args.num or 100), args.negative)
+    why = "does not apply: this run has no text encoder" + (", but --context" if config.model.context_channels else "")
+    refuse(args, ("prompt", "negative"), why)
+    return {} if args.context is None else {"context": _load_context(args.context)}
 
 
 def _load_context(path: pathlib.Path) -> np.ndarray:

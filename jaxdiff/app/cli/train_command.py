@@ -18,7 +18,7 @@ class Processes:
     """How one of several processes that train a run joins the others; under SLURM and on TPU pods none of it is needed."""
 
     coordinator: str | None = None
-    """HOST:PORT of process 0, to join several processes without SLURM or a TPU pod."""
+    """HOST:PORT of process 0, without SLURM or a TPU pod."""
     num_processes: int | None = None
     """Number of processes."""
     process_id: int | None = None
@@ -50,13 +50,15 @@ class Train:
 
 
 def train(args: Train) -> int:
-    from jaxdiff.app.runs import finish, sources
+    from jaxdiff.app.runs import finish, imported, sources
     from jaxdiff.app.runs import train as run
 
     start = args.experiment
     if paths.path(args.config).is_dir() and not (start.sources.init or start.sources.teacher):
         what = f"{args.config} is a run of {start.objective}, from whose params none other starts"
         raise ConfigError(f"{what}; train the recipe of such a run")
+    if repository := start.published.repository:
+        raise ConfigError(f"{args.config} is imported, not trained: jaxdiff import {repository} --workdir {args.workdir}")
     config, before = sources.resolve_sources(validated(args.experiment, where="jaxdiff train"), args.workdir)
     distributed.initialize(args.processes.coordinator, args.processes.num_processes, args.processes.process_id)
     left, traced, log_to = sources.unfinished(before), profiling.parse_steps(args.profile), sinks.factories(args.log)
@@ -65,6 +67,9 @@ def train(args: Train) -> int:
     for stage in [*left, sources.Stage(args.config, args.workdir, config)]:
         if stage.workdir != args.workdir:
             print_once(f"stage {stage.workdir}: {stage.command}")
+        if repository := stage.config.published.repository:
+            print_once(imported.import_weights(repository, stage.workdir, imported.Wanted()))
+            continue
         with run_lock.hold(stage.workdir):
             if stopped := run.train_run(stage.config, stage.workdir, args.data_dir, args.processes.step_timeout, traced, log_to):
                 return report_stop(stopped, stage.workdir)

@@ -21,6 +21,7 @@ from jaxdiff.app.config.fields import (
 )
 from jaxdiff.app.config.published import Betas, Published
 from jaxdiff.app.config.rules import with_article
+from jaxdiff.app.config.text import Text
 from jaxdiff.app.config.validation import (
     differences,
     flatten,

@@ -15,7 +15,7 @@ Deterministic = Literal["ddim", "dpmpp_2m", "dpmpp_3m", "heun", "unipc"]
 Stochastic = Literal["ddpm", "ddpm_large", "dpmpp_2m_sde", "euler_maruyama"]
 SamplerName = Literal[Deterministic, Stochastic, "heun_edm", "consistency", "overshoot"]
 TWO_CALLS = ("heun", "heun_edm")  # samplers that call the network twice a step, but once in the last
-Spacing = Literal["time", "logsnr", "karras", "quadratic", "leading", "linspace", "trailing"]
+Spacing = Literal["time", "logsnr", "karras", "quadratic", "leading", "linspace", "trailing", "lcm"]
 Prediction = Literal["x0", "noise", "score", "v", "velocity", "edm"]
 ScheduleName = Literal["cosine", "linear", "linear_logsnr", "linear_zero_snr", "karras", "rectified_flow", "betas"]
 # Schedules between which a network that does not scale its input may change: x has the same size at the same logsnr.

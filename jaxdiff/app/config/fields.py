@@ -6,9 +6,11 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
+from jaxdiff.app.config.compression import Autoencoder, Vae
 from jaxdiff.app.config.distillation import Distillation
 from jaxdiff.app.config.field_types import BelowOne, PositiveInt, Prediction, SamplerName, ScheduleName, Spacing, UpToOne, Workers
 from jaxdiff.app.config.published import Betas, Published
+from jaxdiff.app.config.text import Text
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Model:
     transformer: NonNegativeInt = 0
     """Transformer blocks in each attention's place; 0 is attention alone."""
     context_channels: NonNegativeInt = 0
-    """Width of the context vectors that transformer blocks attend to; the data set's feature context. 0: none."""
+    """Width of the vectors that transformer blocks attend to: of text, or the data set's feature context. 0: none."""
     scale_shift: bool = True
     """Condition residual blocks by scale and shift, not by a sum."""
     num_classes: NonNegativeInt = 10
@@ -80,50 +82,7 @@ class Diffusion:
     weight: Literal[Prediction, "truncated_snr", "min_snr", "elbo"] = "v"
     """The weight of a prediction type is the plain error of that network output; elbo is maximum likelihood."""
     label_dropout: UpToOne = 0.1
-    """Share of examples trained without their label, for classifier-free guidance."""
-
-
-@dataclass(frozen=True)
-class Vae:
-    """The code of a VAE and the law of its pixels; encoder and decoder take their sizes from the model."""
-
-    latent_channels: PositiveInt = 4
-    """Of the code at each position; each of model.multipliers but the last halves the image."""
-    pixels: Literal["logistic", "binary", "gaussian"] = "logistic"
-    """logistic: 8-bit pixels; binary: black or white, cut at the middle; gaussian: a density."""
-    std: PositiveFloat = 0.1
-    """Of gaussian pixels."""
-    beta: NonNegativeFloat = 1.0
-    """Weight of the KL from the prior; 1 is maximum likelihood."""
-    free_bits: NonNegativeFloat = 0.0
-    """Nats of KL for each latent channel that cost nothing."""
-
-
-@dataclass(frozen=True)
-class Autoencoder:
-    """The autoencoder of latent diffusion, and what it is trained by; encoder and decoder take their sizes from the model."""
-
-    latent_channels: PositiveInt = 4
-    """Of the latents at each position; each of model.multipliers but the last halves the image."""
-    kl: NonNegativeFloat = 1e-6
-    """Weight of the KL from a standard normal, in nats per dimension of the image."""
-    codebook: NonNegativeInt = 0
-    """Number of codes of a vector-quantised one, which has no KL; 0 is none."""
-    commitment: NonNegativeFloat = 0.25
-    """Weight that ties latents to their codes."""
-    distance: Literal["l1", "l2"] = "l1"
-    """Of pixels."""
-    perceptual: NonNegativeFloat = 0.0
-    """Weight of the distance of features of sources.features."""
-    adversarial: NonNegativeFloat = 0.0
-    """Weight of a patch discriminator, relative to a balance of gradients; 0 is none."""
-    adversarial_start: NonNegativeInt = 0
-    """Step at which the discriminator begins."""
-    discriminator_channels: PositiveInt = 64
-    discriminator_layers: PositiveInt = 3
-    """Convolutions of the discriminator that halve the image."""
-    measured: PositiveInt = 2000
-    """Training images over which the latents' scale and shift are measured at the end."""
+    """Share of examples trained without their label or caption, for classifier-free guidance."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +103,10 @@ class Sources:
 
     autoencoder: str = ""
     """In whose latents diffusion is trained."""
+    text: str = ""
+    """The run of a text encoder, which encodes captions and prompts."""
+    text_2: str = ""
+    """Of a second one, whose states stand beside those of the first, and whose pooled vector is used (Stable Diffusion XL)."""
     base: str = ""
     """The model before this one in a cascade, whose samples it enlarges."""
     teacher: str = ""
@@ -200,7 +163,7 @@ class Sampling:
     steps: PositiveInt = 50
     spacing: Spacing = "time"
     """What is uniform along the levels: the schedule's time, logsnr, (sigma / alpha)^(1/7), the root of time; or how the time
-    steps of betas are chosen, leading, linspace or trailing."""
+    steps of betas are chosen, leading, linspace, trailing or lcm."""
     steps_offset: NonNegativeInt = 0
     """Added to these time steps alone; 1 in Stable Diffusion, whose spacing is leading."""
     eta: UpToOne = 0.0
@@ -218,6 +181,8 @@ class Sampling:
     """Images that a device makes at once, at most."""
     every: NonNegativeInt = 0
     """Steps between grids of samples during training; 0 is never."""
+    prompts: tuple[str, ...] = ()
+    """Of these grids, in turn, for a run with text."""
 
 
 @dataclass(frozen=True)
@@ -236,12 +201,16 @@ class Evaluation:
 class Experiment:
     """One recipe: everything that makes a run what it is."""
 
-    objective: Literal["diffusion", "classifier", "vae", "autoencoder", "guided", "progressive", "consistency"] = "diffusion"
+    objective: Literal["diffusion", "classifier", "vae", "autoencoder", "text", "guided", "progressive", "consistency"] = (
+        "diffusion"
+    )
     """What is trained: a diffusion network; a classifier of noised images, which reads the schedule alone of diffusion; a
     variational autoencoder by its likelihood, or the autoencoder of latent diffusion, which read nothing of it; or a student
-    (see distillation) that does with one call what guidance does with two, samples in few steps, or in one."""
+    (see distillation) that does with one call what guidance does with two, samples in few steps, or in one. A text encoder
+    (text) is imported, and trained only beside a diffusion network."""
     data: Data = Data()
     model: Model = Model()
+    text: Text = Text()
     published: Published = Published()
     betas: Betas = Betas()
     diffusion: Diffusion = Diffusion()

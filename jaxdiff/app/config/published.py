@@ -53,9 +53,13 @@ class Published:
     """Transformer blocks at each level, in place of model.transformer."""
     pooled_channels: NonNegativeInt = 0
     """Width of the pooled text that a network is given beside the sizes of its image, as Stable Diffusion XL is; 0: neither."""
+    zero_null: bool = False
+    """What an empty prompt gives the network is zeros, as in Stable Diffusion XL."""
     size_features: PositiveInt = 256
     """Sines and cosines of each of these sizes."""
     learned_variance: bool = False
     """The network has outputs for the variance too, which samplers do not read."""
+    repository: str = ""
+    """OWNER/NAME of the Hugging Face hub that a recipe's network is imported from, not trained."""
     boundary: NonNegativeFloat = 0.0
     """sigma / alpha at which the prediction edm is x / alpha: 0.002 in consistency models."""

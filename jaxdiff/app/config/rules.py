@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from jaxdiff.app.config import distillation
-from jaxdiff.app.config.distillation import Distillation, Ladder, guidance_is_input, uses_discrete_levels
+from jaxdiff.app.config.distillation import Distillation, Ladder, uses_discrete_levels
 from jaxdiff.app.config.field_types import DENOISERS, FAMILIES, STUDENTS
 from jaxdiff.app.config.fields import Experiment
 from jaxdiff.app.config.published import Published
+from jaxdiff.app.config.text import text_rules
 
 Rules = Iterator[tuple[str, str, object]]
 
@@ -48,6 +49,7 @@ def rules(c: Experiment) -> Rules:
         known = denoises or (name == "dropout" and c.objective == "classifier") or (name == "heads" and c.objective in ENCODERS)
         yield f"model.{name}", f"not set for {this}, whose network has none", known or not getattr(m, name)
     yield from _published_rules(c)
+    yield from text_rules(c, this)
     yield "sampling.classifier", "empty for all but denoisers", denoises or not s.classifier
     yield "evaluation.num", f"0 for {this}, which has no labels", c.objective not in ENCODERS or not c.evaluation.num
     yield from _steps_per_call_rules(c)
@@ -71,7 +73,7 @@ def rules(c: Experiment) -> Rules:
 def _published_rules(c: Experiment) -> Rules:
     """What the options of published networks, and discrete chains, allow."""
     m, p, b, s, levels = c.model, c.published, c.betas, c.sampling, len(c.model.multipliers)
-    readers = {"autoencoder": ENCODER_OPTIONS, "vae": ENCODER_OPTIONS, "classifier": set()}
+    readers = {"autoencoder": ENCODER_OPTIONS, "vae": ENCODER_OPTIONS, "classifier": set(), "text": set()}
     for field in fields(Published):
         read = c.objective in DENOISERS or field.name in readers[c.objective]
         untouched = read or getattr(p, field.name) == field.default
@@ -95,8 +97,8 @@ def _published_rules(c: Experiment) -> Rules:
     ours = s.spacing in ("time", "logsnr", "karras", "quadratic")
     chain = c.diffusion.sampling_schedule or c.diffusion.schedule
     yield "sampling.spacing", "one of time, logsnr, karras, quadratic, or the schedule betas", ours or chain == "betas"
-    num = len(b.listed) or b.num
-    yield "sampling.steps", f"at most {num}, the time steps of betas", ours or s.steps <= num
+    num = 50 if s.spacing == "lcm" else len(b.listed) or b.num
+    yield "sampling.steps", f"at most {num}, the time steps of {s.spacing}", ours or s.steps <= num
 
 
 def between_calls(c: Experiment) -> dict[str, int]:
@@ -136,10 +138,13 @@ def _source_rules(c: Experiment) -> Rules:
     most = c.cascade.max_augmentation
     yield "cascade.augmentation", "at most cascade.max_augmentation, which training has seen", c.cascade.augmentation <= most
     context, labels = c.model.context_channels, c.model.num_classes
-    yield "sampling.every", "0 with context vectors, which the data set brings", not context or not c.sampling.every
-    yield "data.latents", "empty with model.context_channels: a cache keeps no context", not context or not c.data.latents
+    drawn = not context or c.sampling.prompts or not c.sampling.every
+    yield "sampling.every", "0 without sampling.prompts, of which the network draws", drawn
+    kept = not context or s.text or not c.data.latents
+    yield "data.latents", "empty with context vectors of the data set: a cache keeps none", kept
     yield "model.num_classes", "at least 1 for a classifier", labels or c.objective != "classifier"
-    yield "evaluation.num", "0 with model.num_classes 0: there are no labels to judge by", labels or not c.evaluation.num
+    judged = labels or context or not c.evaluation.num
+    yield "evaluation.num", "0 without classes or context: there are no labels to judge by", judged
     begins = not (compresses and a.adversarial) or a.adversarial_start < c.steps
     yield "autoencoder.adversarial_start", f"below steps, {c.steps}, or the discriminator never begins", begins
     visible = not s.features.endswith(".npz") or (min(height, width) >= 16 and channels in (1, 3))
@@ -156,7 +161,12 @@ def _distillation_rules(c: Experiment) -> Rules:
     d, sampler, objective = c.distillation, c.sampling.sampler, c.objective
     yield "sources.teacher", "empty without an objective that distils", objective in STUDENTS or not c.sources.teacher
     consistent = objective == "consistency"
-    yield "sampling.sampler", "another: consistency samples consistency students", consistent or sampler != "consistency"
+    published = objective == "diffusion" and c.published.told == "step"  # which a LoRA may make one (Luo et al. 2023b)
+    yield (
+        "sampling.sampler",
+        "another: consistency samples consistency students",
+        consistent or published or sampler != "consistency",
+    )
     alone = "another: overshoot samples progressive students trained with distillation.every_level"
     yield "sampling.sampler", alone, sampler != "overshoot" or (objective == "progressive" and d.every_level)
     what = f"{d.curriculum} consistency" if consistent else f"the objective {objective}"
@@ -190,8 +200,6 @@ def _student_rules(c: Experiment) -> Rules:
     yield "distillation.guidance", "1 1 without classes or context", plain or c.model.num_classes or c.model.context_channels
     yield "cascade.factor", "1 for a student", c.cascade.factor == 1
     yield "distillation.clip", "False in latent space, whose values have no bounds", not (c.sources.autoencoder and d.clip)
-    new = d.lora_rank and guidance_is_input(c)
-    yield "distillation.lora_rank", "0 where the scale is an input, of which the teacher has no params", not new
     yield "distillation.lora_rank", "0 without sources.teacher, which it adapts", not d.lora_rank or teacher
     inside = f"{low:g}" if low == high else f"between {low:g} and {high:g}"
     yield "sampling.guidance", f"{inside}, the guidance that the student was trained with", low <= scale <= high

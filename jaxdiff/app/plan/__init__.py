@@ -217,6 +217,11 @@ def sweep(jobs: Sequence[Job], plan: Callable[[Job], Plan] = planned) -> Iterato
             yield candidate
 
 
+def images_per_s(plan: Plan) -> str:
+    """How many images a second the bound allows, in two digits where they are few."""
+    return f"{plan.images_per_s:,.0f}" if plan.images_per_s >= 10 else f"{plan.images_per_s:.2g}"
+
+
 def recommendation(plans: Sequence[Plan]) -> str:
     """The plan with the highest bound of images a second, as flags of `jaxdiff train`."""
     best = max((each for each in plans if each.fits), key=lambda each: each.images_per_s, default=None)
@@ -225,7 +230,7 @@ def recommendation(plans: Sequence[Plan]) -> str:
     c = best.job.config
     remat, batch = f"--model.remat {c.model.remat}", f"--data.batch-size {c.data.batch_size}"
     flags = f"--mesh.data {c.mesh.data} --mesh.fsdp {c.mesh.fsdp} {remat} {batch}"
-    return f"fastest bound that fits, {best.images_per_s:,.0f} images/s: {flags}"
+    return f"fastest bound that fits, {images_per_s(best)} images/s: {flags}"
 
 
 def _meshes(job: Job) -> list[tuple[int, int]]:

@@ -46,7 +46,7 @@ def main(path: pathlib.Path) -> int:
         (path.parent / "error.txt").write_text(str(error))
         return 1
     assumed = f"{CONTEXTS} context vectors an example are assumed; the data set says how many there are"
-    notes = [assumed] if job.config.model.context_channels else []
+    notes = [assumed] if job.config.model.context_channels and not build.has_text(job.config) else []
     version = importlib.metadata.version("libtpu")
     identity = "\n".join((FORMAT, program.as_text(), job.where.name, str(job.where.slices), version, str(job.full)))
     about = {"mesh": dict(mesh.shape), "slices": [getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat]}
@@ -63,8 +63,12 @@ def _training(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.s
     if config.mesh.mapping == "pmap":
         raise ConfigError("mesh.mapping pmap cannot be compiled for devices that are not there; plan with jit, its twin")
     places = build.frozen_places(config)
-    sources, frozen = source_shapes(config, (*places, "autoencoder", "base"))
+    sources, frozen = source_shapes(config, (*places, "autoencoder", "base", *build.TEXTS))
+    texts = {place: frozen[place] for place in build.TEXTS if place in frozen}
     frozen = {place: shapes for place, shapes in frozen.items() if place in places}
+    if config.data.latents and config.sources.text:
+        tokens = jax.tree.map(lambda row: jax.ShapeDtypeStruct(row.shape, row.dtype), build.nulls(config, sources))
+        frozen["null"] = jax.eval_shape(partial(build.null_states, config, sources), texts, tokens)
     layout = build.layout(config, frozen, sources, devices)
     state = replace(build.state_shapes(config, sources), frozen=frozen)
     batch = _batch(config, sources, config.data.batch_size)
@@ -77,22 +81,36 @@ def _sampling(config: Experiment, devices: list[Any]) -> tuple[Any, tuple, jax.s
     if config.objective in ("classifier", "autoencoder"):
         raise ConfigError(f"--what sample: {with_article(config.objective)} draws no samples; plan its training")
     sources, frozen = source_shapes(config, sampling_sources(config))
-    batch = _batch(config, sources, config.sampling.batch_size * len(devices))
-    given = {name: batch[name] for name in ("index", "label", "context") if name in batch}
+    prompted = replace(config, data=replace(config.data, latents=""))
+    batch = _batch(prompted, sources, config.sampling.batch_size * len(devices))
+    given = {name: each for name, each in batch.items() if name not in ("image", "mean", "std")}
+    if config.sampling.guidance not in (0, 1):
+        given["scale"] = jax.ShapeDtypeStruct(batch["index"].shape, jnp.float32)
+    if build.has_text(config):
+        given["null"] = {name: batch[name] for name in build.text_configs(config, sources)}
     mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
     step = spread.over_devices(mesh, build.image_generator(config, sources))  # cost.memory_by_kind knows the names of its arguments
     params, key = build.state_shapes(config, sources).params, jax.eval_shape(jax.random.key, 0)
+    params, frozen = jax.eval_shape(partial(build.rounded, config, sources), params, frozen)
     return step, (params, key, given, frozen), mesh
 
 
 def _batch(config: Experiment, sources: dict[str, Experiment], size: int) -> dict[str, Any]:
     """Shapes of a batch, as `data.batches` or a cache of latents gives it."""
     rows: dict[str, tuple[int, ...]] = {"image": config.data.image_shape}
+    tokens: dict[str, tuple[int, ...]] = {}
     if config.data.latents:
         rows = dict.fromkeys(("mean", "std"), build.codec(sources["autoencoder"]).latent_shape(config.data.image_shape))
-    if config.model.context_channels:
+    if config.data.latents and config.sources.text:
+        length = max(text.length for text in build.text_configs(config, sources).values())
+        rows["context"] = (length, config.model.context_channels)
+        rows |= {"pooled": (config.published.pooled_channels,)} if config.published.pooled_channels else {}
+    elif build.has_text(config):
+        tokens = {name: (text.length,) for name, text in build.text_configs(config, sources).items()}
+    elif config.model.context_channels:
         rows["context"] = (CONTEXTS, config.model.context_channels)
-    dtypes = {"image": jnp.uint8}
+    dtypes: dict[str, Any] = {"image": jnp.uint8, **dict.fromkeys(tokens, jnp.int32)}
+    rows |= tokens
     batch = {name: jax.ShapeDtypeStruct((size, *shape), dtypes.get(name, jnp.float32)) for name, shape in rows.items()}
     return batch | {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ("label", "index")}
 

@@ -22,7 +22,7 @@ from jaxdiff.io.errors import ConfigError, UserError
 
 NAMES = {
     **{"fid": "FID", "kid": "KID", "precision": "precision", "recall": "recall", "inception_score": "inception score"},
-    **{"label_agreement": "label agreement", "frechet": "Frechet distance"},
+    **{"clip_score": "CLIP score", "label_agreement": "label agreement", "frechet": "Frechet distance"},
 }
 SHARES = ("precision", "recall", "label_agreement")
 DRAWN = ("fid", "frechet", "kid")  # the first of these is drawn over the calls

@@ -122,7 +122,7 @@ def denoising_strips(record: RunRecord, data_dir: str | None = None, num: int = 
     config, workdir = record.config, record.workdir
     sources, frozen = sampling_inputs(config, workdir)
     trained, (_, params) = storage.read_levels(config, workdir), storage.read_params(config, workdir)
-    given = {"index": np.arange(num), **finish.conditions(config, num, data_dir)}
+    given = {"index": np.arange(num), **finish.conditions(config, record.workdir, num, data_dir)}
     walk = jax.jit(build.denoising_trajectory(config, sources, trained, COLUMNS))
     noisy, clean = walk(params, jax.random.key(config.seed), given, frozen)
     return Strips(np.asarray(noisy), np.asarray(clean), build.evenly_spaced_steps(config.sampling.steps, COLUMNS))

@@ -8,9 +8,10 @@ import numpy as np
 
 from jaxdiff import interop, process
 from jaxdiff.app import build
-from jaxdiff.app.config import Experiment
+from jaxdiff.app.config import Experiment, guidance_is_input
 from jaxdiff.app.runs import storage
-from jaxdiff.app.runs.imported import LICENCE, options, record_of
+from jaxdiff.app.runs.experiments import options, text_options
+from jaxdiff.app.runs.imported import LICENCE, record_of
 from jaxdiff.app.runs.sources import source_configs
 from jaxdiff.interop import saving
 from jaxdiff.interop.chains import PREDICTIONS, Chain
@@ -32,7 +33,7 @@ def export_run(workdir: pathlib.Path, out: pathlib.Path, dtype: str = "float32",
         DataError: the run's network has an option that diffusers lacks.
     """
     config = storage.read_config(workdir)
-    if config.objective in ("vae", "classifier") or config.cascade.factor > 1:
+    if config.objective in ("vae", "classifier", "text") or config.cascade.factor > 1:
         raise ConfigError(f"{workdir} is a {config.objective} run or a cascade's; diffusers has no such network")
     saving.check_new(out)
     with files.writing_to(out, "--out"), files.atomic_folder(out, CARD) as draft:
@@ -47,6 +48,8 @@ def _write(config: Experiment, workdir: pathlib.Path, out: pathlib.Path, dtype: 
     """Writes the weights of a run, and what describes them."""
     if config.objective == "autoencoder":
         interop.save_network(out, _autoencoder(config, workdir, ema), dtype)
+    elif config.distillation.lora_rank and guidance_is_input(config):
+        raise ConfigError(f"{workdir} is told the guidance scale, which a LoRA file has no place for; train it with one scale")
     elif config.distillation.lora_rank:
         sources = source_configs(config, workdir, ("autoencoder",))
         interop.save_lora(out / LORA, storage.read_params(config, workdir, ema)[1], options(config, sources))
@@ -54,7 +57,7 @@ def _write(config: Experiment, workdir: pathlib.Path, out: pathlib.Path, dtype: 
         chain = chain_of(config, workdir)
         directory = storage.source_directories(config, workdir).get("autoencoder")
         autoencoder = None if directory is None else _autoencoder(storage.read_config(directory), directory, None)
-        interop.save_pipeline(out, _unet(config, workdir, ema), chain, autoencoder, dtype)
+        interop.save_pipeline(out, _unet(config, workdir, ema), chain, autoencoder, dtype, _texts(config, workdir))
 
 
 def chain_of(config: Experiment, workdir: pathlib.Path) -> Chain:
@@ -102,6 +105,20 @@ def _unet(config: Experiment, workdir: pathlib.Path, ema: str | None) -> saving.
     kept = record_of(workdir).get("options", {})
     size = build.space(config, sources)[:2]
     return saving.Network(storage.read_params(config, workdir, ema)[1], {**options(config, sources), **kept}, size)
+
+
+def _texts(config: Experiment, workdir: pathlib.Path) -> list[interop.TextNetwork]:
+    """The frozen text encoders of a run, with their tokenizers; one that was trained with it has no place in diffusers."""
+    if config.text.layers:
+        raise ConfigError(f"{workdir} has a text encoder of its own words, which diffusers lacks")
+    found = storage.source_directories(config, workdir, build.TEXTS)
+    configs = {place: storage.read_config(folder, "text") for place, folder in found.items()}
+    return [
+        interop.TextNetwork(
+            storage.read_params(each, found[place])[1], text_options(each.text), interop.tokenizer(paths.path(found[place]))
+        )
+        for place, each in configs.items()
+    ]
 
 
 def _autoencoder(config: Experiment, workdir: pathlib.Path, ema: str | None) -> saving.Network:

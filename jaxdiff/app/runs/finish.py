@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxdiff import data, evaluate
 from jaxdiff.app import build
-from jaxdiff.app.config import Experiment, network_calls
-from jaxdiff.app.runs import storage
+from jaxdiff.app.config import DENOISERS, Experiment, network_calls
+from jaxdiff.app.runs import prompts, storage
 from jaxdiff.app.runs.trained import cycle_labels, image_sampler, sample_file_name
 from jaxdiff.data import Images, normalize
 from jaxdiff.io import count, files, pictures, progress
@@ -28,11 +28,12 @@ TIMES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of its schedule, at which a classifier
 
 
 class Drawn(NamedTuple):
-    """Samples `[N, H, W, C]` of a run at a step, and the labels `[N]` that they were conditioned on."""
+    """Samples `[N, H, W, C]` of a run at a step, and what they were drawn by: labels `[N]`, and captions of a run with text."""
 
     step: int
     samples: np.ndarray
     labels: np.ndarray
+    captions: Sequence[str] = ()
 
 
 def finish_run(config: Experiment, workdir: pathlib.Path, data_dir: str | None = None) -> str:
@@ -53,7 +54,8 @@ def finish_run(config: Experiment, workdir: pathlib.Path, data_dir: str | None =
 def missing_measures(config: Experiment, data_dir: str | None = None) -> str:
     """What the data set will not allow to measure when the run is finished, and why; empty if nothing."""
     num = config.evaluation.num
-    if not (num or config.objective in ENDS or config.model.context_channels):
+    captioned = config.model.context_channels and not config.sampling.prompts
+    if not (num or config.objective in ENDS or captioned):
         return ""
     try:
         evaluate.check_measures(config.data, num, evaluate.MEASURES if num else (), data_dir)
@@ -66,7 +68,8 @@ def _endings(config: Experiment, workdir: pathlib.Path, data_dir: str | None) ->
     """Writes what a finished run ends with; yields the text to print."""
     c, drawn = config.evaluation, None
     if config.objective not in ("autoencoder", "classifier"):
-        drawn = draw_samples(config, workdir, c.num or config.sampling.num, data_dir)
+        shown = () if c.num else config.sampling.prompts
+        drawn = draw_samples(config, workdir, c.num or config.sampling.num, data_dir, texts=shown)
     if not distributed.is_first():
         return
     if drawn:
@@ -81,13 +84,32 @@ def _endings(config: Experiment, workdir: pathlib.Path, data_dir: str | None) ->
 
 
 def draw_samples(
-    config: Experiment, workdir: pathlib.Path, num: int, data_dir: str | None, classes: Sequence[int] = (), ema: str | None = None
+    config: Experiment,
+    workdir: pathlib.Path,
+    num: int,
+    data_dir: str | None,
+    classes: Sequence[int] = (),
+    ema: str | None = None,
+    texts: Sequence[str] = (),
 ) -> Drawn:
-    """Samples of a run as its config says, of the classes that `conditions` takes in turn; all processes must call it."""
+    """Samples of a run as its config says, of prompts or of the classes that `conditions` takes in turn.
+
+    All processes must call it.
+    """
     step, params = storage.read_params(config, workdir, ema)
-    given = conditions(config, num, data_dir, classes)
+    if texts:
+        captions = np.resize(texts, num).tolist()
+        given = prompts.prompted(config, workdir, captions)
+    else:
+        given, read, c = (
+            conditions(config, workdir, num, data_dir, classes),
+            prompts.held_out_captions(config, data_dir),
+            config.data,
+        )
+        captions = read(np.arange(num) % data.num_images(c.name, c.held_out, data_dir)) if read else ()
+    label = given.pop("label", cycle_labels([config.model.num_classes], num))
     generate = image_sampler(config, config.evaluation.batch_size, workdir)
-    return Drawn(step, generate(params, given["label"], config.seed, given.get("context")), given["label"])
+    return Drawn(step, generate(params, label, config.seed, given), label, captions)
 
 
 def save_sample_grid(config: Experiment, drawn: Drawn, out: pathlib.Path, columns: int) -> str:
@@ -102,41 +124,46 @@ def evaluate_samples(
 ) -> evaluate.Record:
     """The measures of samples; writes them to `path`, a .json."""
     how, name = dataclasses.asdict(config.sampling), ema or next(iter(config.ema))
-    result = evaluator.measure(drawn.samples, drawn.labels)
+    result = evaluator.measure(drawn.samples, drawn.labels, drawn.captions)
     record = evaluate.Record(drawn.step, how, network_calls(config), config.seed, name, result)
     evaluate.write_record(path, record)
     return record
 
 
-def conditions(config: Experiment, num: int, data_dir: str | None, classes: Sequence[int] = ()) -> dict[str, np.ndarray]:
-    """Labels of the classes in turn, by default of all; of a run with context vectors labels and context of held-out images."""
+def conditions(
+    config: Experiment, workdir: pathlib.Path, num: int, data_dir: str | None, classes: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Labels of the classes in turn, by default of all; of a run with text or context vectors all that held-out images have."""
     c = config.model
     if c.context_channels:
-        test = load_images(config, config.data.held_out, data_dir)
+        test = load_images(config, workdir, config.data.held_out, data_dir)
         rows = test.rows(np.arange(num) % test.num_examples)
-        return {"label": rows["label"], "context": rows["context"]}
+        return {name: each for name, each in rows.items() if name != "image"} | prompts.nulls(config, workdir, num)
     from_prior = config.objective == "vae" or not c.num_classes
     return {"label": cycle_labels(classes or ([c.num_classes] if from_prior else range(c.num_classes)), num)}
 
 
-def load_images(config: Experiment, split: str, data_dir: str | None) -> Any:
-    """The images of a split of the config's data set, with context vectors where its network attends to them."""
+def load_images(config: Experiment, workdir: pathlib.Path, split: str, data_dir: str | None) -> Any:
+    """The images of a split of the config's data set, with tokens of captions or context vectors where its network reads them."""
     c, channels = config.data, config.model.context_channels
     images = data.load_images(c, split, data_dir)
+    if build.has_text(config) and config.objective in DENOISERS:
+        return data.with_captions(images, c, split, prompts.tokenizer(config, workdir), data_dir)
     return data.with_context(images, c, split, channels, data_dir) if channels else images
 
 
 def run_evaluator(
-    config: Experiment, num: int, data_dir: str | None = None, *, weights: pathlib.Path | None = None, names: Sequence[str] = ()
+    config: Experiment, num: int, data_dir: str | None = None, *, network: evaluate.Network | None = None, names: Sequence[str] = ()
 ) -> evaluate.Evaluator:
-    """The evaluator of `num` samples against the config's data set: its classifier, or InceptionV3 with a file's weights.
+    """The evaluator of `num` samples against the config's data set, by a network; by default by a classifier of the data.
 
     The classifier is trained on first use. The named measures are taken, by default all that apply: label agreement only where
-    samples have labels.
+    samples have labels, which are those of held-out images where these give the context; the CLIP score only where they have
+    captions.
     """
-    source = evaluate.data_set(config.data, data_dir)
-    network = evaluate.classifier(source, config.evaluation.epochs) if weights is None else evaluate.inception(weights)
-    if not (names or config.model.num_classes):
+    source = evaluate.data_set(config.data, data_dir)._replace(captions=prompts.held_out_captions(config, data_dir))
+    network = network or evaluate.classifier(source, config.evaluation.epochs)
+    if not (names or config.model.num_classes or config.model.context_channels):
         network = network._replace(labels=False)
     return evaluate.evaluator(network, source, num, names, config.evaluation.batch_size)
 

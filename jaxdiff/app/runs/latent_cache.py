@@ -14,7 +14,7 @@ import numpy as np
 from jaxdiff import data
 from jaxdiff.app import build
 from jaxdiff.app.config import Data
-from jaxdiff.app.runs import storage
+from jaxdiff.app.runs import finish, prompts, storage
 from jaxdiff.app.runs.sources import check_measured
 from jaxdiff.data import latents as files
 from jaxdiff.data.latents import MIRRORED, Moments, Origin, Rows
@@ -48,47 +48,69 @@ def write_latents(
 ) -> Cached:
     """Encodes splits of the data set of an autoencoder's `run`, in order, and writes their moments to the new directory `out`.
 
-    With `flip` the mirrored images too, for `data.flip`. The devices of this process may make the batches a little larger.
+    With `flip` the mirrored images too, for `data.flip`. The devices of this process may make the batches a little larger. `run`
+    may be of a diffusion network that works on latents and reads captions (sources.autoencoder, sources.text): then the states of
+    captions are written too.
 
     Raises:
-        ConfigError: `run` is no autoencoder's, `out` exists, or a split is a slice.
+        ConfigError: `run` has no autoencoder, `out` exists, or a split is a slice.
         CheckpointError: the autoencoder's params cannot be read.
         DataError: the images cannot be read, or the latents not written.
         NonFiniteError: a latent is NaN or infinite.
     """
     run, out = paths.path(run), paths.path(out)
-    config = storage.read_config(run, "autoencoder")
-    c = config.data
+    config = storage.read_config(run)
+    c, owner = config.data, run
+    if reads := config.objective == "diffusion" and bool(config.sources.autoencoder and config.sources.text):
+        owner = storage.source_directories(config, run)["autoencoder"]
+    networks = storage.read_config(owner, "autoencoder")
     if batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
     if sliced := [split for split in splits if not re.fullmatch(r"\w+", split)]:
         which = f"--split {sliced[0]}: latents are kept of whole splits, such as train"
         raise ConfigError(f"{which}; training may take a slice of them")
     files.check_free(out)
-    step, params = storage.read_params(config, run)
-    check_measured(config, params, step, run)
+    step, params = storage.read_params(networks, owner)
+    check_measured(networks, params, step, owner)
     mesh = make_mesh(devices=jax.local_devices())
     size, rows = -(-batch_size // mesh.size) * mesh.size, batch_sharding(mesh)
-    compiled = jax.jit(build.codec(config).encode, in_shardings=(replicated(mesh), rows), out_shardings=rows)
-    encode = partial(compiled, jax.device_put(params, replicated(mesh)))
-    sources = {split: data.load_images(c, split, data_dir) for split in splits}
-    both = itertools.product(sources, range(1 + flip))
-    parts = {name + MIRRORED * mirrored: _encoded(encode, sources[name], mirrored, size, name) for name, mirrored in both}
-    origin = Origin(storage.fingerprint(run), str(run), c.name, c.image_shape, c.fit, c.reduce, flip)
+    codec, (sources, frozen) = build.codec(networks), prompts.encoders(config, run) if reads else ({}, {})
+
+    def moments(params: Any, frozen: Any, batch: Any) -> dict[str, Any]:
+        mean, std = codec.encode(params, batch["image"])
+        return {"mean": mean, "std": std, **(build.states(config, sources, frozen, batch) if reads else {})}
+
+    whole = replicated(mesh)
+    compiled = jax.jit(moments, in_shardings=(whole, whole, rows), out_shardings=rows)
+    encode = partial(compiled, *jax.device_put((params, frozen), whole))
+    load = partial(finish.load_images, config, run) if reads else partial(data.load_images, c)
+    images = {split: load(split, data_dir) for split in splits}
+    both = itertools.product(images, range(1 + flip))
+    parts = {name + MIRRORED * mirrored: _encoded(encode, images[name], mirrored, size, name) for name, mirrored in both}
+    read_by = prompts.fingerprints(config, run) if reads else ()
+    origin = Origin(storage.fingerprint(owner), str(owner), c.name, c.image_shape, c.fit, c.reduce, flip, read_by)
     with locks.hold(out.with_name(f".{out.name}.writer"), str(out)):
-        num_bytes = files.write_latents(out, parts, next(iter(sources.values())).num_classes, origin)
-    num_examples = {name: sources[name.removesuffix(MIRRORED)].num_examples for name in parts}
+        num_bytes = files.write_latents(out, parts, next(iter(images.values())).num_classes, origin)
+    num_examples = {name: images[name.removesuffix(MIRRORED)].num_examples for name in parts}
     return Cached(out, num_examples, num_bytes)
 
 
-def load_latents(c: Data, run: pathlib.Path) -> Moments:
-    """The latents that a config's data names, which must be those of its images, encoded by the autoencoder `run`."""
+def load_latents(c: Data, run: pathlib.Path, texts: tuple[str, ...] = ()) -> Moments:
+    """The latents that a config's data names, which must be those of its images, encoded by the autoencoder `run`.
+
+    `texts` are the fingerprints of the encoders of its captions, if it reads them.
+    """
     directory, now = paths.path(c.latents), storage.fingerprint(run)
     _, origin = files.open_latents(directory)
     anew = f"write them anew: jaxdiff latents {run} --out DIR, and set data.latents to it"
     if origin.fingerprint != now:
         made = f"{origin.run} as it was then ({origin.fingerprint})"
         raise ConfigError(f"latents {directory} are of the autoencoder {made}, {run} is another ({now}); {anew}")
+    if texts and origin.texts != texts:
+        kept = "of other text encoders" if origin.texts else "without captions"
+        raise ConfigError(
+            f"latents {directory} are {kept}; write them anew: jaxdiff latents RUN, of the run that reads the captions"
+        )
     for name in ("name", "image_shape", "fit", "reduce"):
         kept, wanted = getattr(origin, name), getattr(c, name)
         if kept != wanted:
@@ -112,7 +134,7 @@ def read_latents(directory: pathlib.Path, split: str, flip: bool = False) -> Mom
     return stored._replace(rows=lambda indices: {name: values[indices] for name, values in held.items()}, in_memory=True)
 
 
-def _encoded(encode: Callable[[np.ndarray], Any], source: data.Images, mirrored: int, size: int, name: str) -> Iterator[Rows]:
+def _encoded(encode: Callable[[Rows], Any], source: data.Images, mirrored: int, size: int, name: str) -> Iterator[Rows]:
     """Moments and labels of all images in order, in batches of one size except the last, which is cut."""
     num = source.num_examples
     stream = grain.MapDataset.range(0, num, size)
@@ -120,8 +142,8 @@ def _encoded(encode: Callable[[np.ndarray], Any], source: data.Images, mirrored:
     batches = stream.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     track = progress.track(batches, f"encoding {name}" + ", mirrored" * mirrored, "batch", len(stream))
     for start, rows in zip(range(0, num, size), track, strict=True):
-        mean, std = jax.device_get(encode(data.normalize(rows["image"])))
-        if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+        made = jax.device_get(encode({**rows, "image": data.normalize(rows["image"])}))
+        if not all(np.isfinite(values).all() for values in made.values()):
             raise NonFiniteError("the latents hold NaN or infinite values; train the autoencoder anew")
         length = min(size, num - start)
-        yield {"mean": mean[:length], "std": std[:length], "label": rows["label"][:length]}
+        yield {name: values[:length] for name, values in {**made, "label": rows["label"]}.items()}

@@ -21,10 +21,13 @@ log = logging.getLogger(__name__)
 
 TRAINED = {
     "autoencoder": "autoencoder",
+    "text": "text",
+    "text_2": "text",
     "base": "diffusion",
     "teacher": "diffusion",
     "init": "diffusion",
 }  # by place: the run's objective
+INHERITED = ("autoencoder", *build.TEXTS)  # places whose runs a student or a run that begins with another's params shares with it
 PUBLISHED = "source.json"  # in the directory of a run of published weights: where they came from
 RECORD = "sources.json"  # in a run's directory: the fingerprints of what it was trained on
 
@@ -38,7 +41,9 @@ class Stage(NamedTuple):
 
     @property
     def command(self) -> str:
-        """The command that trains it."""
+        """The command that trains it, or imports it."""
+        if repository := self.config.published.repository:
+            return f"jaxdiff import {repository} --workdir {self.workdir}"
         return f"jaxdiff train {self.recipe} --workdir {self.workdir}"
 
 
@@ -48,6 +53,7 @@ def resolve_sources(config: Experiment, workdir: pathlib.Path, above: tuple[str,
     The run of `configs/mnist_kl.py` is `mnist_kl` beside `workdir`; `above` are the recipes that start from this one.
     """
     stages: list[Stage] = []
+    config = inherited(config, workdir)
     names = dataclasses.asdict(config.sources)
     for place, name in names.items():
         if name and paths.resolved(paths.path(name)) == paths.resolved(paths.path(workdir)):
@@ -57,7 +63,9 @@ def resolve_sources(config: Experiment, workdir: pathlib.Path, above: tuple[str,
         if name in above:
             raise ConfigError(f"sources.{place}: {name} starts from itself ({' -> '.join(above)})")
         recipe, directory = pathlib.Path(name), paths.path(workdir).parent / pathlib.Path(name).stem
-        source, before = resolve_sources(load(recipe), directory, (*above, name))
+        source, before = load(recipe), []
+        if not source.published.repository:  # an import brings its sources
+            source, before = resolve_sources(source, directory, (*above, name))
         stages += [stage for stage in (*before, Stage(recipe, directory, source)) if stage not in stages]
         names[place] = str(directory)
         if (directory / "config.json").is_file() and (differs := differences(to_dict(read_config(directory)), to_dict(source))):
@@ -65,6 +73,26 @@ def resolve_sources(config: Experiment, workdir: pathlib.Path, above: tuple[str,
     if any(stage.workdir == paths.path(workdir) for stage in stages):
         raise ConfigError(f"--workdir {workdir} is where a stage of this recipe is trained; choose another name beside it")
     return validated(dataclasses.replace(config, sources=type(config.sources)(**names))), stages
+
+
+def inherited(config: Experiment, workdir: pathlib.Path | None = None) -> Experiment:
+    """The config with the autoencoder and text encoders of the run, or recipe, that it starts from, where it names none.
+
+    The run of a recipe is beside `workdir`.
+    """
+    start = config.sources.init or config.sources.teacher
+    recipe, run = start.endswith(".py"), paths.path(start)
+    if recipe and workdir is not None:
+        run = paths.path(workdir).parent / pathlib.Path(start).stem
+    if start and (run / "config.json").is_file():
+        found = {place: str(path) for place, path in source_directories(read_config(run), run, INHERITED).items()}
+    elif recipe:
+        found = dataclasses.asdict(inherited(load(pathlib.Path(start))).sources)
+    else:
+        return config
+    taken = {place: found.get(place, "") for place in INHERITED if not getattr(config.sources, place)}
+    taken = {place: name for place, name in taken.items() if place == "autoencoder" or not config.text.layers}
+    return dataclasses.replace(config, sources=dataclasses.replace(config.sources, **taken))
 
 
 def unfinished(stages: Sequence[Stage]) -> list[Stage]:
@@ -90,7 +118,14 @@ def _progress(workdir: pathlib.Path) -> str | None:
 
 def sampling_sources(config: Experiment) -> tuple[str, ...]:
     """The places of the runs that sampling needs: the teacher or init only where adapters adapt its params."""
-    return ("autoencoder", "base", "classifier", *([build.adapted_place(config)] if config.distillation.lora_rank else []))
+    return (
+        "autoencoder",
+        "text",
+        "text_2",
+        "base",
+        "classifier",
+        *([build.adapted_place(config)] if config.distillation.lora_rank else []),
+    )
 
 
 def sampling_inputs(config: Experiment, workdir: pathlib.Path | None = None) -> tuple[dict[str, Experiment], dict[str, Any]]:
@@ -115,6 +150,7 @@ def source_configs(config: Experiment, workdir: pathlib.Path | None = None, plac
         if place == "base":
             below = source_configs(source, directory, sampling_sources(source))
             configs |= {f"base.{name}": each for name, each in below.items()}
+    build.check_texts(config, configs)
     return configs
 
 

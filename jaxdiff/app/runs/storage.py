@@ -28,13 +28,18 @@ def read_config(workdir: pathlib.Path, objective: str = "") -> Experiment:
 
 def check_or_write_config(workdir: pathlib.Path, config: Experiment) -> None:
     """Writes the config into a run's directory, where the one that is there must be the same."""
-    path, values = paths.path(workdir) / "config.json", to_dict(config)
-    if path.exists() and (differs := differences(to_dict(read_config(workdir)), values)):
-        raise ConfigError(f"{workdir} was made by another config: {'; '.join(differs[:3])}; choose another --workdir")
+    check_config(workdir, config)
     if distributed.is_first():
         with files.writing_to(workdir, "--workdir"):
             write_config(workdir, config)
-            files.probe_directory(path.parent / "checkpoints")
+            files.probe_directory(paths.path(workdir) / "checkpoints")
+
+
+def check_config(workdir: pathlib.Path, config: Experiment) -> None:
+    """Raises a ConfigError where a run's directory holds the run of another config."""
+    there = (paths.path(workdir) / "config.json").exists()
+    if there and (differs := differences(to_dict(read_config(workdir)), to_dict(config))):
+        raise ConfigError(f"{workdir} was made by another config: {'; '.join(differs[:3])}; choose another --workdir")
 
 
 def write_config(workdir: pathlib.Path, config: Experiment) -> None:

@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import Array
 
 from jaxdiff import data
 from jaxdiff.app import build
 from jaxdiff.app.config import Experiment, distillation, rules, to_dict, uses_discrete_levels
-from jaxdiff.app.runs import finish, latent_cache, storage
+from jaxdiff.app.runs import finish, latent_cache, prompts, storage
 from jaxdiff.app.runs.sources import record_sources, source_configs, source_params
 from jaxdiff.app.runs.trained import cycle_labels, image_sampler
 from jaxdiff.io import paths, pictures, progress
@@ -81,8 +82,11 @@ def train_run(
     if config.mesh.mapping == "pmap" and distributed.is_multi_process():
         raise ConfigError("mesh.mapping pmap is for the devices of one process; of several write jit")
     sources, frozen = source_configs(config, workdir), source_params(config, workdir, build.frozen_places(config))
+    if config.data.latents and config.sources.text:
+        frozen["null"] = prompts.null_states(config, workdir)
     layout = build.layout(config, frozen, sources)
     with distributed.first_process_first():
+        prompts.make_tokenizer(config, workdir, data_dir)
         source = _source(config, workdir, data_dir)
     storage.check_or_write_config(workdir, config)
     if distributed.is_first() and (missing := finish.missing_measures(config, data_dir)):
@@ -157,9 +161,10 @@ def _source(config: Experiment, workdir: pathlib.Path, data_dir: str | None) -> 
     """What the config is trained on: images, or latents."""
     c, num_classes = config.data, config.model.num_classes
     if c.latents:
-        source: Any = latent_cache.load_latents(c, storage.source_directories(config, workdir)["autoencoder"])
+        run = storage.source_directories(config, workdir)["autoencoder"]
+        source: Any = latent_cache.load_latents(c, run, prompts.fingerprints(config, workdir))
     else:
-        source = finish.load_images(config, c.split, data_dir)
+        source = finish.load_images(config, workdir, c.split, data_dir)
     if config.objective not in ("vae", "autoencoder") and num_classes:
         if not source.num_classes:
             raise ConfigError(f"data set {c.name} has no labels; set model.num_classes 0, or another data.name")
@@ -225,8 +230,8 @@ def _steps(context: LoopContext, state: TrainState, end: int, source: Any) -> Tr
                 flush()
                 checkpoint.save(to, left, to_dict(config), levels)
             if draws:
-                path = paths.path(workdir) / "samples" / f"step_{number:07d}.png"
-                _draw_grid(config, context.layout.leave(state), generate, path, partial(show, number))
+                name = f"step_{number:07d}.png"
+                _draw_grid(config, workdir, context.layout.leave(state), generate, name, partial(show, number))
     return left
 
 
@@ -234,15 +239,17 @@ def _draw_round(config: Experiment, workdir: pathlib.Path, state: TrainState) ->
     """Draws samples of the progressive student that is done with this state."""
     steps = config.distillation.steps // 2 ** (int(state.step) // distillation.round_steps(config))
     config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, steps=steps, sampler="ddim"))
-    _draw_grid(config, state, image_sampler(config, workdir=workdir), paths.path(workdir) / "samples" / f"steps_{steps}.png")
+    _draw_grid(config, workdir, state, image_sampler(config, workdir=workdir), f"steps_{steps}.png")
 
 
-def _draw_grid(config: Experiment, state: TrainState, generate: Any, path: pathlib.Path, show: Any = None) -> None:
+def _draw_grid(config: Experiment, workdir: pathlib.Path, state: TrainState, generate: Any, name: str, show: Any = None) -> None:
     """Writes and shows samples of a state, which all processes draw, on the first."""
     params = distributed.replicate_locally(as_float32(state.ema[next(iter(config.ema))]))
     columns = min(config.model.num_classes, 10) or 10
-    images = generate(params, cycle_labels(range(columns), config.sampling.num), config.seed)
+    labels, shown = cycle_labels(range(columns), config.sampling.num), config.sampling.prompts
+    given = prompts.prompted(config, workdir, np.resize(shown, len(labels)).tolist()) if shown else {}
+    images = generate(params, labels, config.seed, given)
     if distributed.is_first():
-        pictures.save_grid(path, images, columns)
+        pictures.save_grid(paths.path(workdir) / "samples" / name, images, columns)
         if show:
             show(pictures.grid(images, columns))
