@@ -57,7 +57,7 @@ def doctor(args: Doctor) -> int:
         "versions": [f"python {platform.python_version()}", *(f"{name} {version}" for name, version in versions.items())],
         "devices": (counted or ["none"]) + ([f"JAX_PLATFORMS is {asked}"] if asked else []),
         f"data sets in {data}": _prepared(data)
-        or ["none yet; digits is prepared on first use, others by: jaxdiff data mnist, or data import"],
+        or ["none yet; digits and digits_text are prepared on first use, others by: jaxdiff data mnist, or data import"],
         f"caches in {cache}": _sizes(cache, cache.iterdir() if cache.is_dir() else []) or ["none yet"],
         "disk": [f"{name}: {shutil.disk_usage(_existing(path)).free / 1e9:.1f} GB free" for name, path in disks.items()],
     }

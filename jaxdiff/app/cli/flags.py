@@ -30,6 +30,7 @@ runs
   train CONFIG      train a recipe, the file or its name, or resume its run
   ladder CONFIG     train distilled students, compare all at equal network calls
   sample RUN        draw images, as .png or .npz; --labels 0..9 --steps 50
+  demo RUN          a page that draws and edits images; --versus RUN: side by side
   evaluate RUN ...  FID, KID, precision, recall; --likelihood: bits per dimension
   report RUN        one HTML page: curves, samples, quality, nearest training images
   latents RUN       encode a data set with the autoencoder of a run
