@@ -139,8 +139,8 @@ def test_what_does_not_apply_is_one_line(capsys, tmp_path, name, flags, message)
 
 
 def test_flags_of_likelihood_alone(capsys, tmp_path):
-    assert cli.main(["evaluate", str(tmp_path), "--split", "train"]) == 1
-    assert "--split is for --likelihood; give both, or neither" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(tmp_path), "--probes", "2"]) == 1
+    assert "--probes is for --likelihood; give both, or neither" in capsys.readouterr().err
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict(config.load("configs/digits_vae.py"))))
     assert cli.main(["evaluate", str(tmp_path)]) == 1
     assert "is a vae run, whose samples have no labels to evaluate; add --likelihood" in capsys.readouterr().err

@@ -40,7 +40,7 @@ def test_the_list_has_a_line_for_every_recipe(capsys, monkeypatch):
 def test_the_data_set_is_that_of_the_config(name, data, _cost, _score):
     path = CONFIGS / f"{name}.py"
     loaded = config.load(config.load_ladder(path).students[0]) if name.endswith("_ladder") else config.load(path)
-    assert data == loaded.data.name
+    assert data == (loaded.data.name or "none")  # of a network that is imported
 
 
 @pytest.mark.parametrize("name", ["digits", "configs/digits.py"])

@@ -231,7 +231,7 @@ def test_a_recipe_that_is_no_python_shows_the_line(capsys, recipe_file):
         (("plan",), "plan needs a recipe, a file that ends in .py, or a name: jaxdiff plan digits"),
         (("train", "configs/digit.py"), "no config file configs/digit.py; did you mean configs/digits.py?"),
         (("trian",), "no command 'trian'; did you mean train?"),
-        (("--quiet",), "no command '--quiet'; write one of train, ladder, sample, evaluate, report, latents, import"),
+        (("--quiet",), "no command '--quiet'; write one of train, ladder, sample, demo, evaluate, report, latents, import"),
         (("sample", "nowhere"), "no run in nowhere; train one: jaxdiff train CONFIG --workdir nowhere"),
         (("data", "svhn"), "'svhn' has no preparation here; write one of mnist, cifar10"),
         (("data", "mnist", "--raw-dir", "nowhere"), "no file nowhere/train-images-idx3-ubyte.gz"),
@@ -355,7 +355,7 @@ model.channels model.multipliers model.blocks model.attention model.head_channel
 model.context_channels model.scale_shift model.num_classes model.dropout model.fourier model.residual_resampling model.dtype
 cascade.factor cascade.max_augmentation
 """
-FIXED_GROUPS = "published betas diffusion distillation vae autoencoder optimizer"
+FIXED_GROUPS = "text published betas diffusion distillation vae autoencoder optimizer"
 
 
 def test_every_field_may_change_on_resume_or_may_not():

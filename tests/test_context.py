@@ -80,7 +80,7 @@ def test_samples_follow_their_context(trained, tmp_path):
     made = storage.read_config(trained)
     _, params = storage.read_params(made, trained)
     vectors = np.float32([vector for _, vector in CLASSES])[np.arange(4) % 2]
-    images = image_sampler(made)(params, np.zeros(4), 0, np.repeat(vectors[:, None], 2, axis=1))
+    images = image_sampler(made)(params, np.zeros(4), 0, {"context": np.repeat(vectors[:, None], 2, axis=1)})
     wanted = np.array([grey for grey, _ in CLASSES])[np.arange(4) % 2] / 127.5 - 1
     assert np.abs(images.mean(axis=(1, 2, 3)) - wanted).max() < 0.2  # from the other class they are 1.4
     np.save(tmp_path / "bright.npy", np.repeat(vectors[1:2], 2, axis=0))
@@ -102,16 +102,16 @@ def test_guidance_leaves_the_context_out_of_the_reference(trained):
     made = dataclasses.replace(made, sampling=dataclasses.replace(made.sampling, guidance=0.0))
     _, params = storage.read_params(made, trained)
     generate = image_sampler(made)
-    first, other = (generate(params, np.zeros(4), 0, np.full((2, 3), value, np.float32)) for value in (0.0, 5.0))
+    first, other = (generate(params, np.zeros(4), 0, {"context": np.full((2, 3), value, np.float32)}) for value in (0.0, 5.0))
     np.testing.assert_array_equal(first, other)
 
 
 def test_context_that_does_not_fit_is_refused(trained, tmp_path, data_dir, capsys):
     for content, message in ((np.zeros((2, 4)), r"context: got \[2, 4\], this run takes vectors \[T, 3\]"), (None, "got none")):
         with pytest.raises(ConfigError, match=message):
-            image_sampler(TINY)(None, np.zeros(3), 0, content)
+            image_sampler(TINY)(None, np.zeros(3), 0, {} if content is None else {"context": content})
     with pytest.raises(ConfigError, match=r"takes none: model\.context_channels is 0"):
-        image_sampler(config.load(pathlib.Path("configs/digits.py")))(None, np.zeros(3), 0, np.zeros((2, 3)))
+        image_sampler(config.load(pathlib.Path("configs/digits.py")))(None, np.zeros(3), 0, {"context": np.zeros((2, 3))})
     (tmp_path / "no.npy").write_text("text")
     assert cli.main(["sample", str(trained), "--context", str(tmp_path / "no.npy")]) == 1
     assert "no.npy must be a .npy file of numbers" in capsys.readouterr().err

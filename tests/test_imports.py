@@ -22,8 +22,8 @@ ALLOWED = {  # rooms, and what they may import besides themselves
     "app.config": "io",
     "app.build": f"{LOWER} app.config",
     "app.runs": f"{LOWER} app.config app.build",
-    "app.report app.plan": f"{LOWER} app.config app.build app.runs",
-    "app.cli __main__": f"{LOWER} app.config app.build app.runs app.report app.plan app.cli __version__",
+    "app.report app.plan app.demo": f"{LOWER} app.config app.build app.runs",
+    "app.cli __main__": f"{LOWER} app.config app.build app.runs app.report app.plan app.demo app.cli __version__",
 }
 LIBRARIES = {  # what a room may import besides us and the standard library; of others anything
     "likelihood": {"jax", "numpy", "chex", "diffrax"},

@@ -20,12 +20,14 @@ from jaxdiff.app import build, cli, config
 from jaxdiff.app.build import networks
 from jaxdiff.app.plan import program
 from jaxdiff.app.runs import ladder, storage
+from jaxdiff.app.runs import sources as sources_module
 from jaxdiff.data import raw
 from jaxdiff.models import autoencoder, unet
 from jaxdiff.training import scale_pixels
 
 LADDERS = sorted(pathlib.Path("configs").glob("*_ladder.py"))
 RECIPES = sorted(set(pathlib.Path("configs").glob("*.py")) - set(LADDERS))
+IMPORTED = {"clip_l", "sdxl_clip_l", "sdxl_clip_bigg"}  # networks that recipes begin with, which are not trained alone
 TINY = (
     *("--data.batch-size", "8", "--model.channels", "8", "--model.blocks", "1", "--model.head-channels", "8"),
     *("--model.multipliers", "1", "--optimizer.warmup-steps", "1", "--steps", "2"),
@@ -49,6 +51,10 @@ RUN = {  # a recipe of each kind, with the run of this table that it starts from
         ),
     ),
     "mnist_16": ({"base": "digits"}, SAMPLED),
+    "digits_text": (
+        {},
+        (*SAMPLED, "--sampling.every", "1", "--evaluation.num", "10", "--evaluation.epochs", "1", "--data.split", "train[:64]"),
+    ),
     "digits_classifier": ({}, ()),
     "digits_kl": (
         {"features": "digits_classifier"},
@@ -69,7 +75,7 @@ def data_dirs(tmp_path_factory, tfds_dir):
     folder = tmp_path_factory.mktemp("raw")
     write_mnist(folder, np.random.default_rng(0))
     raw.prepare("mnist", str(folder / "tfds"), folder)
-    return {"digits": tfds_dir, "mnist": str(folder / "tfds")}
+    return {"digits": tfds_dir, "digits_text": tfds_dir, "mnist": str(folder / "tfds")}
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +119,15 @@ def test_recipe_trains_and_samples(name, trained):
         assert said.count(f"% of {saved['num']} held-out images named right") == 6
     if recipe.objective == "progressive":
         assert {file.name for file in (run / "samples").iterdir()} == {"steps_2.png", "steps_1.png"}
-    if name == "digits":
+    if name in ("digits", "digits_text"):
         assert (run / "samples" / "step_0000001.png").exists()
+    if name == "digits_text":
+        assert " of 10 samples" in said.split("label agreement: ")[1]
 
 
 def test_a_recipe_of_every_objective_is_run():
     found = {config.load(pathlib.Path("configs", f"{name}.py")).objective for name in RUN}
-    assert found | RUN_ELSEWHERE == {config.load(path).objective for path in RECIPES}
+    assert found | RUN_ELSEWHERE == {config.load(path).objective for path in RECIPES if path.stem not in IMPORTED}
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +158,10 @@ def each_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem not in IMPORTED], ids=lambda path: path.stem)
 def test_recipe_is_traced_at_full_width(path, each_once):
     """Its loss is a number, and its sampler returns images."""
-    recipe = each_once(path)
+    recipe = sources_module.inherited(each_once(path))
     recipe = dataclasses.replace(recipe, sampling=dataclasses.replace(recipe.sampling, batch_size=1))
     _, (state, batch, key), _ = program._training(recipe, jax.devices()[:2])
     sources, _ = program.source_shapes(recipe, tuple(storage.source_names(recipe)))

@@ -178,7 +178,7 @@ def test_sets_of_ten_images_are_measured_in_full(folder, tfds_dir, train, held_o
     image = data.normalize(source.train.fetch(np.arange(1))[0])
     samples = np.repeat(image, 25, 0) if alike else np.random.default_rng(0).uniform(-1, 1, (25, 8, 8, 1)).astype(np.float32)
     found = judged.measure(samples, np.arange(25) % 10)
-    assert found.metrics.keys() == evaluate.MEASURES.keys()
+    assert found.metrics.keys() == evaluate.MEASURES.keys() - {"clip_score"}
     for interval in [*found.metrics.values(), *found.held_out.values()]:
         assert np.isfinite(interval).all()
         assert interval.low <= interval.value <= interval.high

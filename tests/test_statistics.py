@@ -176,6 +176,18 @@ def test_intervals_over_several_sets_are_of_their_mean():
     assert (many.high - many.low) / (one.high - one.low) == pytest.approx(0.5, rel=0.3)
 
 
+def test_intervals_of_means_cover_at_the_stated_rate():
+    """Of values as CLIP scores are, of which some are 0; of one value all that it could be."""
+    draws = (rng().normal(size=(4000, 100)) * 20 + 15).clip(0, 100)
+    found = [evaluate.mean(values, 0, 100) for values in draws]
+    truth = draws.mean()
+    assert 0.93 <= np.mean([each.low <= truth <= each.high for each in found]) <= 0.965
+    assert found[0].value == pytest.approx(draws[0].mean())
+    assert evaluate.mean(np.array([3.0]), 0, 100) == (3, 0, 100)
+    assert evaluate.mean(np.array([0.0, 2.0]), 0, 100).low == 0
+    assert evaluate.mean(np.array([98.0, 100.0]), 0, 100).high == 100
+
+
 @pytest.mark.parametrize("truth", [0.5, 0.97])
 def test_intervals_of_shares_cover_at_the_stated_rate(truth):
     draws = rng().random((4000, 200)) < truth

@@ -646,7 +646,6 @@ RULES = [
     ("progressive", {"distillation.final_steps": 4, "steps": 2}, "sampling.steps must be one of 4: "),
     ("guided", {"sources.teacher": ""}, "sources.teacher must be a run or a recipe to distil: guided learns from it"),
     ("guided", {"distillation.target": "data"}, "distillation.target must be left as it is: the objective guided does not read it"),
-    ("guided", {"distillation.lora_rank": 2}, "lora_rank must be 0 where the scale is an input"),
     ("guided", {"diffusion.schedule": "learned", "diffusion.weight": "elbo"}, "diffusion.schedule must be a fixed one for a"),
     ("guided", {"sampling.sampler": "consistency"}, "sampling.sampler must be another: consistency samples consistency students"),
     ("consistency", {"distillation.target": "data"}, "distillation.guidance must be 1 1 without a teacher to guide"),

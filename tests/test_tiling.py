@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.app import build
+from jaxdiff.app.build import networks
+from jaxdiff.app.config import Experiment, Model
 from jaxdiff.models import autoencoder
 from jaxdiff.models.tiling import tiled
 
@@ -47,6 +50,21 @@ def test_tiles_are_blended_linearly_between_the_outer_quarters_of_their_overlap(
     np.testing.assert_allclose(
         image[0, :, :, 0], np.broadcast_to([-1] * 18 + [-0.75, -0.25, 0.25, 0.75] + [1] * 18, (24, 40)), rtol=1e-5
     )
+
+
+def test_an_autoencoder_decodes_large_latents_in_tiles(monkeypatch):
+    """By itself; a smaller image as a whole."""
+    made = Experiment(objective="autoencoder", model=Model(channels=4, multipliers=(1, 1), blocks=1, head_channels=4))
+    networks_of = build.codec(made)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, build.init(made, jax.random.key(0)).params)  # the last layer begins at zero
+    z = jax.random.normal(jax.random.key(1), (1, 12, 16, made.autoencoder.latent_channels))
+    whole = networks_of.decode(params, z)
+    monkeypatch.setattr(networks, "TILE", 8)
+    for limit, same in ((14, True), (13, False)):
+        monkeypatch.setattr(networks, "UNTILED", limit)
+        found = networks_of.decode(params, z)
+        assert found.shape == whole.shape
+        assert np.array_equal(found, whole) == same
 
 
 def test_tiles_of_a_large_image_take_the_memory_of_one():

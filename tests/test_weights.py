@@ -18,7 +18,7 @@ from PIL import Image
 
 from jaxdiff import interop
 from jaxdiff.app import build, cli, config
-from jaxdiff.app.runs import exported, imported, storage, train
+from jaxdiff.app.runs import experiments, exported, storage, train
 from jaxdiff.app.runs.trained import load_run
 from jaxdiff.data import importing
 from jaxdiff.data.chunks import Wanted
@@ -301,7 +301,7 @@ def test_adapters_of_a_run_are_trained_and_exported_alone(runs, command, photos,
     assert_equal(read(runs("small"))[1], before)
     assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(adapters)) > 0
     exported.export_run(tmp_path / "run", tmp_path / "out")
-    again = interop.load_lora(tmp_path / "out" / exported.LORA, imported.options(storage.read_config(runs("small"))))
+    again = interop.load_lora(tmp_path / "out" / exported.LORA, experiments.options(storage.read_config(runs("small"))))
     assert_equal(again.params, adapters)
 
 
