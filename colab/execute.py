@@ -22,6 +22,7 @@ import nbformat
 from PIL import Image
 
 PICTURE = 59_000
+FEW = 10_000  # bytes of a picture that stays as it is
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STRICT = """\
 def strict(command, run=get_ipython().system):
@@ -113,7 +114,12 @@ def printed(text: str) -> str:
 
 
 def smaller(picture: str) -> str:
-    """The PNG picture (in base64) with as many colours, up to 64, as leave it below `PICTURE` bytes; with 16 if it never is."""
+    """The PNG picture (in base64) with as many colours, up to 64, as leave it below `PICTURE` bytes; with 16 if it never is.
+
+    One of few bytes stays as it is.
+    """
+    if 3 * len(picture) < 4 * FEW:
+        return picture
     found, drawn = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"), io.BytesIO()
     for colours in (64, 48, 32, 24, 16):
         drawn = io.BytesIO()

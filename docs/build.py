@@ -37,6 +37,7 @@ PAGES = {  # file: title and address, in the order of the menu
     "docs/road.md": ("The road", "road.html"),
     "docs/frameworks.md": ("Networks of any framework", "frameworks.html"),
     "docs/weights.md": ("Published weights", "weights.html"),
+    "docs/text.md": ("Text to image", "text.html"),
     "docs/likelihood.md": ("Maximum likelihood", "likelihood.html"),
     "docs/high_resolution.md": ("High resolution", "high_resolution.html"),
     "docs/distillation.md": ("From many steps to one", "distillation.html"),

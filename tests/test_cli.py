@@ -1,6 +1,8 @@
 """The command line: what is typed wrongly is answered in one line that says what to type instead."""
 
+import io
 import json
+import logging
 import pathlib
 import re
 
@@ -262,6 +264,14 @@ def test_a_workdir_that_is_a_file_or_holds_no_config(capsys, tmp_path, tfds_dir)
         status, line = answer(capsys, "sample", str(tmp_path))
         assert status == 1
         assert message in line
+
+
+def test_log_lines_are_plain_whoever_made_the_handler(monkeypatch):
+    handler = logging.StreamHandler(io.StringIO())
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    assert cli.main(["recipes"]) == 0
+    logging.getLogger("jaxdiff").warning("a line")
+    assert handler.stream.getvalue() == "a line\n"
 
 
 def test_usage_and_help(capsys):

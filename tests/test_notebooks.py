@@ -62,7 +62,7 @@ def getoutput(command, *options, run=get_ipython().getoutput, **more):
 get_ipython().system, get_ipython().getoutput = system, getoutput
 get_ipython().events.register("pre_run_cell", first_on_path)
 """
-"""Of a notebook that is tested: small networks, in its own process and in `jaxdiff`, and simple commands without a process each."""
+"""Of a notebook that is tested: small networks or quick compilation (`quick`), and simple commands without a process each."""
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 

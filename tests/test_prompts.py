@@ -202,10 +202,12 @@ def test_a_cache_holds_the_states_of_captions(latent, data_dir, tmp_path):
         (("--size", "many"), "--size many: write a number of pixels"),
         (("--lora", "style.safetensors:much"), "write FILE or FILE:SCALE, such as style.safetensors:0.8"),
         (("--lora", "style.safetensors:0.5"), "there is no file style.safetensors"),
+        (("--lora", "{}/pytorch_lora_weights.safetensors"), "pytorch_lora_weights.safetensors is not for this network"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_one_line(trained, tmp_path, capsys, flags, message):
     (tmp_path / "empty.txt").write_text("\n \n")
+    published_weights.write(tmp_path, "lora_peft")  # of a small Stable Diffusion
     Image.new("L", (8, 8)).save(tmp_path / "i.png")
     Image.new("L", (6, 4)).save(tmp_path / "m.png")
     flags = [flag.replace("{}", str(tmp_path)) for flag in flags]

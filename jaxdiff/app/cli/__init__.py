@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {  # name -> dataclass o
     for command in (*RUNS, import_, export, inspect, plan, verify, data, recipes, doctor, completion)
 }
 BUG = "this is a bug of jaxdiff; please report the lines above, with what `jaxdiff doctor` prints: https://github.com/jaxdiff/jaxdiff/issues"
+PLAIN = "%(message)s"  # how what is logged is printed
 ABSENT = r"initialize backend|Unknown backend|[Nn]o visible (GPU|TPU)"  # JAX's errors for a missing device
 # Its errors where memory is full, or an array too big for any. RESOURCE_EXHAUSTED alone may be a full disk or a quota.
 TOO_MUCH = r"[Oo]ut of memory|RESOURCE_EXHAUSTED.*[Aa]llocat|exceeding 2 \*\* 64"
@@ -56,7 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in (*arguments.HELP, "--version"):
         print(f"jaxdiff {__version__}\n" if name == "--version" else USAGE, end="")
         return 0
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format=PLAIN)
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:  # which some versions of orbax make when they are imported
+            handler.setFormatter(logging.Formatter(PLAIN))
     logging.getLogger("jaxdiff").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # tfds's and orbax's warnings are not for users
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
