@@ -1,8 +1,13 @@
 """Text from captions to samples: a run where only the caption says what is in the image."""
 
+import base64
 import dataclasses
+import io
 import json
+import os
+import re
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +26,7 @@ from jaxdiff.app.config import Autoencoder, Experiment, Model, Optimizer, Sampli
 from jaxdiff.app.report import quality, run_record
 from jaxdiff.app.runs import exported, finish, latent_cache, prompts, sources, storage, train
 from jaxdiff.app.runs.trained import load_run
+from jaxdiff.io import terminal
 from jaxdiff.io.errors import ConfigError, DataError
 from jaxdiff.models import lora
 from jaxdiff.training import TrainState, checkpoint
@@ -334,6 +340,44 @@ def test_the_command_measures_how_well_samples_fit_their_captions(trained, data_
     assert "| KID | CLIP score |" in capsys.readouterr().out
     (group,) = quality.groups(run_record.read_runs([trained]))
     assert group.columns == ["kid", "clip_score"]
+
+
+def test_a_terminal_that_shows_pictures_shows_samples_in_place_of_the_bar(trained, tmp_path, monkeypatch):
+    """After each batch those that there are; where it shows none, nothing of the kind is written."""
+    monkeypatch.delenv("TMUX", raising=False)
+    monkeypatch.delenv("KITTY_WINDOW_ID", raising=False)
+    written = {}
+    for name in ("xterm-kitty", "dumb"):
+        monkeypatch.setenv("TERM", name)
+        leader, follower = os.openpty()
+        os.set_blocking(leader, False)
+        with open(follower, "w") as stderr:
+            monkeypatch.setattr(sys, "stderr", stderr)
+            drawn(trained, tmp_path / "x.npz", "--batch-size", "1", "--prompt", "a dark place")
+            stderr.write("done")
+            stderr.flush()
+            written[name] = os.read(leader, 1 << 16).decode()
+        os.close(leader)
+    found = re.findall(r"\x1b_Ga=T[^;]*;([^\x1b]*)\x1b", written["xterm-kitty"])
+    assert [Image.open(io.BytesIO(base64.b64decode(content))).size for content in found] == [(60, 60), (60, 114)]
+    assert written["dumb"].endswith("done")
+    assert "\x1b_G" not in written["dumb"]
+
+
+def test_pictures_reach_terminals_whole():
+    """In as many parts as kitty takes, in one by iTerm2; not within tmux."""
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    parts = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b", terminal.escaped(pixels, "kitty"))
+    assert [keys.rsplit("m=", 1)[1] for keys, _ in parts] == ["1"] * (len(parts) - 1) + ["0"]
+    (inline,) = re.findall(r"\x1b]1337;File=[^:]*:([^\a]*)\a", terminal.escaped(pixels, "iterm"))
+    for content in ("".join(part for _, part in parts), inline):
+        np.testing.assert_array_equal(Image.open(io.BytesIO(base64.b64decode(content))), pixels)
+    assert max(len(part) for _, part in parts) == terminal.CHUNK
+    spoken = [
+        terminal.protocol(each) for each in ({"TERM_PROGRAM": "WezTerm"}, {"TERM": "xterm-kitty"}, {"TERM": "xterm-256color"})
+    ]
+    assert spoken == ["iterm", "kitty", ""]
+    assert terminal.protocol({"TERM": "xterm-kitty", "TMUX": "1"}) == ""
 
 
 def test_another_size_is_drawn(trained, tmp_path):

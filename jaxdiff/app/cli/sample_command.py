@@ -86,7 +86,7 @@ def sample(args: Sample) -> int:
     from jaxdiff.app.runs import edits, storage, trained
     from jaxdiff.app.runs.sources import sampling_inputs
     from jaxdiff.data.importing import parse_size
-    from jaxdiff.io import files, pictures
+    from jaxdiff.io import files, pictures, terminal
 
     config = _config(args)
     from_prior = config.objective == "vae"
@@ -108,13 +108,14 @@ def sample(args: Sample) -> int:
     given = _given(args, config, np.resize(wanted, num).tolist() if wanted else [])
     given |= edits.starting_image(config, args.init, args.mask, num)
     inputs = trained.Inputs(sources, frozen, storage.read_levels(config, args.run))
-    generate = trained.generator(config, inputs, args.batch_size, args.strength)
-    images = generate(params, labels, args.seed, given)
+    columns = max(len(chosen), len(wanted))
+    columns = columns if columns > 1 else max(1, round(num**0.5))
+    preview = (lambda images, last: terminal.show(pictures.grid(images, columns), last)) if terminal.shows_pictures() else None
+    images = trained.generator(config, inputs, args.batch_size, args.strength, preview)(params, labels, args.seed, given)
     if out.suffix == ".npz":
         pictures.save_npz(out, images, labels)
     else:
-        columns = max(len(chosen), len(wanted))
-        pictures.save_grid(out, images, columns if columns > 1 else max(1, round(num**0.5)))
+        pictures.save_grid(out, images, columns)
     print(f"{count(num, 'sample')} of step {step}: {out}")
     return 0
 

@@ -129,9 +129,16 @@ class Inputs(NamedTuple):
 
 
 def generator(
-    config: Experiment, inputs: Inputs, batch_size: int | None = None, strength: float = 1.0
+    config: Experiment,
+    inputs: Inputs,
+    batch_size: int | None = None,
+    strength: float = 1.0,
+    preview: Callable[[np.ndarray, bool], None] | None = None,
 ) -> Callable[..., np.ndarray]:
-    """The function of `image_sampler` with these inputs; from an image that is given it takes the last `strength` of the steps."""
+    """The function of `image_sampler` with these inputs; from an image that is given it takes the last `strength` of the steps.
+
+    `preview` is given the images so far after each batch, and whether they are all, in place of a progress bar.
+    """
     sources, frozen, trained = inputs
     devices = spread.local_mesh()
     compiled = spread.over_devices(devices, build.image_generator(config, sources, trained, strength))
@@ -144,9 +151,11 @@ def generator(
         placed = jax.device_put(build.rounded(config, sources, params, frozen), mesh.replicated(devices))
         parts = []
         share = spread.share(num, batch_size or config.sampling.batch_size, devices.size)
-        for index in progress.track(share, "sampling", "batch"):
+        for index in share if preview else progress.track(share, "sampling", "batch"):
             part = {"index": index} | jax.tree.map(lambda each: each[index % num], given)  # noqa: B023
             parts.append(np.asarray(compiled(placed[0], key, spread.put_rows(devices, part), placed[1])))
+            if preview:
+                preview(np.concatenate(parts)[:num], len(parts) == len(share))
         images = spread.gathered(np.stack(parts))[:num]
         if not np.isfinite(images).all():
             raise NonFiniteError("the samples hold NaN or infinite values; try more --steps or another --sampler")
