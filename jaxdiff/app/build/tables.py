@@ -11,7 +11,6 @@ from jaxdiff import likelihood, losses, process, samplers, targets
 from jaxdiff.app.config import FAMILIES, Betas, Experiment, SamplerName
 from jaxdiff.denoiser import Parameterization, edm, predict_noise, predict_score, predict_v, predict_velocity, predict_x0
 from jaxdiff.interop import chains
-from jaxdiff.models.text import gelu, quick_gelu
 
 SCHEDULES: dict[str, Callable[[Betas], process.Schedule]] = {  # of the config's betas
     **{name: lambda c, name=name: getattr(process, name)() for name in FAMILIES if name not in ("learned", "betas")},
@@ -35,7 +34,6 @@ TOLD: dict[str, Callable[[Experiment], Callable[[Array], Array]]] = {  # what a 
     "step": lambda config: process.timestep_of(chains.betas(**vars(config.betas))),
     "log_sigma": lambda config: lambda logsnr: -logsnr / 2,
 }
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"quick_gelu": quick_gelu, "gelu": gelu}
 WEIGHTS: dict[str, losses.Weight] = {
     "x0": losses.x0_weight,
     "noise": losses.noise_weight,

@@ -11,8 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.app.build.tables import ACTIVATIONS
 from jaxdiff.app.config import Experiment, Text
+from jaxdiff.interop.texts import text_module
 from jaxdiff.io.errors import ConfigError
 from jaxdiff.models.text import TextEncoder
 
@@ -22,8 +22,7 @@ Given = Mapping[str, Any]
 
 def text_encoder(text: Text, dtype: str = "float32") -> TextEncoder:
     """The module of a text encoder."""
-    named = {name: value for name, value in vars(text).items() if name in TextEncoder.__dataclass_fields__}
-    return TextEncoder(**{**named, "activation": ACTIVATIONS[text.activation], "dtype": jnp.dtype(dtype)}, positions=text.length)
+    return text_module({**vars(text), "positions": text.length}, jnp.dtype(dtype))
 
 
 def empty_prompt(text: Text) -> np.ndarray:
