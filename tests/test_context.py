@@ -6,13 +6,13 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import told
 
 from jaxdiff import data
 from jaxdiff.app import build, cli, config
 from jaxdiff.app.config import Data, Diffusion, Experiment, Model, Optimizer, Sampling
 from jaxdiff.app.runs import finish, storage, train
 from jaxdiff.app.runs.trained import image_sampler
-from jaxdiff.data.digits import png
 from jaxdiff.io.errors import ConfigError, DataError
 
 CLASSES = ((40, (1.0, 0.0, 0.0)), (220, (0.0, 1.0, 0.0)))  # grey level of the images, and their context vectors
@@ -35,29 +35,10 @@ pytestmark = pytest.mark.usefixtures("small_unet", "one_device")
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     """A data set with the feature context: dark and bright images, all with the same label."""
-    folder = tmp_path_factory.mktemp("captioned")
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(8, 8, 1), dtype=np.uint8),
-            "label": tfds.features.ClassLabel(num_classes=1),
-            "context": tfds.features.Tensor(shape=(2, 3), dtype=np.float32),
-        }
-    )
-    directory = folder / "captioned" / "1.0.0"
-    directory.mkdir(parents=True)
-    identity = tfds.core.DatasetIdentity(
-        name="captioned", version=tfds.core.Version("1.0.0"), data_dir=str(directory), module_name=__name__
-    )
-    info = tfds.core.DatasetInfo(builder=identity, features=features)
-    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=100, file_format="array_record")
-    for split in ("train", "test"):
-        writer.initialize_splits([split])
-        for number in range(40):
-            grey, vector = CLASSES[number % 2]
-            example = {"image": png(np.full((8, 8), grey, np.uint8)), "label": 0, "context": np.float32([vector, vector])}
-            writer.add_examples({split: [example]})
-    writer.close_all()
-    return str(folder)
+    label, context = tfds.features.ClassLabel(num_classes=1), tfds.features.Tensor(shape=(2, 3), dtype=np.float32)
+    features = {"image": told.IMAGE, "label": label, "context": context}
+    examples = [{"image": told.grey(grey), "label": 0, "context": np.float32([vector, vector])} for grey, vector in CLASSES] * 20
+    return told.write_data_set(tmp_path_factory.mktemp("captioned"), "captioned", features, {"train": examples, "test": examples})
 
 
 @pytest.fixture(scope="module")

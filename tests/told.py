@@ -7,6 +7,7 @@ from jaxdiff.app.config import Data, Diffusion, Experiment, Model, Optimizer, Sa
 from jaxdiff.data.digits import png
 
 CLASSES = ((40, "a dark place"), (220, "a bright place"))  # grey level of the images, and their captions
+IMAGE = tfds.features.Image(shape=(8, 8, 1), dtype=np.uint8)
 WORDS = Text(layers=1, width=8, heads=2, length=6, vocabulary=16, begin=1, end=2, pad=0)
 TINY = Experiment(
     data=Data(name="told", image_shape=(8, 8, 1), batch_size=16),
@@ -23,22 +24,29 @@ TINY = Experiment(
 
 
 def write(folder):
-    """Writes it below a data directory, whose name it returns: dark and bright images, without labels."""
-    image = tfds.features.Image(shape=(8, 8, 1), dtype=np.uint8)
-    features = tfds.features.FeaturesDict({"image": image, "caption": tfds.features.Text()})
-    directory = folder / "told" / "1.0.0"
+    """Writes it below a data directory, whose name it returns: dark and bright images, without labels, and ten grey ones."""
+    told = [{"image": grey(level), "caption": caption} for level, caption in CLASSES] * 20
+    others = [{"image": grey(130), "caption": CLASSES[0][1]}] * 10
+    features = {"image": IMAGE, "caption": tfds.features.Text()}
+    return write_data_set(folder, "told", features, {"train": told, "test": told, "grey": others})
+
+
+def grey(level):
+    """The file of an image of one grey level."""
+    return png(np.full((8, 8), level, np.uint8))
+
+
+def write_data_set(folder, name, features, splits):
+    """Writes the examples of splits as a data set of tfds below a data directory, whose name it returns."""
+    directory = folder / name / "1.0.0"
     directory.mkdir(parents=True)
     identity = tfds.core.DatasetIdentity(
-        name="told", version=tfds.core.Version("1.0.0"), data_dir=str(directory), module_name=__name__
+        name=name, version=tfds.core.Version("1.0.0"), data_dir=str(directory), module_name=__name__
     )
-    info = tfds.core.DatasetInfo(builder=identity, features=features)
+    info = tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(features))
     writer = tfds.core.SequentialWriter(info, max_examples_per_shard=100, file_format="array_record")
-    for split in ("train", "test"):
+    for split, examples in splits.items():
         writer.initialize_splits([split])
-        for number in range(40):
-            grey, caption = CLASSES[number % 2]
-            writer.add_examples({split: [{"image": png(np.full((8, 8), grey, np.uint8)), "caption": caption}]})
-    writer.initialize_splits(["grey"])
-    writer.add_examples({"grey": [{"image": png(np.full((8, 8), 130, np.uint8)), "caption": CLASSES[0][1]}] * 10})
+        writer.add_examples({split: examples})
     writer.close_all()
     return str(folder)
