@@ -5,18 +5,25 @@ The core (process to objectives) is pure functions over arrays; any framework's 
 
 from jaxdiff import cascade, editing, guidance, likelihood, losses, objectives, oracles, process, samplers, targets
 from jaxdiff.denoiser import (
+    AverageDenoiser,
     Coefficients,
     Denoiser,
     Parameterization,
+    ReverseKernel,
+    average_denoiser,
     bounded,
+    carried,
     clip,
     denoiser,
     edm,
+    instantaneous,
     predict_noise,
     predict_score,
     predict_v,
     predict_velocity,
     predict_x0,
+    towards,
+    with_variance,
 )
 from jaxdiff.guidance import classifier_guide, guide
 from jaxdiff.losses import regression_loss
@@ -50,6 +57,7 @@ from jaxdiff.samplers import (
     consistency,
     ddim,
     ddpm,
+    ddpm_learned,
     dpmpp_2m,
     dpmpp_2m_sde,
     dpmpp_3m,
@@ -65,13 +73,17 @@ from jaxdiff.samplers import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AverageDenoiser",
     "Coefficients",
     "Denoiser",
     "Level",
     "Parameterization",
+    "ReverseKernel",
     "Sampler",
     "Schedule",
+    "average_denoiser",
     "bounded",
+    "carried",
     "cascade",
     "churn",
     "classifier_guide",
@@ -80,6 +92,7 @@ __all__ = [
     "cosine",
     "ddim",
     "ddpm",
+    "ddpm_learned",
     "denoiser",
     "diffuse",
     "dpmpp_2m",
@@ -96,6 +109,7 @@ __all__ = [
     "guide",
     "heun",
     "implied_x0",
+    "instantaneous",
     "karras",
     "karras_spaced",
     "likelihood",
@@ -121,10 +135,12 @@ __all__ = [
     "samplers",
     "shifted",
     "targets",
+    "towards",
     "trajectory",
     "transfer",
     "uniform_logsnr",
     "unipc",
     "with_callback",
+    "with_variance",
     "zero_terminal_snr",
 ]

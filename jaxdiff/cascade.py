@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,11 @@ class Stage(NamedTuple):
     shape: tuple[int, int, int]
     factor: int = 1
     augmentation: Level | None = None
+    kernel: Callable[[Mapping[str, Array]], Any] | None = None  # given -> what a sampler that tells s calls: (x, t, s) -> x0, ...
+
+    def called(self, given: Mapping[str, Array]) -> Any:
+        """What its sampler calls at each step."""
+        return (self.kernel or self.denoiser)(given)
 
 
 @compiled_once
@@ -106,7 +111,7 @@ def trajectory(stages: Sequence[Stage], key: Array, num: int, after: Sequence[in
     if before:
         given, stage_key = _given(last, pyramid(before, key, num)[-1], stage_key)
     denoise, (x, sampler_key) = last.denoiser(given), start(last, stage_key, num)
-    states = samplers.trajectory(last.sampler, denoise, x, last.levels, sampler_key)[jnp.array(after)]
+    states = samplers.trajectory(last.sampler, last.called(given), x, last.levels, sampler_key)[jnp.array(after)]
     clean = jax.lax.map(lambda pair: denoise(*pair), (states[:-1], last.levels[jnp.array(after[:-1], int)]))
     return states, jnp.concatenate([clean, states[-1:]])
 
@@ -119,7 +124,7 @@ def _given(stage: Stage, low: Array, key: Array) -> tuple[Mapping[str, Array], A
 
 def _sampled(stage: Stage, given: Mapping[str, Array], key: Array, num: int) -> Array:
     x, sampler_key = start(stage, key, num)
-    return samplers.sample(stage.sampler, stage.denoiser(given), x, stage.levels, sampler_key)
+    return samplers.sample(stage.sampler, stage.called(given), x, stage.levels, sampler_key)
 
 
 def start(stage: Stage, key: Array, num: int) -> tuple[Array, Array]:

@@ -1,6 +1,7 @@
 """Denoisers, `(x, level) -> x0`, and the parameterizations that turn a network into one.
 
-Samplers, losses, guidance and distillation use a network through its denoiser only.
+Samplers, losses, guidance and distillation use a network through its denoiser only. One extension of it is told where the step
+goes, `(x, t, s)`: the average denoiser of a flow map.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from jax import Array
 
 from jaxdiff.arguments import check
 from jaxdiff.process import Level
+from jaxdiff.process.levels import fresh_share
 
 Denoiser = Callable[[Array, Level], Array]
+AverageDenoiser = Callable[[Array, Level, Level], Array]  # (x, t, s) -> the x0 with which `transfer` goes along the flow to s
 Network = Callable[[Array, Array], Array]  # (scaled x [B, ...], logsnr [B]) -> output [B, ...]
+ReverseKernel = Callable[[Array, Level, Level], tuple[Array, Array]]  # (x, t, s) -> x0, std of the fresh noise in a step to s
 
 
 class Coefficients(NamedTuple):
@@ -27,6 +31,8 @@ class Coefficients(NamedTuple):
 
 
 Parameterization = Callable[[Level], Coefficients]
+JumpNetwork = Callable[[Array, Array, Array], Array]  # (scaled x, logsnr of t [B], logsnr of s [B]) -> output
+CLEANEST = 15.0  # logsnr of s that a network is told where s has less noise, or none: the end of the schedules
 
 
 def predict_x0(level: Level) -> Coefficients:
@@ -120,18 +126,87 @@ def denoiser(network: Network, parameterization: Parameterization) -> Denoiser:
     """
 
     def denoise(x: Array, level: Level) -> Array:
-        if not x.ndim:
-            raise ValueError("denoiser: x must have a batch axis, got a number")
         skip, out, scale = parameterization(level)
-        logsnr = jnp.broadcast_to(jnp.ravel(level.logsnr), x.shape[:1])
-        output = network(scale * x, logsnr)
+        output = _output(network, scale, x, level)
         if output.shape != x.shape:
-            more = "; of a network that learns the variance too, give the first half of the channels"
+            more = "; of a network that learns the variance too, give the first half of the channels, or see with_variance"
             twice = output.shape == (*x.shape[:-1], 2 * x.shape[-1])
             raise ValueError(f"denoiser: the network returned shape {output.shape} for x of shape {x.shape}{more * twice}")
         return skip * x + out * output.astype(x.dtype)
 
     return denoise
+
+
+def average_denoiser(network: JumpNetwork, parameterization: Parameterization) -> AverageDenoiser:
+    """`skip * x + out * network(scale * x, logsnr_t, logsnr_s)`: the denoiser of a network that is told where it jumps to.
+
+    It is the x0 of the step from t to s: `transfer(x, x0, t, s)` is the probability flow's x at s, a flow map (Boffi et al. 2024).
+    For predicted velocity on straight levels the network is the average velocity of MeanFlow (Geng et al. 2025, eq. 3). At s = t
+    it is the denoiser, for clean s a consistency function.
+    """
+
+    def average(x: Array, t: Level, s: Level) -> Array:
+        until = jnp.broadcast_to(jnp.ravel(jnp.minimum(s.logsnr, CLEANEST)), x.shape[:1])
+        return denoiser(lambda scaled, logsnr: network(scaled, logsnr, until), parameterization)(x, t)
+
+    return average
+
+
+def towards(average: AverageDenoiser, s: Level) -> Denoiser:
+    """The denoiser of jumps to one level s."""
+    return lambda x, t: average(x, t, s)
+
+
+def instantaneous(average: AverageDenoiser) -> Denoiser:
+    """The denoiser of jumps of no length, which is that of the data."""
+    return lambda x, t: average(x, t, t)
+
+
+def with_variance(network: Network, parameterization: Parameterization) -> ReverseKernel:
+    """The kernel of a network that learned the variance too: x0 by the first half of its channels, by v in the second the std.
+
+    `log std = f log forward_std + (1 - f) log posterior_std`, `f = (v + 1) / 2`, of each value of x, between the small variance
+    of DDPM (v = -1) and the large one (v = 1): Nichol & Dhariwal (2021), eq. 15, as ADM and DiT are trained. The sampler
+    `ddpm_learned` calls it once a step; `carried` guides and clips its x0.
+
+    Raises:
+        ValueError: the network's output has not twice the channels of x, or x has no batch axis.
+    """
+
+    def kernel(x: Array, t: Level, s: Level) -> tuple[Array, Array]:
+        skip, out, scale = parameterization(t)
+        output = _output(network, scale, x, t)
+        if output.shape != (*x.shape[:-1], 2 * x.shape[-1]):
+            raise ValueError(
+                f"with_variance: the network returned shape {output.shape} for x of shape {x.shape}, not twice its channels"
+            )
+        first, v = jnp.split(output.astype(x.dtype), 2, axis=-1)
+        share = (v + 1) / 2
+        return skip * x + out * first, fresh_share(t, s) * t.sigma**share * s.sigma ** (1 - share)
+
+    return kernel
+
+
+def carried(transform: Callable[[Denoiser], Denoiser], kernel: ReverseKernel) -> ReverseKernel:
+    """The kernel with its x0 changed as a denoiser is changed, without a second call of it, and with its std as it is.
+
+    For `clip`, and for guidance: `carried(lambda denoise: guide(denoise, reference, scale), kernel)` takes the std of the labelled
+    call, as ADM and DiT are sampled. The transform must call its denoiser at the kernel's own x and level alone, as all of this
+    library's do. `classifier_guide` moves the mean of the step by `scale * (alpha_s / alpha_t) * forward_std^2 * grad`, where
+    Dhariwal & Nichol (2021), algorithm 1, take the learned variance: the two agree in small steps.
+    """
+
+    def changed(x: Array, t: Level, s: Level) -> tuple[Array, Array]:
+        x0, std = kernel(x, t, s)
+        return transform(lambda x, level: x0)(x, t), std
+
+    return changed
+
+
+def _output(network: Network, scale: Array, x: Array, level: Level) -> Array:
+    if not x.ndim:
+        raise ValueError("denoiser: x must have a batch axis, got a number")
+    return network(scale * x, jnp.broadcast_to(jnp.ravel(level.logsnr), x.shape[:1]))
 
 
 def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:

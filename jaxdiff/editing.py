@@ -14,7 +14,7 @@ from jax import Array
 
 from jaxdiff.arguments import at_least_float32, check_count
 from jaxdiff.compilation import compiled_once
-from jaxdiff.denoiser import Denoiser
+from jaxdiff.denoiser import Denoiser, ReverseKernel
 from jaxdiff.process import Level, diffuse, forward_std
 from jaxdiff.samplers import Sampler, sample
 from jaxdiff.samplers.loop import map_step
@@ -23,7 +23,7 @@ Operator = Callable[[Array], Array]  # what is observed of clean images: [B, ...
 
 
 @compiled_once
-def sdedit(sampler: Sampler, denoise: Denoiser, x0: Array, levels: Level, key: Array) -> Array:
+def sdedit(sampler: Sampler, denoise: Denoiser | ReverseKernel, x0: Array, levels: Level, key: Array) -> Array:
     """The image noised to `levels[0]` and sampled back along `levels`, such as `grid(schedule, 50)[20:]`.
 
     Meng et al. (2022), algorithm 1: the noisier the first level, the less of x0 remains.

@@ -25,6 +25,7 @@ from jaxdiff.models import autoencoder
 collect_ignore = [
     "make_archives.py",
     "make_encoders.py",
+    "make_learned_variance.py",
     "make_published.py",
     "make_pipelines.py",
     "make_tokens.py",

@@ -3,6 +3,7 @@
 from jaxdiff.oracles.comparison import Check, compare
 from jaxdiff.oracles.mixtures import (
     Mixture,
+    average_denoiser,
     class_log_prob,
     conditional,
     correlated,
@@ -23,6 +24,7 @@ __all__ = [
     "Check",
     "Mixture",
     "Report",
+    "average_denoiser",
     "class_log_prob",
     "compare",
     "conditional",

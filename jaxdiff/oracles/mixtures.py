@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from numpy.typing import ArrayLike  # jax's has no lists
 
-from jaxdiff.denoiser import Denoiser
+from jaxdiff.denoiser import AverageDenoiser, Denoiser
+from jaxdiff.oracles import flows
 from jaxdiff.process import Level
 
 
@@ -142,16 +143,13 @@ def posterior(data: Mixture, matrix: ArrayLike, observed: ArrayLike, std: float)
 
 
 def flow_map(data: Mixture) -> Callable[..., Array]:
-    """The probability flow of one Gaussian, `(x, t, s) -> x_s`; by default s is clean, which makes it a consistency function.
+    """The probability flow, `(x, t, s) -> x_s`; by default s is clean, which makes it a consistency function.
 
-    `alpha_s mean + std_s / std_t (x - alpha_t mean)` along each axis, `std_t^2 = (alpha_t std)^2 + sigma_t^2`: the solution
-    of the ODE of Song et al. (2021), eq. 13.
-
-    Raises:
-        ValueError: the mixture has more than one component.
+    Of one Gaussian `alpha_s mean + std_s / std_t (x - alpha_t mean)` along each axis, `std_t^2 = (alpha_t std)^2 + sigma_t^2`: the
+    solution of the ODE of Song et al. (2021), eq. 13. Of a mixture see `flows.integrated`.
     """
     if data.means.shape[0] != 1:
-        raise ValueError(f"flow_map: only one Gaussian has a closed form, got a mixture of {data.means.shape[0]}")
+        return flows.integrated(denoiser(data), score(data))
 
     def flow(x: Array, t: Level, s: Level | None = None) -> Array:
         s = Level(jnp.ones_like(t.alpha), jnp.zeros_like(t.sigma)) if s is None else s
@@ -161,6 +159,14 @@ def flow_map(data: Mixture) -> Callable[..., Array]:
         return (_column(s.alpha) * data.means[None] + moved).reshape(x.shape)
 
     return flow
+
+
+def average_denoiser(data: Mixture) -> AverageDenoiser:
+    """The average of the denoiser along the probability flow from t to s, `(x, t, s) -> x0`, by the rise of `alpha / sigma`.
+
+    The x0 with which `transfer` ends on `flow_map(data)`; for velocities on straight levels their average, that of MeanFlow.
+    """
+    return flows.average_denoiser(flow_map(data), denoiser(data))
 
 
 def _joint(data: Mixture, x: Array, level: Level) -> tuple[Array, Array, Array]:

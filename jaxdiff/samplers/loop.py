@@ -12,13 +12,13 @@ from jax import Array
 
 from jaxdiff.arguments import at_least_float32
 from jaxdiff.compilation import compiled_once
-from jaxdiff.denoiser import Denoiser
+from jaxdiff.denoiser import AverageDenoiser, Denoiser, ReverseKernel
 from jaxdiff.process import Level
 
 Memory = Any  # what a multistep sampler carries from step to step: a pytree
 
 
-Step = Callable[[Denoiser, Array, Memory, Level, Level, Array], tuple[Array, Memory]]
+Step = Callable[[Any, Array, Memory, Level, Level, Array], tuple[Array, Memory]]
 
 
 class Sampler(NamedTuple):
@@ -35,12 +35,14 @@ class Sampler(NamedTuple):
 
 
 @compiled_once
-def sample(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Array) -> Array:
+def sample(sampler: Sampler, denoise: Denoiser | AverageDenoiser | ReverseKernel, x: Array, levels: Level, key: Array) -> Array:
     """The x0 that the sampler reaches from x, a sample at `levels[0]`, along `levels [N + 1]`, of which the last is clean.
 
     To start from pure noise, x is `levels[0].sigma * noise`. Pure; compiles under `jax.jit`, and memory does not grow with the
     number of steps. x and levels in bfloat16 or float16 are computed in float32, which the denoiser sees, and the result is in
     their dtype.
+
+    A sampler may tell the denoiser where its step goes: `denoise(x, t, s)`, as `flow_map` does.
 
     Raises:
         TypeError: x and levels differ in dtype.
@@ -61,7 +63,9 @@ def sample(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Ar
 
 
 @compiled_once
-def trajectory(sampler: Sampler, denoise: Denoiser, x: Array, levels: Level, key: Array, every: int = 1) -> Array:
+def trajectory(
+    sampler: Sampler, denoise: Denoiser | AverageDenoiser | ReverseKernel, x: Array, levels: Level, key: Array, every: int = 1
+) -> Array:
     """The states `[N / every + 1, B, ...]` of `sample`, from x to x0: after every step, or after every k-th.
 
     Raises:
@@ -95,8 +99,8 @@ def _moves(sampler, denoise, x, levels, key):
 
     x, levels = at_least_float32((x, levels))
 
-    def of_one_dtype(x, level):
-        return jnp.asarray(denoise(x, level), x.dtype)
+    def of_one_dtype(x, *levels):
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), denoise(x, *levels))
 
     def move(carry, index, step=sampler.step):
         return step(of_one_dtype, *carry, levels[index], levels[index + 1], jax.random.fold_in(key, index)), None

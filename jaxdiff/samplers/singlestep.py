@@ -43,6 +43,19 @@ def ddpm(std: Std = posterior_std) -> Sampler:
     return stateless(step)
 
 
+def ddpm_learned() -> Sampler:
+    """`ddpm` with noise of the std that a reverse kernel `(x, t, s) -> (x0, std)` returns, in the place of a denoiser.
+
+    Nichol & Dhariwal (2021), section 3.1; `with_variance` makes the kernel of a network. One call a step.
+    """
+
+    def step(kernel, x, t, s, key):
+        x0, std = kernel(x, t, s)
+        return ddpm(lambda t, s: std).step(lambda x, t: x0, x, (), t, s, key)[0]
+
+    return stateless(step)
+
+
 def euler_maruyama() -> Sampler:
     """Euler-Maruyama on the reverse SDE, `x + f + g^2 score + g noise`; the last step goes to D(x, t).
 
@@ -82,6 +95,24 @@ def consistency(noise: Std = full_std) -> Sampler:
 
     def step(denoise, x, t, s, key):
         return s.alpha * denoise(x, t) + noise(t, s) * jax.random.normal(key, x.shape, x.dtype)
+
+    return stateless(step)
+
+
+def flow_map(gamma: float | Array = 0.0) -> Sampler:
+    """Jumps along a flow map: `transfer(x, D(x, t, s'), t, s')` with `sigma_s' = sqrt(1 - gamma^2) sigma_s`, then noise up to s.
+
+    `sample` is given an average denoiser, `(x, t, s) -> x0`. gamma = 0 follows the flow (Geng et al. 2025, algorithm 2), gamma = 1
+    is `consistency()`; Kim et al. (2023), algorithm 3.
+
+    Raises:
+        ValueError: gamma is a number outside [0, 1].
+    """
+    check("flow_map", "0 <= gamma <= 1", lambda gamma: 0 <= gamma <= 1, gamma=gamma)
+
+    def step(denoise, x, t, s, key):
+        kept = Level(s.alpha, s.sigma * safe_sqrt(jnp.asarray(1 - gamma**2, x.dtype)))
+        return transfer(x, denoise(x, t, kept), t, kept) + gamma * s.sigma * jax.random.normal(key, x.shape, x.dtype)
 
     return stateless(step)
 
