@@ -36,6 +36,21 @@ def pseudo_huber(c: float = 0.00054) -> Distance:
     return lambda a, b: jnp.sqrt(squared_error(a, b) + c**2) - c
 
 
+def adaptive_error(power: float = 1.0, c: float = 1e-3) -> Distance:
+    """`e / stop_gradient(e + c)^power` of the squared error e, `[B]`: every example's gradient has about the same size.
+
+    Geng et al. (2025), section 4.3, with the mean over an example's values where they take the sum: their c is this times their
+    number. On errors of x0; at power 1 those of another prediction differ in c alone, so weigh levels by `x0_weight`.
+    """
+    check("adaptive_error", "0 <= power <= 1 and c > 0", lambda power, c: 0 <= power <= 1 and c > 0, power=power, c=c)
+
+    def distance(a: Array, b: Array) -> Array:
+        error = squared_error(a, b)
+        return error / jax.lax.stop_gradient(error + c) ** power
+
+    return distance
+
+
 def regression_loss(
     student: Denoiser,
     target: Denoiser,

@@ -10,8 +10,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.arguments import at_least_float32
-from jaxdiff.denoiser import Denoiser
-from jaxdiff.process import Level, implied_x0, transfer
+from jaxdiff.denoiser import AverageDenoiser, Denoiser, instantaneous
+from jaxdiff.process import Level, transfer
 
 Solver = Callable[[Denoiser, Array, Level, Level], Array]  # (teacher, x, t, s) -> x at s on the teacher's probability flow
 
@@ -30,19 +30,70 @@ def two_steps(teacher: Denoiser, m: Level, s: Level) -> Denoiser:
     """The x0 for which one DDIM step from t to s ends where the teacher's two steps end, t to m to s.
 
     Progressive distillation (Salimans & Ho 2022, algorithm 2). Noise falls from t to m to s. If s is clean the
-    target is the teacher's x0 at m, and if m is clean as well, its x0 at t. In float32 the error is about 1e-7 divided by
-    `alpha_s - alpha_t sigma_s / sigma_t`; half precision is computed in float32.
+    target is the teacher's x0 at m, and if m is clean as well, its x0 at t. Half precision is computed in float32.
+    """
+
+    def either(x: Array, t: Level, s: Level) -> Array:
+        return teacher(x, t)
+
+    return two_jumps(either, either, m, s)
+
+
+def two_jumps(first: AverageDenoiser, second: AverageDenoiser, m: Level, s: Level) -> Denoiser:
+    """The x0 for which one jump from t to s ends where two do, the first's from t to m and the second's from m to s.
+
+    Flow maps compose, so both have one target: the average of the two x0 by the rise of `alpha / sigma`, as the flow is
+    `d(x / sigma) = x0 d(alpha / sigma)`. Two of one network's own jumps are the target of shortcut models (Frans et al. 2024,
+    eq. 5); with the first `data`, that of alpha-Flow (Zhang et al. 2025, eq. 8), and of consistency training where s is clean.
+    Fails where s = t.
     """
     m, s = at_least_float32((m, s))
 
     def target(x: Array, t: Level) -> Array:
         dtype = x.dtype
         x, t = at_least_float32((x, t))
-        x_m = euler(teacher, x, t, m)
-        x_s = _unless_clean(m, x_m, lambda noisy: euler(teacher, x_m, noisy, s))
-        return implied_x0(x, x_s, t, s).astype(dtype)
+        one = first(x, t, m)
+        two = _unless_clean(m, one, lambda noisy: second(transfer(x, one, t, noisy), noisy, s))
+        rise, whole = (to.alpha * t.sigma - t.alpha * to.sigma for to in (m, s))
+        clean = m.sigma == 0
+        share = jnp.where(clean, 1, rise * s.sigma / (whole * jnp.where(clean, 1, m.sigma)))
+        return (two + share * (one - two)).astype(dtype)
 
     return target
+
+
+def mean_flow(
+    network: AverageDenoiser,
+    teacher: Denoiser,
+    s: Level,
+    *,
+    along: Denoiser | None = None,
+    size: Callable[[Array, Array], Array] = jnp.hypot,
+) -> Denoiser:
+    """`(1 - r) f + r x0 + (alpha_s - r alpha_t) / (alpha' - alpha_t sigma' / sigma_t) df`, `r = sigma_s / sigma_t`: MeanFlow.
+
+    f is the network's jump to s, x0 the teacher's, df the derivative of f along the flow of `along`, the teacher by default. On
+    straight levels and for velocities it is `v - (t - s) du/dt` (Geng et al. 2025a, eq. 11); improved MeanFlow (2025b, eq. 12)
+    goes along the network's own `instantaneous` denoiser. See `direction` for `size`. Half precision is computed in float32.
+    """
+    s = at_least_float32(s)
+
+    def target(x: Array, t: Level) -> Array:
+        dtype = x.dtype
+        x, t = at_least_float32((x, t))
+        x0, ratio, rate = teacher(x, t), s.sigma / t.sigma, direction(t, size)
+        moved = slope(lambda x, t: network(x, t, s), x0 if along is None else along(x, t), x, t, size)
+        gap = (s.alpha - ratio * t.alpha) / (rate.alpha - t.alpha * rate.sigma / t.sigma)
+        return ((1 - ratio) * network(x, t, s) + ratio * x0 + gap * moved).astype(dtype)
+
+    return target
+
+
+def improved_mean_flow(
+    network: AverageDenoiser, teacher: Denoiser, s: Level, *, size: Callable[[Array, Array], Array] = jnp.hypot
+) -> Denoiser:
+    """`mean_flow` along the network's own flow, of less variance: the gradient of improved MeanFlow (Geng et al. 2025b, eq. 12)."""
+    return mean_flow(network, teacher, s, along=instantaneous(network), size=size)
 
 
 def ahead(network: Denoiser, teacher: Denoiser, s: Level, solver: Solver = euler) -> Denoiser:
@@ -56,6 +107,28 @@ def ahead(network: Denoiser, teacher: Denoiser, s: Level, solver: Solver = euler
     def target(x: Array, t: Level) -> Array:
         x_s = solver(teacher, *at_least_float32((x, t)), s)
         return _unless_clean(s, x_s, lambda noisy: network(x_s, noisy)).astype(x.dtype)
+
+    return target
+
+
+def unit_error(sample: Array, x0: Array) -> Array:
+    """`1 / mean(|sample - x0|)` over each example's values, `[B, 1, ..., 1]`."""
+    gap = jnp.mean(jnp.abs(sample - x0), axis=tuple(range(1, x0.ndim)), keepdims=True)
+    return 1 / jnp.maximum(gap, 1e-4)
+
+
+def matching(sample: Array, real: Denoiser, fake: Denoiser, weight: Callable[[Array, Array], Array] = unit_error) -> Denoiser:
+    """`sample - w * (fake(x, t) - real(x, t))`, `w = weight(sample, real(x, t))`: where fake equals real, the sample itself.
+
+    Distribution matching (Yin et al. 2023, eq. 7 and 8): with `fake` the denoiser of the samples' own distribution, the sample's
+    mean error to it has the gradient of the KL divergence from the noised samples to noised data: as the score is
+    `(alpha D - x) / sigma^2`, their difference of scores is `alpha / sigma^2 * (fake - real)`, and w stands for their weight,
+    which makes w about the inverse of the real denoiser's own error. With w = snr it is the plain KL.
+    """
+
+    def target(x: Array, t: Level) -> Array:
+        x0 = real(x, t)
+        return sample - weight(sample, x0) * (fake(x, t) - x0)
 
     return target
 
@@ -83,15 +156,23 @@ def tangent(network: Denoiser, teacher: Denoiser, *, warmup: ArrayLike = 1.0, fl
     return target
 
 
-def slope(network: Denoiser, x0: Array, x: Array, t: Level) -> Array:
-    """`df / dtheta` of a denoiser f along the probability flow through x with the given x0: 0 for a consistency function.
+def slope(network: Denoiser, x0: Array, x: Array, t: Level, size: Callable[[Array, Array], Array] = jnp.hypot) -> Array:
+    """The derivative of a denoiser f along the probability flow through x with the given x0: 0 for a consistency function.
 
-    At `alpha = cos(theta)`, `sigma = sin(theta)`: `dx = alpha * noise - sigma * x0`, the flow's velocity (Lu & Song 2024,
-    section 3.1). Fails where sigma = 0.
+    The flow's velocity is `alpha' * x0 + sigma' * noise`; see `direction` for (alpha', sigma'), at `alpha = cos(theta)`, `sigma =
+    sin(theta)` the derivative in theta (Lu & Song 2024, section 3.1). Fails where sigma = 0.
     """
-    noise = (x - t.alpha * x0) / t.sigma
-    velocity = t.alpha * noise - t.sigma * x0
-    return jax.jvp(network, (x, t), (velocity, Level(-t.sigma, t.alpha)))[1]
+    noise, rate = (x - t.alpha * x0) / t.sigma, direction(t, size)
+    return jax.jvp(network, (x, t), (rate.alpha * x0 + rate.sigma * noise, rate))[1]
+
+
+def direction(t: Level, size: Callable[[Array, Array], Array] = jnp.hypot) -> Level:
+    """The derivative of levels that keep `size(alpha, sigma)`, towards more noise: (-sigma, alpha) of variance-preserving ones.
+
+    `size` is that of `process.shifted`: hypot, jnp.add on straight levels, `lambda alpha, sigma: alpha` on exploding ones.
+    """
+    by_alpha, by_sigma = jax.grad(lambda alpha, sigma: jnp.sum(size(alpha, sigma)), argnums=(0, 1))(t.alpha, t.sigma)
+    return Level(-by_sigma, by_alpha)
 
 
 def _unless_clean(level: Level, x: Array, value: Callable[[Level], Array]) -> Array:

@@ -31,6 +31,16 @@ PARAMETERIZATIONS = {
     "edm": (jd.edm(), losses.edm_weight(), lambda x0, noise, a, s: edm_target(x0, noise, s / a)),
 }
 
+
+def of_denoisers(sampler):
+    """A sampler of average denoisers, given denoisers that do not hear where the step goes."""
+
+    def step(denoise, x, memory, t, s, key):
+        return sampler.step(lambda x, t, s: denoise(x, t), x, memory, t, s, key)
+
+    return sampler._replace(step=step)
+
+
 SAMPLERS = {
     "ddim": jd.ddim(),
     "ddim_eta": jd.ddim(0.5),
@@ -46,8 +56,11 @@ SAMPLERS = {
     "churn": jd.churn(jd.heun(), 0.1),
     "consistency": jd.consistency(),
     "consistency_excess": jd.consistency(samplers.excess_std),
+    "flow_map": of_denoisers(samplers.flow_map()),
+    "flow_map_noisy": of_denoisers(samplers.flow_map(0.6)),
 }
-DETERMINISTIC = {"ddim", "heun", "heun_edm", "dpmpp_2m", "dpmpp_3m", "unipc"}
+
+DETERMINISTIC = {"ddim", "flow_map", "heun", "heun_edm", "dpmpp_2m", "dpmpp_3m", "unipc"}
 
 # From a denoiser with a label, one without, log p(label | x) and a scale that is 1 where nothing is guided.
 GUIDANCES = {
@@ -134,7 +147,7 @@ def flows(x, level, given):
     return oracles.flow_map(oracles.gaussian(MEAN, STD))(x, level)
 
 
-def point(x, level, given):
+def point(x, *levels_and_given):
     return jnp.broadcast_to(jnp.array(POINT)[None], x.shape)
 
 
@@ -181,8 +194,54 @@ def continuous_distillation(student, teacher, schedule):
     return objectives.continuous_consistency(student, teacher, schedule, condition=SCALES, warmup_steps=2)
 
 
+def of_teacher(teacher):
+    """A frozen denoiser whose flow a flow map learns; without one, the data's."""
+    return (lambda params, frozen, given, x0: teacher(frozen, given)) if teacher else objectives.of_data
+
+
+def flow_of(method, intervals, taught=True, **options):
+    """The objective of flow maps by one method, of a teacher's flow or of the data's."""
+
+    def build(student, teacher, schedule):
+        source = of_teacher(teacher if taught else None)
+        own = options if "distance" in options else {"weight": losses.v_weight}
+        return objectives.flow_map(student, method, intervals(schedule), condition=SCALES, teacher=source, **own)
+
+    return build
+
+
+def halved(schedule):
+    return objectives.any_intervals(schedule, equal=0.25, share=lambda step: 0.5)
+
+
+def whole(schedule):
+    return objectives.any_intervals(schedule, equal=0.25, times=objectives.logit_normal())
+
+
+def dyadic(schedule):
+    return objectives.dyadic_intervals(schedule, finest=8, equal=0.25)
+
+
+def averages(x, t, s, given):
+    return oracles.average_denoiser(oracles.gaussian(MEAN, STD))(x, t, s)
+
+
+def exact(given):
+    return oracles.denoiser(oracles.gaussian(MEAN, STD))
+
+
+ADAPTIVE = {"weight": losses.x0_weight, "distance": losses.adaptive_error()}
+
+
 def continuous_training(student, teacher, schedule):
     return objectives.continuous_consistency(student, None, schedule, condition=SCALES)
+
+
+def distribution_matching(student, teacher, schedule):
+    """Without its terms; both players have the same params."""
+    players, levels = objectives.Players(student, student), jd.grid(jd.cosine(), 2)
+    both = objectives.distribution_matching(players, teacher, levels, schedule, losses.v_weight, condition=SCALES, every=1)
+    return lambda *inputs: both(*inputs)[0]
 
 
 METHODS = {
@@ -200,5 +259,13 @@ METHODS = {
     "latent_consistency": Method(latent_consistency, follows(2), flows),
     "continuous_distillation": Method(continuous_distillation, lambda given: oracles.denoiser(oracles.gaussian(MEAN, STD)), flows),
     "continuous_training": Method(continuous_training, None, point),
+    "shortcut": Method(flow_of(objectives.shortcut, halved), exact, averages),
+    "shortcut_training": Method(flow_of(objectives.shortcut, dyadic, False), None, point),
+    "alpha_flow": Method(flow_of(objectives.alpha_flow, halved, False, **ADAPTIVE), None, point),
+    "mean_flow": Method(flow_of(objectives.mean_flow(), whole), exact, averages),
+    "mean_flow_training": Method(flow_of(objectives.mean_flow(), whole, False), None, point),
+    "improved_mean_flow": Method(flow_of(objectives.mean_flow(improved=True), whole), exact, averages),
+    "distribution_matching": Method(distribution_matching, lambda given: lambda x, level: point(x, level, given), point),
 }
+JUMPS = {"shortcut", "shortcut_training", "alpha_flow", "mean_flow", "mean_flow_training", "improved_mean_flow"}  # flow maps
 AVERAGED = {"consistency_distillation", "latent_consistency"}  # whose targets are an EMA's

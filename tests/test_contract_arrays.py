@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import DETERMINISTIC, GUIDANCES, METHODS, PARAMETERIZATIONS, SAMPLERS, SCHEDULES, clouds
+from cases import DETERMINISTIC, GUIDANCES, JUMPS, METHODS, PARAMETERIZATIONS, SAMPLERS, SCHEDULES, clouds
 
 import jaxdiff as jd
 from jaxdiff import editing, likelihood, losses, objectives, oracles, process, targets, training
@@ -69,14 +69,28 @@ def method_loss(name, g):
     def student(params, given, key):
         return jd.denoiser(lambda x, logsnr: jnp.tanh(params.astype(x.dtype) * x), jd.predict_v)
 
+    def jumper(params, given, key):
+        return jd.average_denoiser(lambda x, t, s: jnp.tanh(params.astype(x.dtype) * x + 0.1 * s[:, None]), jd.predict_v)
+
     def teacher(frozen, given):
         return student(frozen["encoder"], given, None)
 
     one = jnp.asarray(0.9, g.x0.dtype)
     state = training.TrainState(jnp.int32(3), one, {"ema": one}, (), {"encoder": one})
     batch = {"image": g.x0, "index": jnp.arange(len(g.x0))}
-    loss = METHODS[name].objective(student, teacher, jd.cosine(-8.0, 8.0))(one, state, batch, g.key)
+    kind = METHODS[name]
+    objective = kind.objective(jumper if name in JUMPS else student, teacher if kind.teacher else None, jd.cosine(-8.0, 8.0))
+    loss = objective(one, state, batch, g.key)
     return jnp.broadcast_to(loss, g.x0.shape[:1])
+
+
+def wave(g):
+    """An average denoiser that is no flow's."""
+
+    def network(x, t, s):
+        return jnp.sin(x + 0.1 * (t + s).reshape(-1, *(1 for _ in x.shape[1:])))
+
+    return jd.average_denoiser(network, jd.predict_v)
 
 
 def images(g):
@@ -110,6 +124,12 @@ KEPT = {  # functions whose result has x's shape and dtype
     "data": lambda g: targets.data(g.x0)(g.x, g.t),
     "euler": lambda g: targets.euler(network(jd.predict_v), g.x, g.t, g.s),
     "two_steps": lambda g: targets.two_steps(network(jd.predict_v), g.s, g.levels[3])(g.x, g.t),
+    "two_jumps": lambda g: targets.two_jumps(wave(g), wave(g), g.s, g.levels[3])(g.x, g.t),
+    "mean_flow": lambda g: targets.mean_flow(wave(g), targets.data(g.x0), g.s)(g.x, g.t),
+    "improved_mean_flow": lambda g: targets.improved_mean_flow(wave(g), targets.data(g.x0), g.s)(g.x, g.t),
+    "average_denoiser": lambda g: wave(g)(g.x, g.t, g.s),
+    "towards": lambda g: jd.towards(wave(g), g.s)(g.x, g.t),
+    "instantaneous": lambda g: jd.instantaneous(wave(g))(g.x, g.t),
     "ahead": lambda g: targets.ahead(network(jd.predict_v), targets.data(g.x0), g.s)(g.x, g.t),
     **{name: lambda g, sampler=sampler: drawn(sampler, g) for name, sampler in SAMPLERS.items()},
     "overshoot": lambda g: drawn(jd.overshoot(g.levels), g),

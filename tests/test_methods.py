@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import AVERAGED, METHODS, POINT
+from cases import AVERAGED, JUMPS, METHODS, POINT
 
 import jaxdiff as jd
 from jaxdiff import objectives, training
@@ -30,6 +30,15 @@ def network(params, x, logsnr, given, key):
 
 def student(params, given, key):
     return objectives.conditional(network, jd.predict_v, params, given, key)
+
+
+def jumper(params, given, key):
+    """The same layers, told of s beside t."""
+
+    def told(params, x, logsnr, given, key):
+        return network(params, x, logsnr + given["until"] / 3, given["label"], key)
+
+    return objectives.conditional_average(told, jd.predict_v, params, given, key)
 
 
 def teacher(frozen, given):
@@ -64,7 +73,8 @@ def objective(method, ends=None):
     def schedule(t):
         return jd.cosine()(t if ends is None else jnp.where(ends, jnp.round(t), t))
 
-    return METHODS[method].objective(student, teacher, schedule)
+    kind = METHODS[method]
+    return kind.objective(jumper if method in JUMPS else student, teacher if kind.teacher else None, schedule)
 
 
 @functools.cache
@@ -142,9 +152,12 @@ def test_loss_is_zero_at_its_optimum_alone(method):
     kind = METHODS[method]
 
     def student(p, given, key):
-        return lambda x, level: kind.best(x, level, given) + level.sigma * (p[0] + p[1] * x)
+        def off(x, t, *s):
+            return kind.best(x, t, *s, given) + t.sigma * (p[0] + p[1] * x)
 
-    built = kind.objective(student, lambda frozen, given: kind.teacher(given), jd.cosine())
+        return off
+
+    built = kind.objective(student, kind.teacher and (lambda frozen, given: kind.teacher(given)), jd.cosine())
     rows = batch(64) if kind.teacher else batch(64) | {"image": jnp.broadcast_to(jnp.array(POINT)[None], (64, 2))}
 
     def loss(p):
@@ -156,4 +169,4 @@ def test_loss_is_zero_at_its_optimum_alone(method):
     (best, slope), *others = (graded(jnp.array(p)) for p in ((0.0, 0.0), (0.3, 0.0), (0.0, 0.3)))
     for value, gradient in others:
         assert best < 1e-8 * value
-        assert jnp.max(jnp.abs(slope)) < 1e-5 * jnp.max(jnp.abs(gradient))
+        assert jnp.max(jnp.abs(slope)) < 3e-5 * jnp.max(jnp.abs(gradient))

@@ -22,9 +22,31 @@ from jaxdiff.objectives.compression import (
 from jaxdiff.objectives.conditions import Condition, contexts, drop, drop_label, guidance_scales, joint, labels, texts
 from jaxdiff.objectives.consistency import PairWeight, consistency, continuous_consistency, inverse_gap, of_noisier
 from jaxdiff.objectives.denoising import conditional, diffusion
+from jaxdiff.objectives.distribution_matching import Critic, Players, distribution_matching
 from jaxdiff.objectives.elbo import vae
 from jaxdiff.objectives.encoded import encoded
+from jaxdiff.objectives.flow_maps import (
+    FlowMethod,
+    FlowStudent,
+    FlowTeacher,
+    alpha_flow,
+    conditional_average,
+    flow_map,
+    guided_data,
+    mean_flow,
+    of_data,
+    shortcut,
+)
 from jaxdiff.objectives.guided import guided
+from jaxdiff.objectives.intervals import (
+    Interval,
+    Intervals,
+    annealed,
+    any_intervals,
+    dyadic_intervals,
+    logit_normal,
+    whole,
+)
 from jaxdiff.objectives.latent import latent
 from jaxdiff.objectives.level_pairs import (
     Curriculum,
@@ -53,19 +75,38 @@ __all__ = [
     "pixel_distance",
     "psnr",
     "weighted",
+    "whole",
     "ClassifierNetwork",
     "Condition",
+    "Critic",
     "Curriculum",
+    "FlowMethod",
+    "FlowStudent",
+    "FlowTeacher",
+    "Interval",
+    "Intervals",
     "Measure",
     "PairWeight",
     "Pairs",
+    "Players",
     "Student",
     "Teacher",
     "adapted",
+    "alpha_flow",
+    "annealed",
+    "any_intervals",
+    "conditional_average",
     "consistency",
     "constant",
     "continuous_consistency",
     "doubling",
+    "dyadic_intervals",
+    "flow_map",
+    "guided_data",
+    "logit_normal",
+    "mean_flow",
+    "of_data",
+    "shortcut",
     "guidance_scales",
     "guided",
     "inverse_gap",
@@ -84,6 +125,7 @@ __all__ = [
     "conditional",
     "contexts",
     "diffusion",
+    "distribution_matching",
     "downsampled",
     "drop",
     "drop_label",
