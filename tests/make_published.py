@@ -1,10 +1,11 @@
 """Writes data/published: what published code computes with small networks whose weights `published_weights.draw` gives.
 
 python -m venv peer && peer/bin/pip install torch==2.14.1 diffusers==0.42.1 peft==0.21.2 transformers==5.24.0 einops torchvision
-peer/bin/python tests/make_published.py stable-diffusion stablediffusion guided-diffusion consistency_models
+peer/bin/python tests/make_published.py stable-diffusion stablediffusion guided-diffusion consistency_models DiT SiT
 
 The arguments are folders with clones of CompVis/stable-diffusion at commit 21f890f, Stability-AI/stablediffusion at cf1d67a,
-openai/guided-diffusion at 22e0df8 and openai/consistency_models at e32b69e; `--only NAME ...` records these families alone.
+openai/guided-diffusion at 22e0df8, openai/consistency_models at e32b69e, facebookresearch/DiT at ed81ce2 and willisma/SiT at
+947f95b; `--only NAME ...` records these families alone.
 
 Every family is written to files, opened from these by the published code, and run in float32 on the CPU. Then each parameter is
 changed by 1%, in float64: `unmoved` in the notes lists those that change no output by more than 1e-6, and `rounding` is the largest
@@ -32,7 +33,7 @@ STUBS = ("pytorch_lightning", "taming.modules.vqvae.quantize", "piq", "blobfile"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("compvis", "stability", "guided", "consistency"):
+    for name in ("compvis", "stability", "guided", "consistency", "dit", "sit"):
         parser.add_argument(name, type=pathlib.Path)
     parser.add_argument("--only", nargs="*")
     clones = parser.parse_args()
@@ -174,6 +175,99 @@ def consistency_diffusers(name, clones):
         configs.CONSISTENCY_SCHEDULER,
         pipeline,
     )
+
+
+def dit(name, clones):
+    inputs = drawn(name, x=(2, 4, 8, 8)) | {"timesteps": TIMESTEPS, "labels": np.array([3, 10])}
+
+    def run(module, x, timesteps, labels):
+        return {"sample": module(x, timesteps, labels).sample}
+
+    config, scheduler = configs.DIT, configs.DIT_SCHEDULER
+    diffusers_family(name, "transformer/", "DiTTransformer2DModel", config, inputs, run, scheduler, configs.DIT_PIPELINE)
+
+
+def joint(name, clones):
+    """The blocks of Stable Diffusion 3, the last of which returns no context; queries and keys are normalised, as in 3.5."""
+    from diffusers.models.attention import JointTransformerBlock
+    from safetensors.torch import load_file
+
+    module, path = (
+        nn.ModuleList(JointTransformerBlock(32, 2, 16, number == 1, "rms_norm") for number in range(2)),
+        f"{name}.safetensors",
+    )
+
+    def load(folder):
+        module.load_state_dict(load_file(folder / path))
+        return module
+
+    def run(module, x, context, embedding):
+        for block in module:
+            context, x = block(x, context, embedding)
+        return {"sample": x}
+
+    inputs = drawn(name, x=(2, 12, 32), context=(2, 5, 32), embedding=(2, 32))
+    record(name, {}, {path: shapes_of(module)}, {}, inputs, load, run)
+
+
+# Peebles & Xie, Ma et al.
+
+
+class Heads(nn.Module):
+    """What timm's Attention is."""
+
+    def __init__(self, width, num_heads, qkv_bias):
+        super().__init__()
+        self.heads, self.qkv, self.proj = num_heads, nn.Linear(width, 3 * width, bias=qkv_bias), nn.Linear(width, width)
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        return self.proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """What timm's Mlp is."""
+
+    def __init__(self, in_features, hidden_features, act_layer, drop):
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(in_features, hidden_features), act_layer(), nn.Linear(hidden_features, in_features)
+
+    def forward(self, x):
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class PatchEmbed(nn.Module):
+    """What timm's PatchEmbed is."""
+
+    def __init__(self, size, patch, channels, width, bias):
+        super().__init__()
+        self.num_patches, self.patch_size = (size // patch) ** 2, (patch, patch)
+        self.proj = nn.Conv2d(channels, width, patch, patch, bias=bias)
+
+    def forward(self, x):
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+def transformer(name, clones):
+    """The positions are not drawn, but those that the published code makes."""
+    from safetensors.torch import load_file
+
+    path, sit = f"{name}.safetensors", name == "sit"
+    layers = mock.MagicMock(Attention=Heads, Mlp=Mlp, PatchEmbed=PatchEmbed)
+    timm = {"timm": mock.MagicMock(), "timm.models": mock.MagicMock(), "timm.models.vision_transformer": layers}
+    with importable(clones.sit if sit else clones.dit) as importer, mock.patch.dict(sys.modules, timm):
+        published = importer("models")
+        module = (published.SiT if sit else published.DiT)(**configs.DIT_PUBLISHED)
+
+    def load(folder):
+        state = {key: value for key, value in load_file(folder / path).items() if key != "pos_embed"}
+        module.load_state_dict(module.state_dict() | state)
+        return module
+
+    inputs = drawn(name, x=(2, 4, 8, 8)) | {"labels": np.array([3, 10])}
+    inputs["timesteps"] = np.array([0.25, 0.9], np.float32) if sit else TIMESTEPS
+    run = lambda module, x, timesteps, labels: {"sample": module(x, timesteps, labels)}  # noqa: E731
+    record(name, {}, {path: shapes_of(module)}, configs.DIT_PUBLISHED, inputs, load, run)
 
 
 # OpenAI
@@ -382,6 +476,10 @@ FAMILIES = {
     "kl": kl,
     "kl_old": kl,
     "vq": vq,
+    "dit": dit,
+    "dit_published": transformer,
+    "sit": transformer,
+    "joint": joint,
     "ddpm": ddpm,
     "ddpm_old": ddpm,
     "consistency_diffusers": consistency_diffusers,

@@ -40,6 +40,38 @@ SD1 = {
     "cross_attention_dim": 12,
     "norm_num_groups": 8,
 }
+DIT = {  # as facebook/DiT-XL-2-256
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 2,
+    "sample_size": 8,
+    "patch_size": 2,
+    "num_embeds_ada_norm": 10,
+}
+DIT_PIPELINE = {
+    "_class_name": "DiTPipeline",
+    "_diffusers_version": "0.12.0.dev0",
+    "id2label": {"0": "tench", "1": "goldfish"},
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "transformer": ["diffusers", "DiTTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+DIT_SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "_diffusers_version": "0.12.0.dev0",
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "trained_betas": None,
+}
+DIT_PUBLISHED = {"input_size": 8, "patch_size": 2, "hidden_size": 64, "depth": 2, "num_heads": 2, "num_classes": 10}
 KL = {
     "in_channels": 3,
     "out_channels": 3,

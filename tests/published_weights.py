@@ -5,6 +5,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import zlib
 from typing import NamedTuple
@@ -34,6 +35,7 @@ class Family(NamedTuple):
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """float32, exact in float16: a tensor that depends on its name and shape alone, such that activations keep their scale."""
+    name = re.sub(r"^transformer_blocks\.\d+\.norm1\.emb\.", "transformer_blocks.0.norm1.emb.", name)  # DiT's are copies
     if name == "betas":  # which are no weights: Stable Diffusion's
         return np.linspace(0.00085**0.5, 0.012**0.5, *shape, dtype=np.float32) ** 2
     values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)

@@ -10,7 +10,7 @@ from shared_contexts import share_contexts
 from jaxdiff.app import cli
 from jaxdiff.app.build import networks
 from jaxdiff.models import autoencoder
-from jaxdiff.models.layers import GuidanceEmbedding
+from jaxdiff.models.layers import GuidanceEmbedding, LevelEmbedding
 
 
 class SmallUNet(nn.Module):
@@ -22,7 +22,9 @@ class SmallUNet(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x, condition, label=None, train=False, *, context=None, spatial=None, augmentation=None, guidance=None):
+    def __call__(
+        self, x, condition, label=None, train=False, *, context=None, spatial=None, augmentation=None, guidance=None, until=None
+    ):
         width = 4 * self.channels
         embedding = nn.Dense(width, name="condition")(condition[:, None] / 10)
         if self.num_classes:
@@ -33,6 +35,8 @@ class SmallUNet(nn.Module):
             embedding += nn.Dense(width, name="augmentation")(augmentation[:, None])
         if guidance is not None:
             embedding += GuidanceEmbedding(self.channels, name="guidance")(guidance)
+        if until is not None:
+            embedding += LevelEmbedding(self.channels, name="until")(until)
         seen = x if spatial is None else jnp.concatenate([x, spatial], axis=-1)
         hidden = nn.Conv(width, (3, 3), name="first")(seen) + nn.Dense(width, name="shift")(nn.silu(embedding))[:, None, None]
         return nn.Conv(x.shape[-1], (3, 3), name="last")(nn.Dropout(self.dropout, deterministic=not train)(nn.silu(hidden)))

@@ -138,6 +138,19 @@ class GuidanceEmbedding(nn.Module):
         return Dense(4 * self.channels, dtype=self.dtype, kernel_init=zeros, name="out")(nn.silu(hidden))
 
 
+class LevelEmbedding(nn.Module):
+    """The level `[B]` to which a flow map jumps as features `[B, 4 * channels]` that start at zero, as if it were not told."""
+
+    channels: int
+    frequencies: Frequencies = frequencies
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, until: Array) -> Array:
+        hidden = Dense(4 * self.channels, dtype=self.dtype, name="in")(self.frequencies(until, self.channels).astype(self.dtype))
+        return Dense(4 * self.channels, dtype=self.dtype, kernel_init=zeros, name="out")(nn.silu(hidden))
+
+
 class Attention(nn.Module):
     """A residual block of multi-head self-attention over all pixels (Vaswani et al. 2017; Ho et al. 2020)."""
 

@@ -18,6 +18,7 @@ from jaxdiff.models.layers import (
     Dense,
     Frequencies,
     GuidanceEmbedding,
+    LevelEmbedding,
     Norm,
     ResidualBlock,
     applied,
@@ -32,7 +33,7 @@ from jaxdiff.models.layers import (
 )
 from jaxdiff.models.transformer import Transformer
 
-GIVEN = ("label", "context", "spatial", "augmentation", "guidance", "pooled", "sizes")
+GIVEN = ("label", "context", "spatial", "augmentation", "guidance", "until", "pooled", "sizes")
 
 
 class UNet(nn.Module):
@@ -40,9 +41,10 @@ class UNet(nn.Module):
 
     Given may be labels `[B]`; context vectors `[B, T, context_channels]`, zeros where there are none; spatial `[B, H, W, any]`,
     seen beside x; augmentation `[B]`, a second condition (the logsnr to which spatial was noised), and guidance `[B]`, the scale
-    that a distilled network imitates, whose parameters exist where they were given at initialisation. Pooled `[B, pooled_channels]`
-    is one vector for the whole context, and sizes `[B, 6]` what Stable Diffusion XL is told of an image: height and width of the
-    original, top and left of its crop, and the height and width wanted, in pixels (Podell et al. 2023, section 2.2).
+    that a distilled network imitates, and until `[B]`, the condition of the level to which a flow map jumps; the parameters of
+    these three exist where they were given at initialisation. Pooled `[B, pooled_channels]` is one vector for the whole context,
+    and sizes `[B, 6]` what Stable Diffusion XL is told of an image: height and width of the original, top and left of its crop, and
+    the height and width wanted, in pixels (Podell et al. 2023, section 2.2).
 
     Stable Diffusion 1.x (Rombach et al. 2022; 859,520,964 parameters, latents 64x64x4) is
     `UNet(320, (1, 2, 4, 4), 2, attention_levels=(0, 1, 2), heads=8, transformer=1, context_channels=768, scale_shift=False,
@@ -118,12 +120,15 @@ class UNet(nn.Module):
         spatial: Array | None = None,
         augmentation: Array | None = None,
         guidance: Array | None = None,
+        until: Array | None = None,
         pooled: Array | None = None,
         sizes: Array | None = None,
     ) -> Array:
         check_size(x.shape, len(self.multipliers))
         self._check_context(context)
         embedding = self._embedding(condition, label, augmentation, guidance)
+        if until is not None:
+            embedding = embedding + LevelEmbedding(self.channels, self.frequencies, self.dtype, name="until")(until)
         if self.pooled_channels:
             embedding = embedding + self._pooled_embedding(pooled, sizes)
         numbers, last = itertools.count(), len(self.multipliers) - 1
@@ -151,6 +156,7 @@ class UNet(nn.Module):
             for _ in range(self.blocks):
                 skips.append(block(skips[-1], width, level, attends(skips[-1], level)))
         hidden = block(block(skips[-1], widths[-1], last, attend=True), widths[-1], last, attend=False)
+        self.sow("intermediates", "middle", hidden)  # kept where `discriminator.middle` asks for it
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(self.blocks + 1):
                 hidden = block(jnp.concatenate([hidden, skips.pop()], axis=-1), width, level, attends(hidden, level))
