@@ -219,7 +219,7 @@ def test_a_checkpoint_with_wrong_betas_or_scale(tmp_path):
         ({"norm_num_groups": 7}, "of which no network can be made"),
         ({"attention_head_dim": 7}, "of which no network can be made"),
         ({"flip_sin_to_cos": "yes"}, "flip_sin_to_cos 'yes' must be true or false"),
-        ({"_class_name": "Transformer2DModel"}, "is of 'Transformer2DModel'; jaxdiff opens UNet2DConditionModel"),
+        ({"_class_name": "FluxTransformer2DModel"}, "is of 'FluxTransformer2DModel'; jaxdiff opens UNet2DConditionModel"),
         ({"_class_name": ["UNet2DModel"]}, "is of ['UNet2DModel']; jaxdiff opens"),
         ({"_class_name": None, "architectures": ["CLIPTextModel"]}, "is of ['CLIPTextModel']; jaxdiff opens"),
     ],

@@ -22,7 +22,8 @@ CHAINS += ("DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "LCM", 
 class Chain(NamedTuple):
     """A published noise schedule: the fields of a run's betas, what its networks predict, and how it is sampled.
 
-    `consistency` is the least sigma of a consistency model's schedule, whose networks are told log sigma; else 0.
+    `consistency` is the least sigma of a consistency model's schedule, whose networks are told log sigma; else 0. `straight` says
+    that it is no chain but rectified flow, whose networks are told its time from noise to data.
     """
 
     betas: Mapping[str, Any]
@@ -31,10 +32,13 @@ class Chain(NamedTuple):
     steps_offset: int = 0
     clip: bool = False
     consistency: float = 0.0
+    straight: bool = False
 
     @property
     def told(self) -> dict[str, Any]:
-        """What its networks are told, by the names of options: 250 log sigma in consistency models, else the time step."""
+        """What its networks are told, by the names of options: 250 log sigma in consistency models, else the time (step)."""
+        if self.straight:
+            return {"told": "data_time"}
         return {"told": "log_sigma", "told_scale": 250.0} if self.consistency else {"told": "step"}
 
     def values(self) -> np.ndarray:
@@ -61,6 +65,7 @@ def betas(
 
 DDPM = Chain({"kind": "linear", "first": 0.0001, "last": 0.02, "num": 1000}, clip=True)
 STABLE_DIFFUSION = Chain({"kind": "scaled_linear", "first": 0.00085, "last": 0.012, "num": 1000}, steps_offset=1)
+RECTIFIED_FLOW = Chain({"kind": "linear"}, "velocity", "time", straight=True)
 CONSISTENCY_MODELS = Chain({"kind": "linear"}, "edm", "karras", consistency=0.002, clip=True)
 
 

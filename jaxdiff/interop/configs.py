@@ -17,6 +17,7 @@ Options = dict[str, Any]
 Config = Mapping[str, Any]
 
 NETWORKS = {"UNet2DConditionModel": "unet", "UNet2DModel": "unet", "AutoencoderKL": "autoencoder", "VQModel": "autoencoder"}
+NETWORKS |= {"DiTTransformer2DModel": "dit", "Transformer2DModel": "dit"}  # the latter before diffusers 0.29
 ATTENTION = {"CrossAttnDownBlock2D": True, "AttnDownBlock2D": True, "AttnDownEncoderBlock2D": True}
 PLAIN = {"DownBlock2D": False, "ResnetDownsampleBlock2D": False, "DownEncoderBlock2D": False}
 RESNET = "ResnetDownsampleBlock2D"
@@ -46,6 +47,13 @@ DEFAULTS = {  # of settings that must have this value; others would need what ou
         "add_attention": (True,),
         "attention_type": ("default",),
     },
+    "dit": {
+        "activation_fn": ("gelu-approximate",),
+        "attention_bias": (True,),
+        "cross_attention_dim": (None,),
+        "norm_type": ("ada_norm_zero",),
+        "norm_elementwise_affine": (False,),
+    },
     "autoencoder": {
         "act_fn": ("silu",),
         "norm_type": ("group",),
@@ -73,8 +81,8 @@ def options(config: Config, where: str) -> Options:
     for setting, allowed in DEFAULTS[kind].items():
         if config.get(setting, allowed[0]) not in allowed:
             raise DataError(f"{where}: {setting} {reprlib.repr(config[setting])} is not among what jaxdiff's networks can do")
-    settings.check(config, where)
-    return (_autoencoder if kind == "autoencoder" else _unet)(config, where) | {"kind": kind}
+    (settings.check_transformer if kind == "dit" else settings.check)(config, where)
+    return {"autoencoder": _autoencoder, "dit": _dit, "unet": _unet}[kind](config, where) | {"kind": kind}
 
 
 def _unet(config: Config, where: str) -> Options:
@@ -169,6 +177,28 @@ def _conditions(config: Config, where: str, found: Options) -> Options:
         sizes = config["addition_time_embed_dim"]
         more |= {"size_features": sizes, "pooled_channels": config["projection_class_embeddings_input_dim"] - 6 * sizes}
     return more
+
+
+def _dit(config: Config, where: str) -> Options:
+    heads, wide, seen = config["num_attention_heads"], config["attention_head_dim"], config["in_channels"]
+    outputs = config.get("out_channels") or seen
+    if outputs not in (seen, 2 * seen):
+        raise DataError(f"{where}: in_channels {seen} and out_channels {outputs} are neither equal, nor the latter twice the first")
+    return {
+        "in_channels": seen,
+        "channels": heads * wide,
+        "depth": config["num_layers"],
+        "heads": heads,
+        "head_channels": wide,
+        "patch": config["patch_size"],
+        "num_classes": config["num_embeds_ada_norm"],
+        "learned_variance": outputs != seen,
+        "sample_size": config.get("sample_size", 32),
+        "told": "step",
+        "cosine_first": True,
+        "shift": 1.0,  # of diffusers, but not of Peebles & Xie
+        "epsilon": config.get("norm_eps", 1e-5),
+    }
 
 
 def _autoencoder(config: Config, where: str) -> Options:

@@ -22,6 +22,8 @@ FAMILIES = (  # names that give a family away, in order
     (r"^down_blocks\.0\.", "diffusers' UNet"),
     (r"^(model\.)?enc\.\d+x\d+_", "EDM's SongUNet, which jaxdiff does not open yet"),
     (r"^(module\.)?all_modules\.", "score_sde's NCSN++, which jaxdiff does not open"),
+    (r"^blocks\.0\.adaLN_modulation\.", "a transformer of Peebles & Xie (DiT, SiT)"),
+    (r"^transformer_blocks\.0\.norm1\.emb\.", "diffusers' DiT"),
     (r"^double_blocks\.|^joint_blocks\.|transformer_blocks\.0\.|^blocks\.0\.", "a transformer, which jaxdiff does not open yet"),
     (r"text_model\.|^transformer\.resblocks|^embeddings\.token_embedding", "a text encoder"),
 )

@@ -15,11 +15,12 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 
 from jaxdiff import process
-from jaxdiff.denoiser import Denoiser, Parameterization, edm, predict_noise, predict_v, predict_x0
+from jaxdiff.denoiser import Denoiser, Parameterization, edm, predict_noise, predict_v, predict_velocity, predict_x0
 from jaxdiff.denoiser import denoiser as denoiser_of
-from jaxdiff.interop import autoencoder_names, inferred, params, text_names, unet_names
+from jaxdiff.interop import autoencoder_names, dit_names, inferred, params, text_names, unet_names
 from jaxdiff.interop.autoencoder_names import CODES
 from jaxdiff.interop.chains import Chain
+from jaxdiff.interop.modules import module, unet_shapes
 from jaxdiff.interop.parts import Found, Part, find
 from jaxdiff.interop.unet_names import Row
 from jaxdiff.io import few
@@ -28,7 +29,12 @@ from jaxdiff.models import autoencoder as autoencoders
 from jaxdiff.models import unet as unets
 from jaxdiff.objectives import codebook
 
-PREDICTIONS: Mapping[str, Parameterization] = {"noise": predict_noise, "v": predict_v, "x0": predict_x0}
+PREDICTIONS: dict[str, Parameterization] = {
+    "noise": predict_noise,
+    "v": predict_v,
+    "x0": predict_x0,
+    "velocity": predict_velocity,
+}
 TRAINING = ("loss.", "model_ema.")  # what CompVis' autoencoders were trained with
 LATENT = ("latent", "codebook")  # params beside encoder and decoder, which published files have otherwise
 
@@ -135,20 +141,10 @@ def rows(part: Part) -> list[Row]:
         return autoencoder_names.table(part.options, part.column)
     if part.options["kind"] in ("text", "image"):
         return text_names.table(part.options, part.column)
+    if part.options["kind"] == "dit":
+        return dit_names.table(part.options, part.column)
     new_order = part.options.get("new_order", False)
     return unet_names.table(part.options, part.column, part.options["linear_projection"], new_order)
-
-
-def unet_shapes(options: Mapping[str, Any]) -> Any:
-    """The shapes of the params of a UNet."""
-    given: dict[str, Any] = {"label": jnp.zeros((1,), jnp.int32)}
-    if options.get("context_channels"):
-        given["context"] = jnp.zeros((1, 1, options["context_channels"]))
-    if options.get("pooled_channels"):
-        given |= {"pooled": jnp.zeros((1, options["pooled_channels"])), "sizes": jnp.zeros((1, 6))}
-    size = 2 ** len(options["multipliers"])
-    images = jnp.zeros((1, size, size, options["in_channels"]))
-    return params.shapes_of(unets.unet(options).init, images, jnp.zeros((1,)), **given)
 
 
 def unet_params(part: Part) -> Any:
@@ -213,9 +209,11 @@ def _nearest(tree: Any, z: Array) -> Array:
 
 def network(part: Part, chain: Chain) -> Callable[..., Array]:
     """The UNet as a function `(params, x, logsnr, given)`, told of logsnr what it was trained to be told."""
-    apply, step = unets.network(unets.unet(part.options)), process.timestep_of(chain.values())
+    apply, step = unets.network(module(part.options)), process.timestep_of(chain.values())
 
-    def told(logsnr: Array) -> Array:  # 250 log sigma (Song et al. 2023, published code), or a time step
+    def told(logsnr: Array) -> Array:  # 250 log sigma (Song et al. 2023, published code), alpha of rectified flow, or a time step
+        if chain.straight:
+            return jax.nn.sigmoid(logsnr / 2)
         return -chain.told["told_scale"] / 2 * logsnr if chain.consistency else step(logsnr)
 
     return lambda params, x, logsnr, given: apply(params, x, told(logsnr), given)
@@ -223,6 +221,8 @@ def network(part: Part, chain: Chain) -> Callable[..., Array]:
 
 def schedule_of(chain: Chain) -> process.Schedule:
     """The schedule of a chain; that of consistency models is EDM's."""
+    if chain.straight:
+        return process.rectified_flow()
     return process.karras() if chain.consistency else process.from_betas(chain.values())
 
 

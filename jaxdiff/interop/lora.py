@@ -62,6 +62,8 @@ def load_lora(path: pathlib.Path | str, options: Mapping[str, Any], texts: Seque
         ConfigError: there is no such file.
         DataError: the file is damaged, is no LoRA, one of another kind (DoRA, LoHa, LoKr, Tucker), or one of another network.
     """
+    if options.get("kind") == "dit":
+        raise DataError(f"{path}: LoRA files of transformers are not opened; jaxdiff trains one by distillation.lora_rank")
     arrays = open_tensors(path)
     numbers = {name: lora_names.text_number(name) for name in arrays}
     skipped = tuple(name for name, number in numbers.items() if number >= len(texts))
@@ -108,6 +110,8 @@ def save_lora(path: pathlib.Path | str, adapters: Any, options: Mapping[str, Any
         DataError: an adapter is in a layer that has no published name.
         ValueError: the adapters do not fit the network.
     """
+    if options.get("kind") == "dit":
+        raise DataError("adapters of a transformer (model.network dit) have no published names; write them by save_tensors")
     shapes, pairs = unet_shapes(options), _pairs(adapters)
     jax.eval_shape(lora.merged, shapes, adapters)
     flat: dict[Any, Any] = flatten_dict(shapes)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff.interop import chains, configs, documents, inferred, text_configs, text_names, tokens
+from jaxdiff.interop import chains, configs, dit_names, documents, inferred, text_configs, text_names, tokens
 from jaxdiff.interop.chains import Chain
 from jaxdiff.interop.params import Renamed, below, with_todays_names
 from jaxdiff.interop.tensors import Tensors, open_tensors
@@ -17,12 +17,16 @@ from jaxdiff.interop.unet_names import COMPVIS, DIFFUSERS
 from jaxdiff.io.errors import ConfigError, DataError
 
 COMPVIS_UNET, COMPVIS_AUTOENCODER, COMPVIS_EMA = "model.diffusion_model.", "first_stage_model.", "model_ema.diffusion_model"
+TRANSFORMER = "blocks.0.adaLN_modulation.1.weight"  # which that of Peebles & Xie has
 COMPVIS_TEXTS = {  # of Stable Diffusion 1, 2, and XL, which has two
     "cond_stage_model.transformer.": TRANSFORMERS,
     "cond_stage_model.model.": OPENCLIP,
     "conditioner.embedders.0.transformer.": TRANSFORMERS,
     "conditioner.embedders.1.model.": OPENCLIP,
 }
+
+
+DENOISERS = ("unet", "dit")  # kinds of networks
 
 
 class Part(NamedTuple):
@@ -90,7 +94,7 @@ def _pipeline(folder: pathlib.Path) -> Found:
     absent = {name: ", not there" for name, kind in left.items() if kind in (*configs.NETWORKS, *text_configs.TEXTS)}
     others = tuple(f"{name} ({kind}{absent.get(name, '')})" for name, kind in left.items())
     networks = [_network(places[name]) for name in ours]
-    unets = [part for part in networks if part.options["kind"] == "unet"]
+    unets = [part for part in networks if part.options["kind"] in DENOISERS]
     if not unets:
         title = f"{folder} is a {index.get('_class_name', 'pipeline')} of {', '.join(others) or 'nothing'}, without a UNet"
         opened = ", ".join(f"{folder / name}" for name in (*ours, *texts))
@@ -107,7 +111,8 @@ def _network(folder: pathlib.Path) -> Part:
         raise DataError(f"there is no {where}, which says what network it is; fetch the folder again")
     config = documents.read(where)
     options, arrays = configs.options(config, str(where)), open_tensors(folder)
-    return Part(options, with_todays_names(arrays), DIFFUSERS, str(folder))
+    own = dit_names.named(arrays, str(folder)) if options["kind"] == "dit" else with_todays_names(arrays)
+    return Part(options, own, DIFFUSERS, str(folder))
 
 
 def _of_clip(folder: pathlib.Path) -> bool:
@@ -134,7 +139,7 @@ def _encoders(folder: pathlib.Path) -> list[Part]:
 
 def _chain(folder: pathlib.Path, part: Part) -> Chain | None:
     """The noise schedule beside a UNet of diffusers; if there is none, that of the family."""
-    if part.options["kind"] != "unet":
+    if part.options["kind"] not in DENOISERS:
         return None
     name = "scheduler_config.json"
     for path in (folder / "scheduler" / name, folder / name, folder.parent / "scheduler" / name, folder.parent / name):
@@ -156,6 +161,11 @@ def _checkpoint(path: pathlib.Path) -> Found:
         chain = inferred.chain(arrays, options, str(path))
         if not (whole or options["learned_variance"]):  # consistency models predict no variance, ADM does
             chain = chains.CONSISTENCY_MODELS
+    if TRANSFORMER in shapes:
+        velocity = "sit" in path.name.lower()  # whose names and shapes are those of the others
+        options = dit_names.inferred(shapes, str(path), velocity)
+        unet = Part(options, dit_names.named(arrays, str(path)), dit_names.PUBLISHED, str(path))
+        chain = chains.RECTIFIED_FLOW if velocity else chains.DDPM._replace(clip=False)
     prefix = COMPVIS_AUTOENCODER if whole else ""
     if f"{prefix}encoder.down.0.block.0.conv1.weight" in shapes:
         own = below(arrays, prefix) if prefix else arrays
@@ -212,4 +222,4 @@ def _averaged(arrays: Tensors, own: Mapping[str, np.ndarray]) -> Mapping[str, np
 
 
 def _by_kind(part: Part) -> tuple[Part | None, Part | None]:
-    return (part, None) if part.options["kind"] == "unet" else (None, part)
+    return (part, None) if part.options["kind"] in DENOISERS else (None, part)

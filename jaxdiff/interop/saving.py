@@ -110,6 +110,8 @@ def config_of(found: Mapping[str, Any], sample_size: int | tuple[int, int]) -> d
     Raises:
         DataError: the network has an option that diffusers lacks.
     """
+    if found["kind"] == "dit":
+        raise DataError("a transformer (model.network dit) is not exported; write its params by jaxdiff.interop.save_tensors")
     refused = list(_refused(found))
     if refused:
         raise DataError(f"diffusers has no network with {refused[0]}; configs/cifar10_diffusers.py trains one that it has")

@@ -66,9 +66,13 @@ RULES = {
     "freq_shift": NUMBER,
     "flip_sin_to_cos": TRUTH,
     "use_linear_projection": TRUTH,
+    "num_layers": POSITIVE,
+    "patch_size": POSITIVE,
+    "num_embeds_ada_norm": POSITIVE,
     "downsample_padding": Rule(lambda value: value is None or _whole(value, 0, 1), "0 or 1"),
 }
 REQUIRED = ("block_out_channels", "down_block_types", "up_block_types")
+TRANSFORMER = ("num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "patch_size", "num_embeds_ada_norm")
 LEVELS = ("down_block_types", "up_block_types", "attention_head_dim", "num_attention_heads", "transformer_layers_per_block")
 
 
@@ -94,6 +98,19 @@ def check(config: Mapping[str, Any], where: str) -> None:
         if not 0 < 6 * sizes < width:
             what = f"projection_class_embeddings_input_dim {width} must be more than 6 times addition_time_embed_dim {sizes}"
             raise DataError(f"{where}: {what}")
+
+
+def check_transformer(config: Mapping[str, Any], where: str) -> None:
+    """The same of a transformer, of which no number is left out or null.
+
+    Raises:
+        DataError: a setting is missing, or of another type or size.
+    """
+    if missing := [name for name in TRANSFORMER if not isinstance(config.get(name), int)]:
+        raise DataError(f"{where}: {missing[0]} must be a positive whole number; copy or download it again")
+    check_values(config, RULES, where)
+    if config["num_layers"] > MOST_BLOCKS:
+        raise DataError(f"{where}: {config['num_layers']} num_layers are more than any published network has")
 
 
 def check_values(config: Mapping[str, Any], rules: Mapping[str, Rule], where: str) -> None:
