@@ -84,7 +84,7 @@ class SmallClassifier(nn.Module):
 
 
 def words(workdir, tfds_dir):
-    return ["train", str(RECIPE), "--workdir", str(workdir), "--data-dir", tfds_dir, *TINY]
+    return ["train", str(RECIPE), "--workdir", str(workdir), "--data-dir", tfds_dir, *TINY, "--power-ema", "0.05", "0.1"]
 
 
 def final_state(workdir):
@@ -135,6 +135,8 @@ def test_a_run_in_a_bucket_that_was_killed_is_bit_equal_to_one_on_a_disk(local, 
     assert [row["step"] for row in metrics(remote)] == list(range(1, 21))
     assert (root / "run" / "samples.png").read_bytes() == (local / "samples.png").read_bytes()
     assert checkpoint.steps(remote) == checkpoint.steps(local) == [10, 20]
+    for name in ("power_ema/000000010.npz", "power_ema/000000020.npz"):
+        assert (root / "run" / name).read_bytes() == (local / name).read_bytes()
     assert len(list((root / "run" / "tensorboard").iterdir())) == 2
     assert not pathlib.Path("gs:").exists()
 
@@ -154,6 +156,9 @@ def test_commands_read_and_write_in_the_bucket(remote, root, tfds_dir, capsys, m
     assert capsys.readouterr().out == "10 samples of step 20: gs://bucket/pictures/samples.npz\n"
     with np.load(root / "pictures" / "samples.npz") as file:
         assert file["image"].shape == (10, 8, 8, 1)
+    assert cli.main(["ema", str(remote), "--length", "0.1"]) == 0
+    assert "gs://bucket/run_ema_0.1: the average of length 0.1 at step 20" in capsys.readouterr().out
+    assert checkpoint.steps(f"{BUCKET}/run_ema_0.1") == [20]
     measured = ["--num", "100", "--metrics", "fid", "--epochs", "1", "--data-dir", tfds_dir]
     assert cli.main(["evaluate", str(remote), *measured]) == 0
     assert cli.main(["evaluate", str(remote), "--stored"]) == 0

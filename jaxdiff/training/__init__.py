@@ -3,6 +3,7 @@
 from jaxdiff.training.loop import loop, mean_metrics, repeated, stop_signals
 from jaxdiff.training.step import (
     Batch,
+    Decays,
     Gradient,
     Metrics,
     Objective,
@@ -17,6 +18,7 @@ from jaxdiff.training.step import (
 
 __all__ = [
     "Batch",
+    "Decays",
     "Gradient",
     "Metrics",
     "Objective",

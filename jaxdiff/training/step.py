@@ -36,13 +36,16 @@ class TrainState:
 
 Objective = Callable[[Params, TrainState, Batch, Array], Array | tuple[Array, Metrics]]  # the loss; with it, terms to report
 Step = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
+Decays = Mapping[
+    str, float | Callable[[Array], Array]
+]  # a function, as `power_ema.share`: from the step, 1 the first, to 1 - decay
 Gradient = Callable[[Params, TrainState, Batch, Array], tuple[tuple[Array, Metrics], Params]]  # as jax.value_and_grad with has_aux
 
 
 def initial_state(
     params: Params,
     optimizer: optax.GradientTransformation,
-    ema_decays: Mapping[str, float],
+    ema_decays: Decays,
     frozen: Any = None,
     ema_dtype: DTypeLike | None = None,
 ) -> TrainState:
@@ -54,7 +57,7 @@ def initial_state(
 def train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    ema_decays: Mapping[str, float],
+    ema_decays: Decays,
     num_microbatches: int = 1,
     reduce_gradients: Callable[[Gradient], Gradient] = lambda gradient: gradient,
 ) -> Step:
@@ -68,7 +71,7 @@ def train_step(
         objective: the loss `[]` to minimise in its first argument; or a pair of it and metrics `[]` to report beside it. It is
             a mean over the rows of the batch, and sees a state without params and optimizer.
         optimizer: any optax transformation; clipping, warm-up and schedule are its own.
-        ema_decays: name -> decay of every EMA in the state.
+        ema_decays: name -> decay of every EMA in the state; or what the new params count for, as a function of the step.
         num_microbatches: into how many microbatches a batch is split, whose gradients are computed in sequence to save memory.
         reduce_gradients: from the gradient on a device's own rows to that on the rows of all: gathers params and averages
             gradients, see `mesh.Layout`.
@@ -126,9 +129,9 @@ def as_float32(ema: Params) -> Params:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf, ema)
 
 
-def _average(ema: Params, params: Params, decay: float, step: Array, key: Array) -> Params:
+def _average(ema: Params, params: Params, decay: float | Callable[[Array], Array], step: Array, key: Array) -> Params:
     count = step.astype(jnp.float32)
-    share = 1 - jnp.minimum(decay, (1 + count) / (10 + count))
+    share = decay(1 + count) if callable(decay) else 1 - jnp.minimum(decay, (1 + count) / (10 + count))
 
     def moved(number: int, old: Array, new: Array) -> Array:
         if old.dtype == new.dtype:
