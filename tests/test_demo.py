@@ -163,7 +163,7 @@ def test_what_a_run_offers(runs):
     assert settings.steps(student.config) == [1, 2, 4]
     assert settings.samplers(student.config) == ["consistency"]
     assert {"ddim", "heun", "unipc"} < set(settings.samplers(plain.config))
-    assert not {*settings.OTHER_LEVELS, "consistency"} & set(settings.samplers(plain.config))
+    assert not {*settings.OTHERS, "consistency"} & set(settings.samplers(plain.config))
     assert settings.scales(plain.config)
     assert settings.scales(student.config) is None
     assert settings.scales(unlabelled.config) is None

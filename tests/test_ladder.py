@@ -110,6 +110,7 @@ def test_a_ladder_measures_every_place(climbed):
         ("consistency, guidance 2", 1, 1),  # of the two numbers of calls the one that divides its three levels
     ]
     assert all(0 <= row["agreement"] <= 1 and row["frechet"] > 0 and row["num_real"] == 20 for row in rows)
+    assert [row["training"] for row in rows] == [[16, 0]] * 2 + [[48, 16]] * 2 + [[96, 16]]  # 8 examples a step
     assert len({row["frechet"] for row in rows}) == 5
     assert len({row["frechet_real"] for row in rows}) == 1
     assert {path.name for path in (folder / "ladder").glob("*.png")} == GRIDS | {"ladder.png"}
@@ -194,6 +195,7 @@ def test_each_run_of_a_ladder_is_trained_once(tmp_path):
 
 ROWS = [
     {"name": name, "calls": calls, "agreement": share, "frechet": distance, "accuracy": 0.975, "frechet_real": 3.5, "num_real": 299}
+    | {"training": (51_200.0, 0.0) if name.startswith("teacher") else (76_800.0, 51_200.0)}
     for name, calls, share, distance in (
         ("teacher ddim", 2, 0.5, 40.0),
         ("teacher ddim", 100, 0.99, 4.256),
@@ -205,10 +207,10 @@ ROWS = [
 
 def test_a_table_has_a_line_a_method():
     assert ladder.markdown_table(ROWS).splitlines() == [
-        "| samples named by their label, Frechet distance | 1 call | 2 calls | 100 calls |",
-        "|---|---|---|---|",
-        "| teacher ddim |  | 50.0%, 40.00 | 99.0%, 4.26 |",
-        "| student, guidance 2 | 87.6%, 12.00 | 90.0%, 8.00 |  |",
+        "| samples named by their label, Frechet distance | calls in training | 1 call | 2 calls | 100 calls |",
+        "|---|---|---|---|---|",
+        "| teacher ddim | 51 k |  | 50.0%, 40.00 | 99.0%, 4.26 |",
+        "| student, guidance 2 | 77 k + 51 k | 87.6%, 12.00 | 90.0%, 8.00 |  |",
         "",
         "Real held-out images: 97.5%, 3.50. Frechet distances are of 299 images.",
     ]

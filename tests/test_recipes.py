@@ -61,7 +61,7 @@ RUN = {  # a recipe of each kind, with the run of this table that it starts from
         ("--autoencoder.discriminator-channels", "4", "--autoencoder.adversarial-start", "0"),
     ),
 }
-RUN_ELSEWHERE = {"guided", "consistency", "vae"}  # by test_ladder, test_students and test_bits
+RUN_ELSEWHERE = {"guided", "consistency", "flow_map", "distribution_matching", "vae"}  # by tests of their own
 MADE = {
     "classifier": {"accuracy.json"},
     "autoencoder": {"reconstruction.json", "reconstructions.png"},
@@ -145,7 +145,7 @@ def each_once():
         found[name] = found.get(name) or shapes(recipe, sources)
         return found[name]
 
-    apply = functools.cache(lambda module: jax.jit(unet.network(module)))
+    apply = functools.cache(lambda module: counted(jax.jit(unet.network(module))))
     init = functools.cache(lambda module: jax.jit(functools.partial(nn.Module.init, module)))
     with pytest.MonkeyPatch.context() as patch:
         training = sys.modules["jaxdiff.app.build.train_step"]  # hidden by its function
@@ -157,18 +157,34 @@ def each_once():
         yield load
 
 
+CALLS = []
+
+
+def counted(apply):
+    """The network, with an element in `CALLS` for each call of it."""
+
+    def call(*args):
+        CALLS.append(None)
+        return apply(*args)
+
+    return call
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.stem not in IMPORTED], ids=lambda path: path.stem)
 def test_recipe_is_traced_at_full_width(path, each_once):
-    """Its loss is a number, and its sampler returns images."""
+    """Its loss is a number of as many network calls as `config.training_calls` counts, and its sampler returns images."""
     recipe = sources_module.inherited(each_once(path))
     recipe = dataclasses.replace(recipe, sampling=dataclasses.replace(recipe.sampling, batch_size=1))
     _, (state, batch, key), _ = program._training(recipe, jax.devices()[:2])
     sources, _ = program.source_shapes(recipe, tuple(storage.source_names(recipe)))
     batch = jax.eval_shape(scale_pixels, batch)
+    CALLS.clear()
     loss = jax.eval_shape(build.objective(recipe, sources), state.params, state, batch, key)
     loss, metrics = loss if isinstance(loss, tuple) else (loss, {})
     assert all(described(value) == ((), np.float32) for value in (loss, *metrics.values()))
+    if recipe.objective in set(config.DENOISERS) - {"distribution_matching"}:  # which makes some of its calls in some steps
+        assert len(CALLS) == config.calls_per_example(recipe, sources.get("teacher"))
     if recipe.objective in (*config.DENOISERS, "vae"):
         sampler, arguments, _ = program._sampling(recipe, jax.devices())
         images = jax.eval_shape(sampler, *arguments)

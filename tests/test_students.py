@@ -63,6 +63,16 @@ CONSISTENCY = {
     **{"objective": "consistency", "sources.teacher": "teacher", "distillation.guidance": (2.0, 2.0)},
     **{"distillation.steps": 4, "sampling.sampler": "consistency"},
 }
+MATCHING = {
+    **{"objective": "distribution_matching", "sources.teacher": "teacher", "distillation.guidance": (2.0, 2.0)},
+    **{
+        "distillation.steps": 2,
+        "sampling.sampler": "consistency",
+        "matching.generator_every": 2,
+        "steps": 5,
+        "checkpoint_every": 2,
+    },
+}
 LATENT = {"sources.autoencoder": "kl", "sampling.clip": False}
 STUDENTS = {
     "teacher": {},
@@ -70,6 +80,7 @@ STUDENTS = {
     "progressive": PROGRESSIVE,
     "everywhere": {**PROGRESSIVE, "distillation.final_steps": 4, "distillation.every_level": True, "steps": 2, "sampling.steps": 4},
     "consistency": CONSISTENCY,
+    "matching": MATCHING,
     "adapted": {**CONSISTENCY, "distillation.lora_rank": 2},
     "latent_teacher": LATENT,
     "latent": {**CONSISTENCY, **LATENT, "sources.teacher": "latent_teacher", "distillation.clip": False},
@@ -474,6 +485,51 @@ def test_every_field_of_consistency_counts(folder, monkeypatch):
     assert gaps.min() > 1e-4, list(zip(found, COUNTED, strict=True))
 
 
+# Distribution matching.
+
+
+def test_generator_and_fake_denoiser_begin_as_the_teacher(folder, tmp_path):
+    config = made(folder, "matching")
+    _, state = begun(config, tmp_path)
+    for name in ("generator", "fake"):
+        assert_equal(state.params[name], state.frozen["teacher"])
+    assert set(state.params) == {"generator", "fake"}
+
+
+def test_a_generator_is_sampled_by_its_own_params(trained, drawn, tmp_path):
+    """In two steps and in one, whatever the fake denoiser says."""
+    workdir = trained("matching")
+    one, two = (drawn(workdir, "--steps", steps) for steps in ("1", "2"))
+    assert (one != two).any()
+    assert np.isfinite(losses(workdir)).all()
+    config = storage.read_config(workdir)
+    _, params = storage.read_params(config, workdir)
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (params["generator"], params["fake"])), strict=True))
+    other = {**params, "fake": jax.tree.map(jnp.zeros_like, params["fake"])}
+    draw = image_sampler(config, workdir=workdir)
+    np.testing.assert_array_equal(draw(params, np.arange(10), 0), draw(other, np.arange(10), 0))
+
+
+def test_distribution_matching_goes_on_bit_for_bit(folder, trained, tmp_path, tfds_dir, monkeypatch):
+    """Stopped after a step in which the generator moved; the step after it does not move it."""
+    unbroken, config = trained("matching"), made(folder, "matching")
+    workdir = tmp_path / "stopped"
+    assert signalled(config, workdir, tfds_dir, 2, monkeypatch) == 3
+    assert run.train_run(config, workdir, tfds_dir) is None
+    (_, one), (_, other) = (begun(config, each) for each in (unbroken, workdir))
+    assert_equal((one.params, one.ema, one.opt_state), (other.params, other.ema, other.opt_state))
+    assert losses(unbroken) == losses(workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{"mesh.fsdp": 2, "optimizer.accumulate": 2}, {"mesh.mapping": "pmap"}])
+def test_distribution_matching_trains_alike_however_it_is_spread(folder, trained, tmp_path, tfds_dir, monkeypatch, change):
+    plain = trained("matching")
+    monkeypatch.setattr(build, "layout", functools.partial(LAYOUT, devices=jax.devices()[:2]))
+    assert run.train_run(made(folder, "matching", **change), tmp_path / "run", tfds_dir) is None
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(plain), rtol=1e-4)
+
+
 # The levels of a checkpoint.
 
 
@@ -672,6 +728,13 @@ RULES = [
         {"distillation.curriculum": "continuous", "diffusion.schedule": "rectified_flow"},
         "diffusion.schedule must be variance preserving",
     ),
+    ("matching", {"sampling.sampler": "ddim"}, "sampling.sampler must be consistency for a generator that matches distributions"),
+    ("matching", {"distillation.guidance": (1.0, 3.0)}, "distillation.guidance must be one scale twice for a generator"),
+    ("matching", {"sampling.steps": 3}, "sampling.steps must be one of 2, 1: "),
+    ("matching", {"sources.teacher": ""}, "sources.teacher must be a run or a recipe to distil: distribution_matching learns"),
+    ("matching", {"distillation.lora_rank": 2}, "lora_rank must be left as it is: the objective distribution_matching does not"),
+    ("consistency", {"matching.generator_every": 2}, "generator_every must be left as it is: the objective consistency does not"),
+    ("matching", {"sampling.classifier": "classifier"}, "sampling.classifier must be empty for a generator"),
     ("latent", {"distillation.clip": True}, "distillation.clip must be False in latent space, whose values have no bounds"),
     ("teacher", {"sources.teacher": "teacher"}, "sources.teacher must be empty without an objective that distils"),
     ("teacher", {"sampling.sampler": "overshoot"}, "sampling.sampler must be another: overshoot samples progressive"),

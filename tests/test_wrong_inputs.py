@@ -132,6 +132,9 @@ WRONG = {
     "data: two splits": ("data import {} --split train,test", 1, "write the name of one split, such as train"),
     "data: a flag of import": ("data mnist --size 64", 1, "--size is for import, not for mnist"),
     "data: a flag of mnist": ("data import {} --raw-dir {}", 1, "--raw-dir is for mnist and cifar10, not for import"),
+    "ema: no run": ("ema {}/notes.txt --length 0.1", 1, "no run in {}/notes.txt; train one"),
+    "ema: a run without snapshots": ("ema {}/run --length 0.1", 1, "was trained without snapshots; train it anew with --power-ema"),
+    "ema: a length that is none": ("ema {}/run --length 0.3", 1, "--length must be above 0 and at most 0.28, got 0.3"),
     "latents: of a diffusion run": ("latents {}/run", 1, "is a diffusion run, here an autoencoder run is wanted"),
     "latents: no batch": ("latents {}/coded --batch-size 0", 1, "--batch-size must be at least 1, got 0"),
     "latents: out is there": ("latents {}/coded --out {}/folder.py", 1, "exists already and stays as it is; remove it, or choose"),
@@ -207,7 +210,7 @@ def test_the_line_is_the_same_at_every_width_of_the_terminal(folder, capsys, mon
         cli.main(["sample", f"{folder}/run", "--sampler", "eulr"])
         lines.add(capsys.readouterr().err)
     (line,) = lines
-    assert "write one of consistency, ddim, ddpm, ddpm_large, dpmpp_2m," in line
+    assert "write one of consistency, ddim, ddpm, ddpm_large, ddpm_learned, dpmpp_2m," in line
 
 
 def test_every_command_has_wrong_inputs():

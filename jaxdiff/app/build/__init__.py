@@ -7,6 +7,7 @@ from jaxdiff.app.build.networks import (
     Sources,
     codec,
     conditional_denoiser,
+    flow_denoiser,
     frozen_places,
     measure_latents,
     nearest_codes,

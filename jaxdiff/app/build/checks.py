@@ -49,10 +49,13 @@ def check_source(place: str, config: Experiment, source: Experiment, where: str)
 def _of_autoencoder(config: Experiment, source: Experiment, its: str) -> Faults:
     (height, width, channels), known = config.data.image_shape, source.data.image_shape[-1]
     yield channels != known, f"data.image_shape has {count(channels, 'channel')}, {its} {known}; set the same"
-    factor, halvings = codec(source).factor, len(config.model.multipliers) - 1
-    hint = f"choose sizes divisible by {factor}"
+    dit = config.model.network == "dit"
+    factor, halvings = codec(source).factor, 0 if dit else len(config.model.multipliers) - 1
+    hint, patch = f"choose sizes divisible by {factor}", config.dit.patch if dit else 1
     yield height % factor or width % factor, f"data.image_shape {height}x{width} cannot be halved by {its}; {hint}"
     height, width = height // factor, width // factor
+    uncut = f"latents of {height}x{width} (of {its}) cannot be cut into patches; set dit.patch to a divisor"
+    yield height % patch or width % patch, uncut
     uneven = f"latents of {height}x{width} (of {its}) cannot be halved {count(halvings, 'time')}; choose fewer model.multipliers"
     yield height % 2**halvings or width % 2**halvings, uneven
     sizes = sorted({height // 2**level for level in range(halvings + 1)})

@@ -13,15 +13,16 @@ from jax import Array
 from jaxdiff import likelihood, objectives
 from jaxdiff.app.build import texts
 from jaxdiff.app.build.tables import PARAMETERIZATIONS, PIXELS, TOLD
-from jaxdiff.app.config import STUDENTS, Experiment, guidance_is_input
-from jaxdiff.denoiser import Denoiser, Parameterization, bounded
-from jaxdiff.guidance import guide
+from jaxdiff.app.config import Experiment
+from jaxdiff.denoiser import AverageDenoiser, Denoiser, Parameterization, ReverseKernel, bounded, towards, with_variance
 from jaxdiff.models import autoencoder
 from jaxdiff.models import unet as unets
 from jaxdiff.models.classifier import NoisyClassifier
+from jaxdiff.models.dit import DiT
 from jaxdiff.models.tiling import tiled
 from jaxdiff.models.unet import UNet, network
 from jaxdiff.objectives import codebook
+from jaxdiff.process import Level
 
 Sources = Mapping[str, Experiment]  # configs of the runs that a run starts from, by their place: autoencoder, base, base.base
 UNTILED, TILE = 128, 96  # latents: of 1024x1024 pixels in Stable Diffusion XL, above which a chip's memory may be too small
@@ -97,15 +98,24 @@ def codec(config: Experiment) -> Codec:
     return Codec(encoder, decoder, 2 ** (len(config.model.multipliers) - 1))
 
 
-def unet(config: Experiment) -> UNet:
-    """The network of a config that trains diffusion."""
-    return unets.unet({**vars(config.published), **vars(config.model)}, UNet)
+def unet(config: Experiment) -> UNet | DiT:
+    """The network of a config that trains diffusion: a UNet, or a transformer."""
+    transformer, options = config.model.network == "dit", {**vars(config.published), **vars(config.model)}
+    return unets.unet({**options, **vars(config.dit)}, DiT) if transformer else unets.unet(options, UNet)
 
 
 def denoising_network(config: Experiment) -> Callable[..., Array]:
     """The network of a config as a pure function, without what it learned of the variance: see `models.unet.network`."""
+    apply = whole_network(config)
+    if not config.published.learned_variance:
+        return apply
+    return lambda params, x, *rest: apply(params, x, *rest)[..., : x.shape[-1]]
+
+
+def whole_network(config: Experiment) -> Callable[..., Array]:
+    """The network of a config as a pure function, with outputs for the variance if it learned it: see `models.unet.network`."""
     p, apply, has_text = config.published, network(unet(config)), texts.has_text(config)
-    if p.told == "logsnr" and not (p.learned_variance or p.pooled_channels or has_text):
+    if p.told == "logsnr" and not (p.pooled_channels or has_text):
         return apply
     told = TOLD[p.told](config)
 
@@ -117,7 +127,9 @@ def denoising_network(config: Experiment) -> Callable[..., Array]:
             size = (*config.data.image_shape[:2], 0, 0, *config.data.image_shape[:2])
             none = {"pooled": jnp.zeros((len(x), p.pooled_channels)), "sizes": jnp.tile(jnp.array(size, jnp.float32), (len(x), 1))}
             given = {**none, **given}
-        return apply(params, x, p.told_scale * told(logsnr), given, dropout_key)[..., : x.shape[-1]]
+        if "until" in given:
+            given = {**given, "until": p.told_scale * told(given["until"])}
+        return apply(params, x, p.told_scale * told(logsnr), given, dropout_key)
 
     return plain
 
@@ -152,34 +164,41 @@ def space(config: Experiment, sources: Sources = NONE) -> tuple[int, int, int]:
 
 
 def conditional_denoiser(config: Experiment, params: Any, given: Any, dropout_key: Array | None = None) -> Denoiser:
-    """The denoiser of a config at these params, given labels `[B]` (`num_classes` is no label) or a mapping."""
-    weights = params["network"] if config.diffusion.schedule == "learned" else params
-    given = texts.own_context(config, params, given) if texts.has_text(config) else given  # once, outside of a sampler's loop
+    """The denoiser of a config at these params, given labels `[B]` (`num_classes` is no label) or a mapping.
+
+    Of a flow map it jumps to clean.
+    """
+    if config.objective == "flow_map":
+        return towards(flow_denoiser(config, params, given, dropout_key), clean_level())
+    weights, given = _weights(config, params, given)
     apply, parameterization = denoising_network(config), parameterization_of(config)
     if config.objective == "consistency" and config.diffusion.prediction == "x0":  # the others are x / alpha without noise
         parameterization = bounded(parameterization)
     return objectives.conditional(apply, parameterization, weights, given, dropout_key)
 
 
-def guided_denoiser(config: Experiment, params: Any, given: Mapping[str, Any], scale: float | Array) -> Denoiser:
-    """The config's denoiser, guided from null labels, and null text if given any, by one scale, or by one an example `[B]`.
+def clean_level() -> Level:
+    """The level without noise."""
+    return Level(jnp.ones(()), jnp.zeros(()))
 
-    A `scale` that is given counts before the argument. A student has learned guidance.
-    """
-    label, scale = given["label"], given.get("scale", scale)
-    none, given = given.get("null", {}), {name: each for name, each in given.items() if name not in ("null", "scale")}
-    if config.objective in STUDENTS:
-        scales = {"guidance": jnp.broadcast_to(jnp.asarray(scale, jnp.float32), label.shape)} if guidance_is_input(config) else {}
-        return conditional_denoiser(config, params, {**given, **scales})
-    null = {"label": jnp.full_like(label, config.model.num_classes)}
-    null |= {name: jnp.broadcast_to(each, given[name].shape) for name, each in none.items()}
-    if "context" in given and not none:
-        null["context"] = jnp.zeros_like(given["context"])
-    with_label, without = (conditional_denoiser(config, params, each) for each in (given, {**given, **null}))
-    if isinstance(scale, int | float) and scale in (0, 1):
-        return with_label if scale else without
-    scale = jnp.reshape(jnp.asarray(scale), (-1, *(1 for _ in config.data.image_shape)))
-    return guide(with_label, without, scale)
+
+def flow_denoiser(config: Experiment, params: Any, given: Any, dropout_key: Array | None = None) -> AverageDenoiser:
+    """The average denoiser of a config that trains a flow map, given as `conditional_denoiser`."""
+    weights, given = _weights(config, params, given)
+    return objectives.conditional_average(denoising_network(config), parameterization_of(config), weights, given, dropout_key)
+
+
+def conditional_kernel(config: Experiment, params: Any, given: Any) -> ReverseKernel:
+    """The same as a kernel `(x, t, s) -> (x0, std)`, with what the network learned of the variance."""
+    weights, given = _weights(config, params, given)
+    apply = whole_network(config)
+    return with_variance(lambda x, logsnr: apply(weights, x, logsnr, given, None), parameterization_of(config))
+
+
+def _weights(config: Experiment, params: Any, given: Any) -> tuple[Any, Any]:
+    """The network's params, and what it is given, with a text's states: once, outside of a sampler's loop."""
+    given = texts.own_context(config, params, given) if texts.has_text(config) else given
+    return params["network"] if config.diffusion.schedule == "learned" else params, given
 
 
 def unscaled(params: Any, z: Array) -> Array:

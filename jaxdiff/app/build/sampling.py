@@ -1,6 +1,7 @@
 """Image generators of a config, and labels of a classifier."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,11 +12,23 @@ from jax import Array
 
 from jaxdiff import cascade, editing, objectives, process, samplers
 from jaxdiff.app.build import texts
-from jaxdiff.app.build.networks import NONE, Sources, codec, guided_denoiser, noisy_classifier, space, vae
+from jaxdiff.app.build.guided import guidance_of, own_condition
+from jaxdiff.app.build.networks import (
+    NONE,
+    Sources,
+    clean_level,
+    codec,
+    conditional_denoiser,
+    conditional_kernel,
+    flow_denoiser,
+    noisy_classifier,
+    space,
+    vae,
+)
 from jaxdiff.app.build.students import adapted, sampling_levels
 from jaxdiff.app.build.tables import SAMPLERS, SCHEDULES
-from jaxdiff.app.config import Experiment
-from jaxdiff.denoiser import Denoiser, clip
+from jaxdiff.app.config import KERNELS, Experiment
+from jaxdiff.denoiser import AverageDenoiser, Denoiser, ReverseKernel, carried, clip, towards
 from jaxdiff.guidance import classifier_guide
 from jaxdiff.models import classifier
 from jaxdiff.process import Level
@@ -55,7 +68,7 @@ def image_generator(
         if edited:
             return _edited(stages[0], encode, decode, key, strength, **edited)[0]
         x, key = cascade.start(stages[0], key, 1)
-        return decode(samplers.sample(stages[0].sampler, stages[0].denoiser({}), x, stages[0].levels, key))[0]
+        return decode(samplers.sample(stages[0].sampler, stages[0].called({}), x, stages[0].levels, key))[0]
 
     return jax.vmap(generate, in_axes=(None, None, 0, None))
 
@@ -96,7 +109,7 @@ def _edited(
     if mask is not None:
         sampler = editing.inpaint(sampler, known, _kept(mask, known.shape))
     levels = stage.levels[steps - min(int(steps * strength), steps) :]
-    painted = decode(editing.sdedit(sampler, stage.denoiser({}), known, levels, key))
+    painted = decode(editing.sdedit(sampler, stage.called({}), known, levels, key))
     return painted if mask is None else jnp.where(mask > 0, painted, image)
 
 
@@ -154,19 +167,34 @@ def cascade_stages(
         its = {name: each for name, each in given.items() if name != "scale"}  # it has a guidance of its own
         before = cascade_stages(sources["base"], frozen["base"], its, below, params_below)
 
-    def denoiser(lower: Mapping[str, Array]) -> Denoiser:
-        denoise = guided_denoiser(config, adapted(config, frozen, params), {**given, **lower}, sampling.guidance)
+    weights = adapted(config, frozen, params)
+
+    def transform(each: Mapping[str, Array], denoise: Denoiser) -> Denoiser:
+        denoise = guidance_of(config, weights, each, sampling.guidance)(denoise)
         if "classifier" in sources:
             apply = classifier.network(noisy_classifier(sources["classifier"]))
             log_prob = objectives.label_log_prob(apply, frozen["classifier"], given["label"])
             denoise = classifier_guide(denoise, log_prob, sampling.classifier_scale)
         return clip(denoise) if sampling.clip else denoise  # last: at high noise the classifier's gradient counts for much
 
+    def denoiser(lower: Mapping[str, Array]) -> Denoiser:
+        each = {**given, **lower}
+        return transform(each, conditional_denoiser(config, weights, own_condition(config, each, sampling.guidance)))
+
+    def kernel(lower: Mapping[str, Array]) -> ReverseKernel | AverageDenoiser:
+        each = {**given, **lower}
+        if config.objective == "flow_map":
+            average = flow_denoiser(config, weights, own_condition(config, each, sampling.guidance))
+            return lambda x, t, s=None: transform(each, towards(average, s or clean_level()))(x, t)
+        own = conditional_kernel(config, weights, own_condition(config, each, sampling.guidance))
+        return carried(partial(transform, each), own)
+
     time = jnp.asarray(config.cascade.augmentation)  # of the training schedule, by whose levels the network has seen the base
     augmentation = SCHEDULES[config.diffusion.schedule](config.betas)(time) if before else None
     levels = sampling_levels(config, params, trained)
     sampler = SAMPLERS[sampling.sampler](sampling.eta, levels)
-    return [*before, cascade.Stage(denoiser, sampler, levels, space(config, sources), config.cascade.factor, augmentation)]
+    stage = cascade.Stage(denoiser, sampler, levels, space(config, sources), config.cascade.factor, augmentation)
+    return [*before, stage._replace(kernel=kernel) if sampling.sampler in KERNELS else stage]
 
 
 def noisy_labels(config: Experiment) -> Callable[[Any, Array, Array, Level], Array]:

@@ -11,7 +11,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from jaxdiff import losses, objectives, process
-from jaxdiff.app.build.networks import conditional_denoiser, guided_denoiser
+from jaxdiff.app.build import distribution_matching
+from jaxdiff.app.build.guided import guided_denoiser
+from jaxdiff.app.build.networks import conditional_denoiser, flow_denoiser
 from jaxdiff.app.build.tables import SCHEDULES, SIZES, SOLVERS, SPACINGS
 from jaxdiff.app.config import FAMILIES, STUDENTS, Experiment, distillation, uses_discrete_levels
 from jaxdiff.denoiser import Denoiser, clip
@@ -55,10 +57,12 @@ def sampling_levels(config: Experiment, params: Any = None, trained: process.Lev
 
 
 def adapted(config: Experiment, frozen: Mapping[str, Any], params: Any) -> Any:
-    """The params of the network: those of `adapted_place` with adapters where the config trains these, else `params`.
+    """The params of the network: of `adapted_place` with adapters where the config trains these, or a generator's, else `params`.
 
     An embedding of the guidance scale that is trained beside the adapters is added as it is.
     """
+    if config.objective == "distribution_matching":
+        return params["generator"]
     if not config.distillation.lora_rank:
         return params
     flat: dict[Any, Any] = flatten_dict(params)
@@ -83,9 +87,44 @@ def objective(config: Experiment, sources: Mapping[str, Experiment], condition: 
         length, last = distillation.round_steps(config), distillation.num_rounds(config) - 1
         options: dict[str, Any] = {"halvings": lambda step: jnp.minimum(step // length, last), "every_level": d.every_level}
         student = objectives.progressive(own, teacher, student_levels(config), weight, condition=condition, **options)
+    elif config.objective == "flow_map":
+        student = _flow_map(config, teacher, condition, weight)
+    elif config.objective == "distribution_matching":
+        student = distribution_matching.objective(config, teacher, student_levels(config), condition, weight)
     else:
         student = _consistency(config, teacher, condition, weight)
     return student
+
+
+def _flow_map(config: Experiment, teacher: objectives.Teacher | None, condition: Condition, weight: losses.Weight) -> Objective:
+    d, f, name, own = config.distillation, config.flow, config.diffusion.schedule, partial(flow_denoiser, config)
+    fixed = SCHEDULES[name](config.betas)
+    methods = {"shortcut": objectives.shortcut, "alpha_flow": objectives.alpha_flow}
+    method = methods.get(f.method) or objectives.mean_flow(SIZES[FAMILIES[name]], improved=f.method == "improved_mean_flow")
+    if f.method == "shortcut":
+        intervals = objectives.dyadic_intervals(fixed, finest=f.finest, equal=f.equal)
+    else:
+        times = objectives.logit_normal() if f.draw == "logit_normal" else lambda u: u
+        share = objectives.annealed(f.anneal_steps or config.steps) if f.method == "alpha_flow" else objectives.whole
+        intervals = objectives.any_intervals(fixed, equal=f.equal, share=share, times=times)
+    source = objectives.of_data
+    if teacher is not None:
+        source = lambda params, frozen, given, x0: teacher(frozen, given)  # noqa: E731
+    elif d.guidance != (1.0, 1.0):
+        source = objectives.guided_data(own, partial(_unlabelled, config), f.mix)
+    distance = losses.adaptive_error(f.adaptive) if f.adaptive else losses.squared_error
+    options: dict[str, Any] = {"teacher": source, "target_ema": d.target_ema or None, "distance": distance}
+    return objectives.flow_map(own, method, intervals, weight, condition=condition, **options)
+
+
+def _unlabelled(config: Experiment, given: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
+    """What is given without labels and context, and the guidance scale of each example: none for those whose label was dropped."""
+    label, ndim = given["label"], len(config.data.image_shape) + 1
+    null = {"label": jnp.full_like(label, config.model.num_classes)}
+    null |= {"context": jnp.zeros_like(given["context"])} if "context" in given else {}
+    scale = jnp.broadcast_to(jnp.asarray(given.get("guidance", config.distillation.guidance[0])), label.shape)
+    scale = jnp.where(label == config.model.num_classes, 1 - config.flow.mix, scale)
+    return {**given, **null}, scale.reshape(-1, *(1,) * (ndim - 1))
 
 
 def _consistency(config: Experiment, teacher: objectives.Teacher | None, condition: Condition, weight: losses.Weight) -> Objective:

@@ -33,6 +33,8 @@ TOLD: dict[str, Callable[[Experiment], Callable[[Array], Array]]] = {  # what a 
     "logsnr": lambda config: lambda logsnr: logsnr,
     "step": lambda config: process.timestep_of(chains.betas(**vars(config.betas))),
     "log_sigma": lambda config: lambda logsnr: -logsnr / 2,
+    "time": lambda config: lambda logsnr: jax.nn.sigmoid(-logsnr / 2),
+    "data_time": lambda config: lambda logsnr: jax.nn.sigmoid(logsnr / 2),
 }
 WEIGHTS: dict[str, losses.Weight] = {
     "x0": losses.x0_weight,
@@ -50,6 +52,7 @@ SAMPLERS: dict[str, Callable[[float, process.Level], samplers.Sampler]] = {  # o
     "ddpm_large": lambda eta, levels: samplers.ddpm(process.forward_std),
     "heun_edm": lambda eta, levels: samplers.heun(samplers.edm_trapezoid),
     "overshoot": lambda eta, levels: samplers.overshoot(levels),
+    "flow_map": lambda eta, levels: samplers.flow_map(eta),
 }
 
 

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from jaxdiff import likelihood, losses, objectives, training
-from jaxdiff.app.build import students, texts
+from jaxdiff.app.build import distribution_matching, students, texts
 from jaxdiff.app.build.networks import (
     NONE,
     Sources,
@@ -31,7 +31,7 @@ from jaxdiff.io.errors import ConfigError
 from jaxdiff.models import autoencoder, classifier, lora, perceptual, schedule
 from jaxdiff.models.discriminator import PatchDiscriminator
 from jaxdiff.objectives import codebook
-from jaxdiff.training import Objective, Step, TrainState, initial_state
+from jaxdiff.training import Decays, Objective, Step, TrainState, initial_state, power_ema
 from jaxdiff.training.mesh import Layout, jit_layout, make_mesh, pmap_layout
 
 DECAY = 0.99  # of the running means of a codebook
@@ -123,23 +123,33 @@ def _discriminator(config: Experiment) -> PatchDiscriminator:
 
 
 def optimizer(config: Experiment) -> optax.GradientTransformation:
-    """AdamW after clipping, with warm-up, in each round; without decay of norms and biases, which have one dimension."""
-    c, updates = config.optimizer, distillation.round_steps(config)
-    rate = optax.constant_schedule(c.learning_rate)
-    if c.schedule == "cosine":
-        rate = optax.cosine_decay_schedule(c.learning_rate, max(updates - c.warmup_steps, 1))
-    if c.warmup_steps:
-        warmup = optax.linear_schedule(c.learning_rate / (c.warmup_steps + 1), c.learning_rate, c.warmup_steps)
-        rate = optax.join_schedules([warmup, rate], [c.warmup_steps])
-    clipped = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
-    mask = None if c.decay_all else partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
-    adamw = optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mu_dtype=c.moments, mask=mask)
-    chain = optax.chain(clipped, adamw)
+    """That of all params, or of each player of an adversarial game, by name."""
+    if config.objective == "distribution_matching":
+        return distribution_matching.optimizer(config, partial(_adamw, config))
+    chain = _adamw(config)
     if config.objective != "autoencoder":
         return chain
     others: dict[Hashable, Any] = {"codebook": optax.sgd(1 - DECAY), "latent": optax.set_to_zero()}  # the latents' scale stays
     players = {"generator": chain, "discriminator": chain, **others}
     return optax.partition(players, lambda params: {name: name if name in players else "generator" for name in params})
+
+
+def _adamw(config: Experiment, every: int = 1, share: float = 1.0) -> optax.GradientTransformation:
+    """AdamW after clipping, with warm-up, in each round; without decay of norms and biases, which have one dimension.
+
+    For params that move in each `every`-th step, at a share of the learning rate.
+    """
+    c, updates = config.optimizer, -(-distillation.round_steps(config) // every)
+    top, first = share * c.learning_rate, c.warmup_steps // every
+    rate = optax.constant_schedule(top)
+    if c.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(top, max(updates - first, 1))
+    if first:
+        rate = optax.join_schedules([optax.linear_schedule(top / (first + 1), top, first), rate], [first])
+    clipped = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
+    mask = None if c.decay_all else partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+    adamw = optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mu_dtype=c.moments, mask=mask)
+    return optax.chain(clipped, adamw)
 
 
 def init(config: Experiment, key: Array, known: Any = None, sources: Sources = NONE) -> TrainState:
@@ -164,6 +174,8 @@ def init(config: Experiment, key: Array, known: Any = None, sources: Sources = N
             given |= {"spatial": image, "augmentation": jnp.zeros((1,))}
         if guidance_is_input(config):
             given["guidance"] = jnp.zeros((1,))
+        if config.objective == "flow_map":
+            given["until"] = jnp.zeros((1,))
 
         def network_params(key: Array) -> Any:
             params = unet(config).init(key, *inputs, **given)["params"]
@@ -178,7 +190,9 @@ def init(config: Experiment, key: Array, known: Any = None, sources: Sources = N
     if known is not None and not config.distillation.lora_rank:
         flat: dict[Any, Any] = flatten_dict(known)
         params = unflatten_dict({name: jnp.copy(flat.get(name, each)) for name, each in flatten_dict(params).items()})
-    return initial_state(params, optimizer(config), config.ema, ema_dtype=config.ema_dtype)
+    if config.objective == "distribution_matching":
+        params = distribution_matching.params(config, sources, params, key)
+    return initial_state(params, optimizer(config), decays(config), ema_dtype=config.ema_dtype)
 
 
 def _adapters(network_params: Callable[[Array], Any], key: Array, rank: int) -> Any:
@@ -210,7 +224,12 @@ def next_round_state(config: Experiment, state: TrainState) -> TrainState:
     """The state at the beginning of the next round: the student's average is its teacher, and what it starts from."""
     student = training.as_float32(state.ema[next(iter(config.ema))])  # jit sorts names
     frozen = {**state.frozen, "teacher": jax.tree.map(jnp.copy, student)}
-    return replace(initial_state(student, optimizer(config), config.ema, frozen, config.ema_dtype), step=state.step)
+    return replace(initial_state(student, optimizer(config), decays(config), frozen, config.ema_dtype), step=state.step)
+
+
+def decays(config: Experiment) -> Decays:
+    """The decay of each average in a config's state, by name."""
+    return {**config.ema, **{power_ema.name_of(length): power_ema.share(length) for length in config.power_ema}}
 
 
 def state_shapes(config: Experiment, sources: Sources = NONE) -> TrainState:
@@ -243,4 +262,4 @@ def layout(config: Experiment, frozen: Any = None, sources: Sources = NONE, devi
 def train_step(config: Experiment, layout: Layout, sources: Sources = NONE) -> Step:
     """The config's training step, for `layout.compile`."""
     parts, reduce = config.optimizer.accumulate, layout.reduce_gradients
-    return training.train_step(objective(config, sources), optimizer(config), config.ema, parts, reduce_gradients=reduce)
+    return training.train_step(objective(config, sources), optimizer(config), decays(config), parts, reduce_gradients=reduce)

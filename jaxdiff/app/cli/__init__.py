@@ -20,6 +20,7 @@ from jaxdiff.app.cli.completion_command import completion
 from jaxdiff.app.cli.data_command import data
 from jaxdiff.app.cli.demo_command import demo
 from jaxdiff.app.cli.doctor_command import doctor
+from jaxdiff.app.cli.ema_command import ema
 from jaxdiff.app.cli.evaluate_command import evaluate
 from jaxdiff.app.cli.export_command import export
 from jaxdiff.app.cli.flags import USAGE
@@ -37,7 +38,7 @@ from jaxdiff.io import files, gcs
 from jaxdiff.io.errors import UsageError, UserError, did_you_mean, disk_full, first_line
 from jaxdiff.training import distributed
 
-RUNS = (train, ladder, sample, demo, evaluate, report, latents)
+RUNS = (train, ladder, sample, demo, evaluate, report, ema, latents)
 COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {  # name -> dataclass of its arguments, function
     command.__name__.rstrip("_"): (typing.get_type_hints(command)["args"], command)
     for command in (*RUNS, import_, export, inspect, plan, verify, data, recipes, doctor, completion)

@@ -33,6 +33,7 @@ runs
   demo RUN          a page that draws and edits images; --versus RUN: side by side
   evaluate RUN ...  FID, KID, precision, recall; --likelihood: bits per dimension
   report RUN        one HTML page: curves, samples, quality, nearest training images
+  ema RUN           another average of the params, of any length, after the training
   latents RUN       encode a data set with the autoencoder of a run
 
 published weights

@@ -36,10 +36,10 @@ class Plan:
     config: tyro.conf.Positional[pathlib.Path]
     """A file with `config`, a recipe's name, or a run."""
     topology: str
-    """Topology of a slice: v5e:4x4, v6e:2x4, v5p:2x2x2, v4:2x2x4."""
+    """Topology of a slice: v5e:4x4, v5p:2x2x2, v4:2x2x4."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     slices: int = 1
-    """Number of slices, joined by the data center network."""
+    """Number of slices, joined by a slow network."""
     batch: int = 0
     """Global batch size; by default the config's."""
     what: Literal["train", "sample"] = "train"

@@ -41,9 +41,9 @@ class Train:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     data_dir: DataDir = None
     with_stages: bool = False
-    """First train the recipes that this one depends on, where needed."""
+    """First train the recipes that this one depends on."""
     profile: str = ""
-    """FIRST:LAST, such as 10:20: profile these steps into workdir/profile."""
+    """FIRST:LAST, such as 10:20: steps to profile."""
     log: str = "tensorboard"
     """Sinks of metrics and samples, separated by commas: tensorboard, wandb, FILE.py:NAME."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()

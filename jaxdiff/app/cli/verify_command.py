@@ -10,7 +10,7 @@ import tyro
 
 from jaxdiff import oracles, samplers
 from jaxdiff.app.cli.arguments import check_bounds, refuse
-from jaxdiff.app.config import SamplerName
+from jaxdiff.app.config import KERNELS, SamplerName
 from jaxdiff.io import paths, progress
 from jaxdiff.io.errors import ConfigError, did_you_mean, user_code
 from jaxdiff.io.user_files import run_file
@@ -81,7 +81,7 @@ def _load_sampler(text: str) -> Sampler | Callable[..., Any]:
 
 def built_in() -> dict[str, Callable[..., Any]]:
     """The samplers of configs that the library has by the same name and that need no arguments."""
-    named = {name: getattr(samplers, name, None) for name in get_args(SamplerName)}
+    named = {name: getattr(samplers, name, None) for name in get_args(SamplerName) if name not in KERNELS}
     return {name: factory for name, factory in named.items() if inspect.isfunction(factory) and _takes(factory, 0)}
 
 

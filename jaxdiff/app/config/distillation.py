@@ -7,23 +7,26 @@ from pydantic import NonNegativeInt, PositiveFloat
 
 from jaxdiff.app.config.field_types import STUDENTS, TWO_CALLS, Deterministic, PositiveInt, Spacing
 
+SELF_TAUGHT = ("consistency", "flow_map")  # objectives that need no teacher
+
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a student is trained: one of sources.teacher (guided, progressive, consistency) or of data alone (consistency)."""
+    """How a student is trained: one of sources.teacher, or of data alone (consistency, flow_map)."""
 
     steps: PositiveInt = 32
-    """Steps of the list of levels: of a progressive student's first teacher (a power of two), or the finest of consistency."""
+    """Steps of the list of levels: of a progressive student's first teacher (a power of two), the finest of consistency, or those
+    in which a generator (distribution_matching) samples."""
     final_steps: PositiveInt = 1
     """Of the last progressive student."""
     spacing: Spacing = "time"
     """Of the list, as sampling.spacing."""
     guidance: tuple[float, float] = (1.0, 1.0)
-    """The teacher's guidance scales; where the two differ, the scale is an input of the student's network."""
+    """The teacher's guidance scales, or those of a flow map's own; where the two differ, the scale is an input of the network."""
     clip: bool = True
     """Clip the teacher's x0 to [-1, 1]."""
     target: Literal["teacher", "data"] = "teacher"
-    """data: consistency training, along the data's own noise; the params then start as those of sources.teacher, if given."""
+    """data: training along the data's own noise; the params of consistency then start as those of sources.teacher, if given."""
     curriculum: Literal["constant", "doubling", "square_root", "shrinking", "continuous"] = "constant"
     """Of consistency: how fine the list is at which training step, or no list: s close to t (easy consistency tuning), or sCM."""
     first_steps: PositiveInt = 2
@@ -43,7 +46,7 @@ class Distillation:
     huber: PositiveFloat = 0.00054
     """Where pseudo_huber turns from squared to linear, for one value."""
     target_ema: str = ""
-    """Name of the EMA that computes the targets of consistency; empty: the params themselves."""
+    """Name of the EMA that computes the targets of consistency and flow maps; empty: the params themselves."""
     warmup_steps: NonNegativeInt = 0
     """Training steps over which continuous consistency brings in the slope of the network."""
     every_level: bool = False
@@ -83,7 +86,7 @@ def guidance_is_input(c: Any) -> bool:
 def uses_discrete_levels(c: Any) -> bool:
     """Whether the config's student knows the levels of one list alone."""
     listed = c.distillation.curriculum in ("constant", "doubling", "square_root")
-    return c.objective == "progressive" or (c.objective == "consistency" and listed)
+    return c.objective in ("progressive", "distribution_matching") or (c.objective == "consistency" and listed)
 
 
 def num_rounds(c: Any) -> int:

@@ -8,7 +8,20 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from jaxdiff.app.config.compression import Autoencoder, Vae
 from jaxdiff.app.config.distillation import Distillation
-from jaxdiff.app.config.field_types import BelowOne, PositiveInt, Prediction, SamplerName, ScheduleName, Spacing, UpToOne, Workers
+from jaxdiff.app.config.dit import Dit
+from jaxdiff.app.config.field_types import (
+    BelowOne,
+    PositiveInt,
+    Prediction,
+    SamplerName,
+    ScheduleName,
+    Spacing,
+    StudentName,
+    UpToOne,
+    Workers,
+)
+from jaxdiff.app.config.flow import Flow
+from jaxdiff.app.config.matching import Matching
 from jaxdiff.app.config.published import Betas, Published
 from jaxdiff.app.config.text import Text
 
@@ -40,8 +53,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """The UNet (see jaxdiff.models.unet), or the half of it that is a classifier (jaxdiff.models.classifier)."""
+    """The UNet (see jaxdiff.models.unet), or the half of it that is a classifier (jaxdiff.models.classifier); or a transformer."""
 
+    network: Literal["unet", "dit"] = "unet"
+    """Of diffusion: dit is a diffusion transformer, which the group dit describes."""
     channels: PositiveInt = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     """Width of each level; every level but the last halves the image."""
@@ -201,20 +216,21 @@ class Evaluation:
 class Experiment:
     """One recipe: everything that makes a run what it is."""
 
-    objective: Literal["diffusion", "classifier", "vae", "autoencoder", "text", "guided", "progressive", "consistency"] = (
-        "diffusion"
-    )
+    objective: Literal["diffusion", "classifier", "vae", "autoencoder", "text", StudentName] = "diffusion"
     """What is trained: a diffusion network; a classifier of noised images, which reads the schedule alone of diffusion; a
     variational autoencoder by its likelihood, or the autoencoder of latent diffusion, which read nothing of it; or a student
-    (see distillation) that does with one call what guidance does with two, samples in few steps, or in one. A text encoder
-    (text) is imported, and trained only beside a diffusion network."""
+    (see distillation) that does with one call what guidance does with two, samples in few steps, or in one (a flow_map too, see
+    flow). A text encoder (text) is imported, and trained only beside a diffusion network."""
     data: Data = Data()
     model: Model = Model()
+    dit: Dit = Dit()
     text: Text = Text()
     published: Published = Published()
     betas: Betas = Betas()
     diffusion: Diffusion = Diffusion()
     distillation: Distillation = Distillation()
+    flow: Flow = Flow()
+    matching: Matching = Matching()
     vae: Vae = Vae()
     autoencoder: Autoencoder = Autoencoder()
     cascade: Cascade = Cascade()
@@ -224,6 +240,10 @@ class Experiment:
     """Name and decay of each average of the parameters; samples come from the first."""
     ema_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: half the memory, rounded at random."""
+    power_ema: tuple[float, ...] = ()
+    """Lengths of further averages (0.05 0.1), of whose snapshots `jaxdiff ema` makes an average of any length afterwards."""
+    snapshot_every: NonNegativeInt = 0
+    """Steps between these snapshots, of the size of the params a length; 0: as checkpoint_every. All are kept."""
     steps: PositiveInt = 10_000
     steps_per_call: NonNegativeInt = 0
     """Steps that the devices do one after another without the host; 0: as many as last 0.1 s, by the time of the first ones (on

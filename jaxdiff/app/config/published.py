@@ -27,8 +27,9 @@ class Betas:
 class Published:
     """Options of published networks, set by `jaxdiff import`; for training from nothing the defaults serve."""
 
-    told: Literal["logsnr", "step", "log_sigma"] = "logsnr"
-    """What the network is told of a level: logsnr, the time step of betas, or log(sigma / alpha)."""
+    told: Literal["logsnr", "step", "log_sigma", "time", "data_time"] = "logsnr"
+    """What the network is told of a level: logsnr, the time step of betas, log(sigma / alpha), or the time of rectified flow at
+    that logsnr, from 0 (clean) to 1, or data_time, which goes the other way."""
     told_scale: PositiveFloat = 1.0
     """Times this: 250 for log_sigma in consistency models, 0.25 in EDM."""
     base: PositiveFloat = 10_000.0
@@ -58,7 +59,7 @@ class Published:
     size_features: PositiveInt = 256
     """Sines and cosines of each of these sizes."""
     learned_variance: bool = False
-    """The network has outputs for the variance too, which samplers do not read."""
+    """The network has outputs for the variance too, which the sampler ddpm_learned reads."""
     repository: str = ""
     """OWNER/NAME of the Hugging Face hub that a recipe's network is imported from, not trained."""
     boundary: NonNegativeFloat = 0.0

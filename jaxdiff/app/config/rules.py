@@ -1,13 +1,16 @@
 """What the fields of a config must be, where their types do not say enough: names, rules, and whether these hold."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import fields
 
 from jaxdiff.app.config import distillation
+from jaxdiff.app.config.averages import average_rules
 from jaxdiff.app.config.distillation import Distillation, Ladder, uses_discrete_levels
+from jaxdiff.app.config.dit import dit_rules
 from jaxdiff.app.config.field_types import DENOISERS, FAMILIES, STUDENTS
 from jaxdiff.app.config.fields import Experiment
+from jaxdiff.app.config.flow import flow_rules
+from jaxdiff.app.config.matching import matching_rules
 from jaxdiff.app.config.published import Published
 from jaxdiff.app.config.text import text_rules
 
@@ -20,6 +23,8 @@ READ = {  # fields of distillation by the objective that reads them
     "guided": {"guidance", "clip", "lora_rank"},
     "progressive": {"guidance", "clip", "steps", "final_steps", "spacing", "every_level"},
     "consistency": {field.name for field in fields(Distillation)} - {"final_steps", "every_level"},
+    "flow_map": {"guidance", "clip", "target", "target_ema"},
+    "distribution_matching": {"guidance", "clip", "steps", "spacing"},
 }
 UNREAD = {"continuous": {"solver", "weight", "distance", "target_ema", "skip"}, "shrinking": {"skip", "draw"}}  # by the curriculum
 
@@ -29,19 +34,18 @@ def rules(c: Experiment) -> Rules:
     m, s, d = c.model, c.sampling, c.diffusion
     height, width, channels = c.data.image_shape
     halvings, this = len(m.multipliers) - 1, with_article(c.objective)
-    factor = 2**halvings
+    factor = 1 if m.network == "dit" else 2**halvings
     on_pixels = not c.sources.autoencoder  # else the latents' sizes count, which the autoencoder's run says
     yield "seed", "below 2^32", c.seed < 2**32
     yield "model.multipliers", "at least one number, each at least 1", m.multipliers and min(m.multipliers) > 0
     yield "data.image_shape", "three positive numbers", min(height, width, channels) > 0
     halved = f"divisible by {factor}, as each of the {halvings + 1} model.multipliers but one halves it"
     yield "data.image_shape", halved, not on_pixels or height % factor == width % factor == 0
-    yield "ema", "at least one name with a decay between 0 and 1", c.ema and all(0 <= decay <= 1 for decay in c.ema.values())
-    yield "ema", "named in letters, digits, _ and - alone", all(re.fullmatch(r"[\w-]+", name) for name in c.ema)
+    yield from average_rules(c, this)
     sizes = {height // 2**level for level in range(halvings + 1)}
     yield "model.attention", f"sizes that the network has: {sorted(sizes)}", not on_pixels or set(m.attention) <= sizes
     yield "evaluation.num", "0 or at least 10", c.evaluation.num == 0 or c.evaluation.num >= 10
-    yield "sampling.eta", "0 for a sampler that is not ddim", s.sampler == "ddim" or s.eta == 0
+    yield "sampling.eta", "0 for a sampler that is not ddim or flow_map", s.sampler in ("ddim", "flow_map") or s.eta == 0
     yield "sampling.classifier_scale", "1 unless sampling.classifier names a run", s.classifier or s.classifier_scale == 1
     denoises = c.objective in DENOISERS
     yield "sampling.every", f"0 for {this}, which draws no samples while it trains", denoises or s.every == 0
@@ -50,6 +54,7 @@ def rules(c: Experiment) -> Rules:
         yield f"model.{name}", f"not set for {this}, whose network has none", known or not getattr(m, name)
     yield from _published_rules(c)
     yield from text_rules(c, this)
+    yield from dit_rules(c)
     yield "sampling.classifier", "empty for all but denoisers", denoises or not s.classifier
     yield "evaluation.num", f"0 for {this}, which has no labels", c.objective not in ENCODERS or not c.evaluation.num
     yield from _steps_per_call_rules(c)
@@ -91,6 +96,8 @@ def _published_rules(c: Experiment) -> Rules:
     told = p.told != "logsnr" and c.objective == "diffusion" and m.num_classes and not m.context_channels
     unguided = not told or c.diffusion.label_dropout or s.guidance == 1 or s.classifier
     yield "sampling.guidance", "1: the published network has no label that says none", unguided
+    learned = p.learned_variance and c.objective == "diffusion"
+    yield "sampling.sampler", "another: ddpm_learned wants published.learned_variance", learned or s.sampler != "ddpm_learned"
     yield "betas.listed", "given with kind listed, and only with it", (b.kind == "listed") == bool(b.listed)
     yield "betas.listed", "numbers above 0 and at most 1", all(0 < beta <= 1 for beta in b.listed)
     yield "betas.first", f"above 0 and at most betas.last, {b.last:g}", 0 < b.first <= b.last
@@ -149,10 +156,10 @@ def _source_rules(c: Experiment) -> Rules:
     yield "autoencoder.adversarial_start", f"below steps, {c.steps}, or the discriminator never begins", begins
     visible = not s.features.endswith(".npz") or (min(height, width) >= 16 and channels in (1, 3))
     yield "data.image_shape", "of 1 or 3 channels and at least 16 pixels for features of VGG16", visible
-    attends = c.model.transformer or any(c.published.transformer_depths)
+    attends = c.model.transformer or any(c.published.transformer_depths) or c.model.network == "dit"
     yield "model.context_channels", "0 without model.transformer blocks to attend to them", not context or attends
-    alone = c.objective == "diffusion" or (c.objective == "consistency" and c.distillation.target == "data")
-    yield "sources.init", f"empty for {this}, but of consistency training", alone or not s.init
+    alone = c.objective == "diffusion" or (c.objective in distillation.SELF_TAUGHT and c.distillation.target == "data")
+    yield "sources.init", f"empty for {this}, but one that is trained on data alone", alone or not s.init
     yield "diffusion.schedule", "a fixed one with sources.init", c.diffusion.schedule != "learned" or not s.init
 
 
@@ -160,12 +167,12 @@ def _distillation_rules(c: Experiment) -> Rules:
     """What the objective of a student allows, and what it leaves for others."""
     d, sampler, objective = c.distillation, c.sampling.sampler, c.objective
     yield "sources.teacher", "empty without an objective that distils", objective in STUDENTS or not c.sources.teacher
-    consistent = objective == "consistency"
+    consistent, matched = objective == "consistency", objective == "distribution_matching"
     published = objective == "diffusion" and c.published.told == "step"  # which a LoRA may make one (Luo et al. 2023b)
     yield (
         "sampling.sampler",
         "another: consistency samples consistency students",
-        consistent or published or sampler != "consistency",
+        consistent or matched or published or sampler != "consistency",
     )
     alone = "another: overshoot samples progressive students trained with distillation.every_level"
     yield "sampling.sampler", alone, sampler != "overshoot" or (objective == "progressive" and d.every_level)
@@ -182,6 +189,8 @@ def _distillation_rules(c: Experiment) -> Rules:
         yield from _progressive_rules(c)
     if consistent:
         yield from _consistency_rules(c)
+    yield from flow_rules(c, objective == "flow_map")
+    yield from matching_rules(c, matched)
     if uses_discrete_levels(c):
         steps = distillation.sampling_steps(c)
         listed = f"one of {', '.join(map(str, steps))}: the student was trained on levels of these numbers of steps"
@@ -196,7 +205,7 @@ def _student_rules(c: Experiment) -> Rules:
     taught, plain = d.target == "teacher", d.guidance == (1.0, 1.0)
     yield "sources.teacher", f"a run or a recipe to distil: {c.objective} learns from it", teacher or not taught
     yield "distillation.guidance", "two scales, the lower first, at least 0", 0 <= low <= high
-    yield "distillation.guidance", "1 1 without a teacher to guide", plain or taught
+    yield "distillation.guidance", "1 1 without a teacher to guide", plain or taught or c.objective == "flow_map"
     yield "distillation.guidance", "1 1 without classes or context", plain or c.model.num_classes or c.model.context_channels
     yield "cascade.factor", "1 for a student", c.cascade.factor == 1
     yield "distillation.clip", "False in latent space, whose values have no bounds", not (c.sources.autoencoder and d.clip)

@@ -12,7 +12,7 @@ from typing import Any
 import pydantic
 
 from jaxdiff.app.config import fields
-from jaxdiff.app.config.distillation import Ladder
+from jaxdiff.app.config.distillation import SELF_TAUGHT, Ladder
 from jaxdiff.app.config.fields import Experiment
 from jaxdiff.app.config.rules import Rules, ladder_rules, rules
 from jaxdiff.io import paths, recipes
@@ -28,7 +28,18 @@ BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 # Fields and groups that may differ when a run resumes: no loss reads them, or (mesh, remat, steps_per_call) they move the same
 # computation. With dropout the mesh decides which masks are drawn. Sources are compared by the fingerprints of their params.
 RESUMABLE = (
-    *("steps", "steps_per_call", "log_every", "checkpoint_every", "keep", "mesh", "sampling", "evaluation", "sources"),
+    *(
+        "steps",
+        "steps_per_call",
+        "log_every",
+        "checkpoint_every",
+        "snapshot_every",
+        "keep",
+        "mesh",
+        "sampling",
+        "evaluation",
+        "sources",
+    ),
     *("data.held_out", "data.workers", "model.remat", "cascade.augmentation"),
 )
 
@@ -51,7 +62,7 @@ def of_run(workdir: pathlib.Path | str) -> Experiment:
     """
     config = read(paths.path(workdir))
     d = config.distillation
-    alone = config.objective == "diffusion" or (config.objective == "consistency" and d.target == "data")
+    alone = config.objective == "diffusion" or (config.objective in SELF_TAUGHT and d.target == "data")
     if not alone or config.diffusion.schedule == "learned" or d.lora_rank:
         return config
     return dataclasses.replace(config, sources=dataclasses.replace(config.sources, init=str(workdir)))

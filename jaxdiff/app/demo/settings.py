@@ -3,10 +3,24 @@
 import dataclasses
 from typing import NamedTuple, get_args
 
-from jaxdiff.app.config import STUDENTS, Experiment, SamplerName, distillation, guidance_is_input, uses_discrete_levels, validated
+from jaxdiff.app.config import (
+    KERNELS,
+    STUDENTS,
+    Experiment,
+    SamplerName,
+    distillation,
+    guidance_is_input,
+    uses_discrete_levels,
+    validated,
+)
 from jaxdiff.io.errors import ConfigError
 
-OTHER_LEVELS = ("euler_maruyama", "heun_edm", "overshoot")  # samplers that want levels of their own: offered to runs that use them
+OTHERS = (
+    "euler_maruyama",
+    "heun_edm",
+    "overshoot",
+    *KERNELS,
+)  # samplers that want levels of their own, or no denoiser: not offered
 MOST_STEPS = 100
 MOST_GUIDANCE = 15.0
 
@@ -45,7 +59,7 @@ def _is_offered(config: Experiment, name: str) -> bool:
         sampled(config, name, config.sampling.steps)
     except ConfigError:
         return False
-    return name not in OTHER_LEVELS
+    return name not in OTHERS
 
 
 def steps(config: Experiment) -> list[int]:

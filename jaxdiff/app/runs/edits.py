@@ -25,7 +25,8 @@ def sized(config: Experiment, sources: build.Sources, size: tuple[int, int] | No
     if size is None:
         return config
     factor = build.codec(sources["autoencoder"]).factor if "autoencoder" in sources else 1
-    multiple = factor * 2 ** (len(config.model.multipliers) - 1)
+    transformer = config.model.network == "dit"
+    multiple = factor * (config.dit.patch if transformer else 2 ** (len(config.model.multipliers) - 1))
     if any(length % multiple for length in size):
         nearest = "x".join(str(max(round(length / multiple), 1) * multiple) for length in size)
         raise ConfigError(f"--size {size[0]}x{size[1]}: this run draws multiples of {multiple}, write {nearest}")

@@ -13,6 +13,7 @@ from jaxdiff.app.config import (
     Data,
     Diffusion,
     Distillation,
+    Dit,
     Evaluation,
     Experiment,
     Model,
@@ -65,14 +66,15 @@ def unet_experiment(part: Part, chain: Chain, wanted: Wanted, sources: Sources, 
         Experiment(
             objective="consistency" if consistency else "diffusion",
             data=Data(name=wanted.data, image_shape=pixels, fit="crop"),
-            model=_fields(Model, {"attention": (), "num_classes": 0, **o, "dtype": wanted.dtype}),
+            model=_fields(Model, {"attention": (), "num_classes": 0, **o, "network": o["kind"], "dtype": wanted.dtype}),
             published=_fields(Published, {**o, **chain.told, "boundary": chain.consistency, "zero_null": zero_null}),
+            dit=_fields(Dit, o if o["kind"] == "dit" else {}),
             betas=Betas() if consistency else Betas(**chain.betas),
             diffusion=Diffusion(
-                schedule="karras" if consistency else "betas",
+                schedule="karras" if consistency else "rectified_flow" if chain.straight else "betas",
                 prediction=prediction,
                 weight=prediction,
-                label_dropout=0.1 if context else 0.0,
+                label_dropout=0.1 if context or o["kind"] == "dit" else 0.0,
             ),
             sources=sources,
             ema={"ema": 0.9999},
@@ -122,6 +124,8 @@ def options(config: Experiment, sources: build.Sources = build.NONE) -> dict[str
     by_size = tuple(level for level in levels if height >> level in config.model.attention)
     network = {**vars(config.published), **vars(config.model), "in_channels": channels}
     network |= {"attention": (), "attention_levels": config.published.attention_levels or by_size}
+    if config.objective != "autoencoder" and config.model.network == "dit":
+        return network | {**vars(config.dit), "kind": "dit", "attention_levels": (), "sample_size": height}
     if config.objective != "autoencoder":
         return network | {"kind": "unet"}
     codes = {"latent_channels": config.autoencoder.latent_channels, "codebook": config.autoencoder.codebook}

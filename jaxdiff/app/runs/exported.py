@@ -104,7 +104,8 @@ def _unet(config: Experiment, workdir: pathlib.Path, ema: str | None) -> saving.
     sources = source_configs(config, workdir, ("autoencoder",))
     kept = record_of(workdir).get("options", {})
     size = build.space(config, sources)[:2]
-    return saving.Network(storage.read_params(config, workdir, ema)[1], {**options(config, sources), **kept}, size)
+    params = build.adapted(config, {}, storage.read_params(config, workdir, ema)[1])
+    return saving.Network(params, {**options(config, sources), **kept}, size)
 
 
 def _texts(config: Experiment, workdir: pathlib.Path) -> list[interop.TextNetwork]:

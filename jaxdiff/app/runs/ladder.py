@@ -6,7 +6,16 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxdiff.app.config import STUDENTS, Experiment, Ladder, distillation, load, uses_discrete_levels, validated
+from jaxdiff.app.config import (
+    STUDENTS,
+    Experiment,
+    Ladder,
+    distillation,
+    load,
+    training_calls,
+    uses_discrete_levels,
+    validated,
+)
 from jaxdiff.app.runs import finish, storage
 from jaxdiff.app.runs.sources import Stage, resolve_sources
 from jaxdiff.evaluate import Evaluator
@@ -15,17 +24,19 @@ from jaxdiff.io.errors import ConfigError
 from jaxdiff.training import distributed
 
 MARKERS = "sD^vP*X<>"
+COLOURS = 9  # of students, before their markers change
 MEASURES = ("fid", "label_agreement")
 MEASURED = 3  # the version of the measurement: rows of another one do not compare, and are measured again
 
 
 class Rung(NamedTuple):
-    """A run, sampled with so many network calls; `config` says how."""
+    """A run, sampled with so many network calls; `config` says how. `cost`: network calls in its training, and before that."""
 
     name: str
     calls: int
     workdir: pathlib.Path
     config: Experiment
+    cost: tuple[float, float]
 
 
 def ladder_runs(ladder: Ladder, workdir: pathlib.Path) -> list[Stage]:
@@ -54,19 +65,29 @@ def ladder_rungs(ladder: Ladder, runs: Sequence[Stage]) -> Iterator[Rung]:
     there = [(stage.workdir / "config.json").is_file() for stage in runs]
     runs = [run._replace(config=storage.read_config(run.workdir)) if old else run for run, old in zip(runs, there, strict=True)]
     names = {str(pathlib.Path(name)) for name in ladder.students}
+    costs = {run.workdir: _training_cost(run, runs) for run in runs}
     for stage in runs:
         if stage.config.objective == "diffusion":
-            yield from _baselines(ladder, stage)
+            yield from _baselines(ladder, stage, costs[stage.workdir])
     for stage in runs:
         if str(stage.recipe) in names:
             low, high = stage.config.distillation.guidance
             for guidance in [each for each in ladder.guidance if low <= each <= high] or [low]:
                 for calls in ladder.calls:
                     if not uses_discrete_levels(stage.config) or calls in distillation.sampling_steps(stage.config):
-                        yield _rung(stage, "", calls, steps=calls, guidance=guidance)
+                        yield _rung(stage, "", calls, costs[stage.workdir], steps=calls, guidance=guidance)
 
 
-def _baselines(ladder: Ladder, stage: Stage) -> Iterator[Rung]:
+def _training_cost(run: Stage, runs: Sequence[Stage]) -> tuple[float, float]:
+    """Network calls in the training of a run, and in that of the runs that it starts from."""
+    by_place = {run.workdir: run for run in runs}
+    sources = (run.config.sources.teacher, run.config.sources.init)
+    before = [by_place[pathlib.Path(each)] for each in sources if each and pathlib.Path(each) in by_place]
+    own = training_calls(run.config, before[0].config if before else None)
+    return own, sum(sum(_training_cost(each, runs)) for each in before)
+
+
+def _baselines(ladder: Ladder, stage: Stage, trained: tuple[float, float]) -> Iterator[Rung]:
     for guidance in ladder.guidance:
         cost = 1 if guidance == 1 else 2
         for sampler in ladder.baselines:
@@ -74,16 +95,16 @@ def _baselines(ladder: Ladder, stage: Stage) -> Iterator[Rung]:
                 distillation.steps_within(sampler, calls // cost) for calls in ladder.calls if calls % cost == 0
             ):
                 calls = distillation.sampler_calls(sampler, steps) * cost
-                yield _rung(stage, f" {sampler}", calls, sampler=sampler, steps=steps, guidance=guidance)
+                yield _rung(stage, f" {sampler}", calls, trained, sampler=sampler, steps=steps, guidance=guidance)
         steps = ladder.reference_steps
         if steps * cost not in ladder.calls or "ddim" not in ladder.baselines:
-            yield _rung(stage, " ddim", steps * cost, sampler="ddim", steps=steps, guidance=guidance)
+            yield _rung(stage, " ddim", steps * cost, trained, sampler="ddim", steps=steps, guidance=guidance)
 
 
-def _rung(stage: Stage, how: str, calls: int, **sampling: Any) -> Rung:
+def _rung(stage: Stage, how: str, calls: int, cost: tuple[float, float], **sampling: Any) -> Rung:
     name = stage.workdir.name + how + (f", guidance {sampling['guidance']:g}" if sampling["guidance"] != 1 else "")
     config = dataclasses.replace(stage.config, sampling=dataclasses.replace(stage.config.sampling, eta=0.0, **sampling))
-    return Rung(name, calls, stage.workdir, validated(config, where=name))
+    return Rung(name, calls, stage.workdir, validated(config, where=name), cost)
 
 
 def measure_rungs(ladder: Ladder, workdir: pathlib.Path, rungs: Sequence[Rung], data_dir: str | None) -> list[dict[str, Any]]:
@@ -106,7 +127,7 @@ def measure_rungs(ladder: Ladder, workdir: pathlib.Path, rungs: Sequence[Rung], 
             if evaluator:
                 known[_identity(row)] = row | _measure(ladder, rung, drawn, evaluator, grid)
                 files.write_text(path, json.dumps({"rows": list(known.values())}, indent=2) + "\n")
-        rows.append(known.get(_identity(row), row))
+        rows.append(known.get(_identity(row), row) | {"training": rung.cost})
     if distributed.is_first():
         files.write_text(path, json.dumps({"rows": rows}, indent=2) + "\n")
     return rows
@@ -142,13 +163,18 @@ def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a table in Markdown, a line a method, for each number of calls label agreement and Frechet distance."""
+    """The rows as a table in Markdown, a line a method, for each number of calls label agreement and Frechet distance.
+
+    Before them the network calls in training, in thousands, and in that of what it starts from.
+    """
     calls = sorted({row["calls"] for row in rows})
     cells = {(row["name"], row["calls"]): f"{row['agreement']:.1%}, {row['frechet']:.2f}" for row in rows}
     heads = " | ".join(count(each, "call") for each in calls)
-    lines = [f"| samples named by their label, Frechet distance | {heads} |", "|---" * (len(calls) + 1) + "|"]
-    for name in dict.fromkeys(row["name"] for row in rows):
-        lines.append(f"| {name} | {' | '.join(cells.get((name, each), '') for each in calls)} |")
+    lines = [f"| samples named by their label, Frechet distance | calls in training | {heads} |", "|---" * (len(calls) + 2) + "|"]
+    costs = {row["name"]: row["training"] for row in rows}
+    for name, (own, before) in costs.items():
+        cost = f"{own / 1000:,.0f} k" + (f" + {before / 1000:,.0f} k" if before else "")
+        lines.append(f"| {name} | {cost} | {' | '.join(cells.get((name, each), '') for each in calls)} |")
     real, num = rows[0]["frechet_real"], rows[0]["num_real"]
     lines += ["", f"Real held-out images: {rows[0]['accuracy']:.1%}, {real:.2f}. Frechet distances are of {num} images."]
     return "\n".join(lines)
@@ -164,7 +190,9 @@ def draw_figure(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     baselines = [name for name in names if " " in name.split(",")[0]]
     styles: dict[str, Any] = {}
     for number, name in enumerate(name for name in names if name not in baselines):  # C7 is the grey of the baselines
-        styles[name] = {"color": f"C{number + (number >= 7)}", "linewidth": 2.5, "marker": "o"}
+        colour = number % COLOURS
+        marker = "os^D"[number // COLOURS % 4]
+        styles[name] = {"color": f"C{colour + (colour >= 7)}", "linewidth": 2.5, "marker": marker}
     for number, name in enumerate(baselines):
         styles[name] = {"color": "grey", "linestyle": "--", "marker": MARKERS[number % len(MARKERS)]}
     for axes, measure, label in zip(plots, ("frechet", "agreement"), ("Frechet distance", "named by their label"), strict=True):

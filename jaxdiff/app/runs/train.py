@@ -30,8 +30,10 @@ from jaxdiff.training import (
     distributed,
     mean_metrics,
     metrics,
+    power_ema,
     profiling,
     sinks,
+    snapshots,
     steps_per_call,
 )
 from jaxdiff.training.mesh import Layout, describe
@@ -94,6 +96,8 @@ def train_run(
     record_sources(config, workdir)
     state = initial_or_restored_state(config, workdir, layout, frozen, sources)
     start, mine = int(state.step), layout.rows(c.batch_size)
+    if distributed.is_first():
+        snapshots.drop_after(workdir, start)
     rows = data.batches(source, c.batch_size, seed=config.seed, flip=c.flip, start=start, rows=mine, workers=c.workers)
     size, batches, compiled = _calls(config, workdir, layout, rows)
     step = compiled(build.train_step(config, layout, sources))
@@ -228,11 +232,19 @@ def _steps(context: LoopContext, state: TrainState, end: int, source: Any) -> Tr
                     left = finish.measure_latents(config, source, left)
                 levels = vars(build.student_levels(config, number)) if uses_discrete_levels(config) else None
                 flush()
+                _snapshot(config, workdir, number, left)
                 checkpoint.save(to, left, to_dict(config), levels)
             if draws:
                 name = f"step_{number:07d}.png"
                 _draw_grid(config, workdir, context.layout.leave(state), generate, name, partial(show, number))
     return left
+
+
+def _snapshot(config: Experiment, workdir: pathlib.Path, number: int, state: TrainState) -> None:
+    """Writes a snapshot of the power-function averages where one is due, also at a run's last step."""
+    if config.power_ema and (number >= config.steps or number % (config.snapshot_every or config.checkpoint_every) == 0):
+        names = map(power_ema.name_of, config.power_ema)
+        snapshots.write(workdir, number, {name: state.ema[name] for name in names})
 
 
 def _draw_round(config: Experiment, workdir: pathlib.Path, state: TrainState) -> None:

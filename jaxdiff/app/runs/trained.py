@@ -17,7 +17,6 @@ from jaxdiff.app import build
 from jaxdiff.app.config import Experiment, validated
 from jaxdiff.app.runs import edits, prompts, storage
 from jaxdiff.app.runs.sources import sampling_inputs
-from jaxdiff.denoiser import Denoiser
 from jaxdiff.io import paths, progress
 from jaxdiff.io.errors import ConfigError, NonFiniteError
 from jaxdiff.process import Level
@@ -41,7 +40,7 @@ class Trained(NamedTuple):
     shape: tuple[int, ...]  # (H, W, C) of x
     sampler: Sampler
     levels: Level  # [N + 1], along which the run samples
-    denoiser: Partial  # given -> Denoiser, guided as the run samples
+    denoiser: Partial  # given -> Denoiser, guided as the run samples; of a flow map it may be told s, or jumps to clean
     encode: Partial  # images -> x, the mean of the latents; of a run in pixels the images as they are
     decode: Partial  # x -> images, which may reach beyond [-1, 1]
     tokens: Callable[..., dict[str, Any]] | None = None  # (prompts, negative="") -> given; None of a run without text
@@ -68,6 +67,8 @@ def load_run(
     config = storage.read_config(workdir, "diffusion")
     config = validated(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **sampling)), where=str(workdir))
     has_text = build.has_text(config)
+    if config.sampling.sampler == "ddpm_learned":
+        raise ConfigError(f"{workdir} samples by ddpm_learned, which wants more than a denoiser; give sampler='ddpm'")
     if config.sources.base or (config.model.context_channels and not has_text):
         wants = "the stage below it" if config.sources.base else "context vectors"
         raise ConfigError(f"{workdir} denoises given {wants} too; draw from it by jaxdiff sample {workdir}")
@@ -77,11 +78,11 @@ def load_run(
     config, trained = edits.sized(config, sources, size), storage.read_levels(config, workdir)
     params, frozen = build.rounded(config, sources, params, frozen)
 
-    def denoiser(params: Any, frozen: Mapping[str, Any], given: Mapping[str, Any] | Array) -> Denoiser:
+    def denoiser(params: Any, frozen: Mapping[str, Any], given: Mapping[str, Any] | Array) -> Any:
         given = dict(given) if isinstance(given, Mapping) else {"label": jnp.asarray(given, jnp.int32)}
         given.setdefault("label", jnp.full(len(next(iter(given.values()))), config.model.num_classes))
         given = build.encoded(config, sources, frozen, given)
-        return build.cascade_stages(config, params, given, sources, frozen, trained)[-1].denoiser({})
+        return build.cascade_stages(config, params, given, sources, frozen, trained)[-1].called({})
 
     encode = decode = Partial(lambda x: x)
     if "autoencoder" in sources:
