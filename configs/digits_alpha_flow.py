@@ -1,0 +1,37 @@
+"""Digits of 8x8 pixels in one step, or a few, without a teacher: a step of data and a jump, from long steps to short ones.
+
+Paper: Zhang et al. (2025), alpha-Flow.
+Data: digits.
+Cost: about 1 min on CPU; on two cores, of training alone.
+Score: 94.6% by label; in one step (README, the ladder).
+Run: jaxdiff train configs/digits_alpha_flow.py --workdir runs/digits_alpha_flow
+"""
+
+from jaxdiff.app.config import (
+    Data,
+    Diffusion,
+    Distillation,
+    Evaluation,
+    Experiment,
+    Flow,
+    Model,
+    Optimizer,
+    Published,
+    Sampling,
+)
+
+config = Experiment(
+    objective="flow_map",
+    data=Data(name="digits", image_shape=(8, 8, 1), batch_size=64),
+    model=Model(channels=32, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=32, num_classes=10),
+    published=Published(told="time", told_scale=8.0),
+    diffusion=Diffusion(schedule="rectified_flow", prediction="velocity", weight="velocity", label_dropout=0.0),
+    distillation=Distillation(target="data"),
+    flow=Flow(method="alpha_flow", equal=0.5),
+    optimizer=Optimizer(learning_rate=1e-3, warmup_steps=50),
+    ema={"ema": 0.995},
+    steps=600,
+    checkpoint_every=200,
+    sampling=Sampling(sampler="flow_map", steps=1, guidance=1.0),
+    evaluation=Evaluation(num=1000),
+)
