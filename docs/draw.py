@@ -23,7 +23,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import jaxdiff as jd
-from jaxdiff import cascade, guidance, likelihood, losses, objectives, oracles, targets, training
+from jaxdiff import cascade, guidance, likelihood, losses, objectives, oracles, samplers, targets, training
 from jaxdiff.io import pictures
 
 INK, PALE, BLUE, ORANGE, GREEN, RED = "#22303c", "#9aa7b1", "#2166ac", "#e08214", "#1b7837", "#b2182b"
@@ -446,6 +446,35 @@ def fewer():
     return figure
 
 
+def jumping():
+    """Velocity and average velocity on paths of the exact flow in two dimensions, and where one step by each ends."""
+    schedule, rng = jd.rectified_flow(), np.random.default_rng(3)
+    denoise, average, flow = (make(PETALS) for make in (oracles.denoiser, oracles.average_denoiser, oracles.flow_map))
+    figure, axes = plt.subplots(1, 3, figsize=(8.4, 2.9))
+    turned = np.linspace(0, TWO_PI, 7, endpoint=False) + 0.5
+    start, s = jnp.asarray(1.6 * np.stack([np.cos(turned), np.sin(turned)], 1), jnp.float32), schedule(0.25)
+    times = np.linspace(0.95, 0.0, 40)
+    t = schedule(times[0])
+    walked = np.stack([flow(start, t, schedule(time)) for time in times])
+    axes[0].plot(*np.moveaxis(walked, 2, 0), color=PALE, linewidth=1)
+    for colour, x0, name in ((ORANGE, denoise(start, t), "velocity"), (BLUE, average(start, t, s), "average velocity")):
+        arrow = np.asarray(jd.transfer(start, x0, t, s) - start)
+        axes[0].quiver(*start.T, *arrow.T, color=colour, angles="xy", scale_units="xy", scale=1, width=0.008, label=name)
+    axes[0].scatter(*start.T, color=INK, s=8, zorder=3)
+    axes[0].scatter(*flow(start, t, s).T, facecolors="none", edgecolors=INK, s=22, zorder=3, label="path at s")
+    axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=3, columnspacing=0.8, handlelength=1.2)
+    _square(axes[0], "one step from t = 0.95 to s = 0.25", 2.0)
+    noise = jnp.asarray(rng.normal(size=(1500, 2)), jnp.float32)
+    told = {"the denoiser, 1 call": lambda x, t, s: denoise(x, t), "the average denoiser, 1 call": average}
+    for axis, (name, each) in zip(axes[1:], told.items(), strict=True):
+        levels = jd.grid(schedule, 1)
+        x0 = jd.sample(samplers.flow_map(), each, levels.sigma[0] * noise, levels, KEY)
+        _density(axis, PETALS, jd.cosine()(0.0))
+        axis.scatter(*x0.T, s=2, color=BLUE if "average" in name else ORANGE, linewidths=0)
+        _square(axis, name, 1.9)
+    return figure
+
+
 def _square(axis, title, limit):
     axis.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[], aspect="equal")
     axis.spines[:].set_visible(False)
@@ -500,6 +529,7 @@ PICTURES = {
     "progressive": halving,
     "consistency": jumps,
     "multistep": fewer,
+    "flow_maps": jumping,
 }
 
 
