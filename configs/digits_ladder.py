@@ -3,7 +3,7 @@
 Paper: Salimans & Ho (2022), Meng et al. (2023), Song et al. (2023), Song & Dhariwal (2023), Luo et al. (2023),
 Yin et al. (2024), Geng et al. (2025), Zhang et al. (2025), Frans et al. (2024).
 Data: digits.
-Cost: about 32 min of CPU time; from nothing, on two cores that also did other things.
+Cost: 32 min of CPU time; from nothing, on two cores that also did other things.
 Score: in the README; and in `table.md`.
 Run: jaxdiff ladder configs/digits_ladder.py
 """

@@ -43,8 +43,8 @@ def two_jumps(first: AverageDenoiser, second: AverageDenoiser, m: Level, s: Leve
     """The x0 for which one jump from t to s ends where two do, the first's from t to m and the second's from m to s.
 
     Flow maps compose, so both have one target: the average of the two x0 by the rise of `alpha / sigma`, as the flow is
-    `d(x / sigma) = x0 d(alpha / sigma)`. Two of one network's own jumps are the target of shortcut models (Frans et al. 2024,
-    eq. 5); with the first `data`, that of alpha-Flow (Zhang et al. 2025, eq. 8), and of consistency training where s is clean.
+    `d(x / sigma) = x0 d(alpha / sigma)`. Two of one network's own jumps are the target of shortcut models (Frans et al. 2024);
+    with the first `data`, that of alpha-Flow (Zhang et al. 2025), and of consistency training where s is clean.
     Fails where s = t.
     """
     m, s = at_least_float32((m, s))
@@ -73,7 +73,7 @@ def mean_flow(
     """`(1 - r) f + r x0 + (alpha_s - r alpha_t) / (alpha' - alpha_t sigma' / sigma_t) df`, `r = sigma_s / sigma_t`: MeanFlow.
 
     f is the network's jump to s, x0 the teacher's, df the derivative of f along the flow of `along`, the teacher by default. On
-    straight levels and for velocities it is `v - (t - s) du/dt` (Geng et al. 2025a, eq. 11); improved MeanFlow (2025b, eq. 12)
+    straight levels and for velocities it is `v - (t - s) du/dt` (Geng et al. 2025a, section 4.1); improved MeanFlow (2025b)
     goes along the network's own `instantaneous` denoiser. See `direction` for `size`. Half precision is computed in float32.
     """
     s = at_least_float32(s)
@@ -92,7 +92,7 @@ def mean_flow(
 def improved_mean_flow(
     network: AverageDenoiser, teacher: Denoiser, s: Level, *, size: Callable[[Array, Array], Array] = jnp.hypot
 ) -> Denoiser:
-    """`mean_flow` along the network's own flow, of less variance: the gradient of improved MeanFlow (Geng et al. 2025b, eq. 12)."""
+    """`mean_flow` along the network's own flow, of less variance: the gradient of improved MeanFlow (Geng et al. 2025b)."""
     return mean_flow(network, teacher, s, along=instantaneous(network), size=size)
 
 

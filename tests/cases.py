@@ -56,11 +56,10 @@ SAMPLERS = {
     "churn": jd.churn(jd.heun(), 0.1),
     "consistency": jd.consistency(),
     "consistency_excess": jd.consistency(samplers.excess_std),
-    "flow_map": of_denoisers(samplers.flow_map()),
-    "flow_map_noisy": of_denoisers(samplers.flow_map(0.6)),
+    "jumps": of_denoisers(samplers.flow_map()),
 }
 
-DETERMINISTIC = {"ddim", "flow_map", "heun", "heun_edm", "dpmpp_2m", "dpmpp_3m", "unipc"}
+DETERMINISTIC = {"ddim", "jumps", "heun", "heun_edm", "dpmpp_2m", "dpmpp_3m", "unipc"}
 
 # From a denoiser with a label, one without, log p(label | x) and a scale that is 1 where nothing is guided.
 GUIDANCES = {
@@ -218,10 +217,6 @@ def whole(schedule):
     return objectives.any_intervals(schedule, equal=0.25, times=objectives.logit_normal())
 
 
-def dyadic(schedule):
-    return objectives.dyadic_intervals(schedule, finest=8, equal=0.25)
-
-
 def averages(x, t, s, given):
     return oracles.average_denoiser(oracles.gaussian(MEAN, STD))(x, t, s)
 
@@ -260,12 +255,10 @@ METHODS = {
     "continuous_distillation": Method(continuous_distillation, lambda given: oracles.denoiser(oracles.gaussian(MEAN, STD)), flows),
     "continuous_training": Method(continuous_training, None, point),
     "shortcut": Method(flow_of(objectives.shortcut, halved), exact, averages),
-    "shortcut_training": Method(flow_of(objectives.shortcut, dyadic, False), None, point),
     "alpha_flow": Method(flow_of(objectives.alpha_flow, halved, False, **ADAPTIVE), None, point),
     "mean_flow": Method(flow_of(objectives.mean_flow(), whole), exact, averages),
-    "mean_flow_training": Method(flow_of(objectives.mean_flow(), whole, False), None, point),
     "improved_mean_flow": Method(flow_of(objectives.mean_flow(improved=True), whole), exact, averages),
     "distribution_matching": Method(distribution_matching, lambda given: lambda x, level: point(x, level, given), point),
 }
-JUMPS = {"shortcut", "shortcut_training", "alpha_flow", "mean_flow", "mean_flow_training", "improved_mean_flow"}  # flow maps
+JUMPS = {"shortcut", "alpha_flow", "mean_flow", "improved_mean_flow"}  # flow maps
 AVERAGED = {"consistency_distillation", "latent_consistency"}  # whose targets are an EMA's

@@ -294,7 +294,7 @@ def changed(**groups):
         ({"dit": {"patch": 3}}, "data.image_shape .*divisible by dit.patch, 3"),
         ({"model": {"network": "unet"}}, "dit .*left as it is: model.network unet does not read it"),
         ({"model": {"dropout": 0.1}}, "model.dropout .*left as it is: model.network dit does not read it"),
-        ({"model": {"heads": 3}}, "model.heads .*3 heads divide model.channels"),
+        ({"model": {"heads": 3}}, "model.heads .*the heads divide model.channels"),
         ({"dit": {"context_blocks": "joint"}}, "dit.context_blocks .*cross without model.context_channels"),
     ],
 )

@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
+from jaxdiff.io import count
 from jaxdiff.models.attention import head_count
 from jaxdiff.models.dit_blocks import CrossBlock, Dense, JointBlock, modulated, modulations, small
 from jaxdiff.models.layers import Frequencies, GuidanceEmbedding, frequencies, zeros
@@ -133,7 +134,7 @@ class DiT(nn.Module):
             fault = f"an image of {x.shape[1]}x{x.shape[2]} cannot be cut into patches of {self.patch}x{self.patch}"
             raise ValueError(f"{fault}; choose a size divisible by dit.patch (data.image_shape), or another dit.patch")
         if self.channels % 4 or (self.rotary and self.channels // self._heads() % 4):
-            fault = f"{self.channels} channels in {self._heads()} heads leave no quarters for the sines and cosines of places"
+            fault = f"{count(self.channels, 'channel')} in {count(self._heads(), 'head')} cannot hold sines and cosines of places"
             raise ValueError(f"{fault}; change model.channels or model.heads")
         wanted = self.context_channels
         given = None if context is None else context.shape[2:]

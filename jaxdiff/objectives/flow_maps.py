@@ -28,7 +28,7 @@ FlowMethod = Callable[[AverageDenoiser, Denoiser, Interval], Denoiser]  # (netwo
 
 
 def shortcut(network: AverageDenoiser, teacher: Denoiser, interval: Interval) -> Denoiser:
-    """Two of the network's own jumps of half the length, or of no length where these are `smallest` (Frans et al. 2024, eq. 5)."""
+    """Two of the network's own jumps of half the length, or of no length where these are `smallest` (Frans et al. 2024)."""
 
     def jump(x: Array, t: Level, s: Level) -> Array:
         alpha, sigma = (jnp.where(interval.smallest, a, b) for a, b in ((t.alpha, s.alpha), (t.sigma, s.sigma)))
@@ -38,7 +38,7 @@ def shortcut(network: AverageDenoiser, teacher: Denoiser, interval: Interval) ->
 
 
 def alpha_flow(network: AverageDenoiser, teacher: Denoiser, interval: Interval) -> Denoiser:
-    """A step of the teacher, of data say, and the network's jump from there on (Zhang et al. 2025, eq. 8)."""
+    """A step of the teacher, of data say, and the network's jump from there on (Zhang et al. 2025)."""
     return targets.two_jumps(lambda x, t, s: teacher(x, t), network, interval.m, interval.s)
 
 
@@ -56,7 +56,7 @@ def of_data(params: Params, frozen: Any, given: Given, x0: Array) -> Denoiser:
 def guided_data(student: FlowStudent, unlabelled: Callable[[Given], tuple[Given, Array]], mix: float = 0.0) -> FlowTeacher:
     """`w x0 + k D(x given label) + (1 - w - k) D(x)`: classifier-free guidance inside training, D the network's own denoiser.
 
-    Geng et al. (2025), eq. 19 and appendix B.1, k = `mix`. The network learns the guided flow, so a sample needs no second call.
+    Geng et al. (2025a), section 4.2, k = `mix`, their kappa. The network learns the guided flow, so a sample needs no second call.
 
     Args:
         student: of params, without gradient.

@@ -43,7 +43,7 @@ def whole(step: Array) -> ArrayLike:
 def annealed(total: int, sharpness: float = 25.0, least: float = 0.005) -> Share:
     """From 1, where all examples learn the denoiser, to `least`, near MeanFlow: `sigmoid(-sharpness (k / total - 1/2))` at step k.
 
-    Zhang et al. (2025), section 4.3; where they change to the derivative of MeanFlow below `least`, this stays there.
+    Zhang et al. (2025); where they change to the derivative of MeanFlow below `least`, this stays there.
     """
     check("annealed", "0 < least <= 1", lambda least: 0 < least <= 1, least=least)
     check_count("annealed", total=total)
@@ -51,7 +51,7 @@ def annealed(total: int, sharpness: float = 25.0, least: float = 0.005) -> Share
 
 
 def logit_normal(mean: float = -0.4, std: float = 1.0) -> Callable[[Array], Array]:
-    """From uniform numbers to times `sigmoid(mean + std z)`, z standard normal (Esser et al. 2024, eq. 19; Geng et al. 2025)."""
+    """From uniform numbers to times `sigmoid(mean + std z)`, z standard normal (Esser et al. 2024, section 3.1)."""
     check("logit_normal", "std > 0", lambda std: std > 0, std=std)
     return lambda u: jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(jnp.clip(u, 1e-6, 1 - 1e-6)))
 
@@ -66,7 +66,7 @@ def any_intervals(
     """Intervals between two times that are drawn independently; with probability `equal` s = t.
 
     Geng et al. (2025), section 4.3. m lies at `share` of the way from t to s, in time, and the loss of jumps is divided by the
-    share, with which its gradient would vanish (Zhang et al. 2025, eq. 8).
+    share, with which its gradient would vanish (Zhang et al. 2025).
     """
     check("any_intervals", "0 <= equal <= 1", lambda equal: 0 <= equal <= 1, equal=equal)
 
@@ -84,7 +84,7 @@ def any_intervals(
 def dyadic_intervals(schedule: Schedule, *, finest: int = 128, equal: float = 0.75) -> Intervals:
     """Intervals of length `1 / n` in time, n = 1, 2, 4, ..., `finest`, that begin at multiples of it, for shortcut models.
 
-    With probability `equal` s = t (Frans et al. 2024, section 4.1). The halves of the shortest are `smallest`.
+    With probability `equal` s = t (Frans et al. 2024). The halves of the shortest are `smallest`.
 
     Raises:
         ValueError: `finest` is not a power of two.

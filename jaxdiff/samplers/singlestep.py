@@ -103,7 +103,7 @@ def flow_map(gamma: float | Array = 0.0) -> Sampler:
     """Jumps along a flow map: `transfer(x, D(x, t, s'), t, s')` with `sigma_s' = sqrt(1 - gamma^2) sigma_s`, then noise up to s.
 
     `sample` is given an average denoiser, `(x, t, s) -> x0`. gamma = 0 follows the flow (Geng et al. 2025, algorithm 2), gamma = 1
-    is `consistency()`; Kim et al. (2023), algorithm 3.
+    is `consistency()`; the gamma-sampling of Kim et al. (2023).
 
     Raises:
         ValueError: gamma is a number outside [0, 1].

@@ -58,7 +58,7 @@ def dit_rules(c: Any) -> Iterator[tuple[str, str, object]]:
     heads = m.heads or max(m.channels // m.head_channels, 1)
     yield (
         "model.heads" if m.heads else "model.head_channels",
-        f"such that {heads} heads divide model.channels",
+        f"such that the heads divide model.channels, {m.channels}",
         not m.channels % heads,
     )
     unit = 4 * heads if d.rotary else 4

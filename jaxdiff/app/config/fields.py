@@ -182,7 +182,7 @@ class Sampling:
     steps_offset: NonNegativeInt = 0
     """Added to these time steps alone; 1 in Stable Diffusion, whose spacing is leading."""
     eta: UpToOne = 0.0
-    """Share of fresh noise in ddim; ddpm and dpmpp_2m_sde always have all of it."""
+    """Share of fresh noise in ddim, and gamma of flow_map; ddpm and dpmpp_2m_sde always have all of it."""
     guidance: float = 2.0
     """1 is none, 0 the unconditional model."""
     classifier: str = ""

@@ -68,7 +68,7 @@ def load_run(
     config = validated(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, **sampling)), where=str(workdir))
     has_text = build.has_text(config)
     if config.sampling.sampler == "ddpm_learned":
-        raise ConfigError(f"{workdir} samples by ddpm_learned, which wants more than a denoiser; give sampler='ddpm'")
+        raise ConfigError(f"{workdir} is sampled by ddpm_learned, which wants more than a denoiser; give sampler='ddpm'")
     if config.sources.base or (config.model.context_channels and not has_text):
         wants = "the stage below it" if config.sources.base else "context vectors"
         raise ConfigError(f"{workdir} denoises given {wants} too; draw from it by jaxdiff sample {workdir}")
