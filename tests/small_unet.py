@@ -10,7 +10,7 @@ from shared_contexts import share_contexts
 from jaxdiff.app import cli
 from jaxdiff.app.build import networks
 from jaxdiff.models import autoencoder
-from jaxdiff.models.layers import GuidanceEmbedding, LevelEmbedding
+from jaxdiff.models.layers import AddedEmbedding
 
 
 class SmallUNet(nn.Module):
@@ -34,9 +34,9 @@ class SmallUNet(nn.Module):
         if augmentation is not None:
             embedding += nn.Dense(width, name="augmentation")(augmentation[:, None])
         if guidance is not None:
-            embedding += GuidanceEmbedding(self.channels, name="guidance")(guidance)
+            embedding += AddedEmbedding(self.channels, name="guidance")(guidance)
         if until is not None:
-            embedding += LevelEmbedding(self.channels, name="until")(until)
+            embedding += AddedEmbedding(self.channels, name="until")(until)
         seen = x if spatial is None else jnp.concatenate([x, spatial], axis=-1)
         hidden = nn.Conv(width, (3, 3), name="first")(seen) + nn.Dense(width, name="shift")(nn.silu(embedding))[:, None, None]
         return nn.Conv(x.shape[-1], (3, 3), name="last")(nn.Dropout(self.dropout, deterministic=not train)(nn.silu(hidden)))

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxdiff.io import count
 from jaxdiff.models.attention import head_count
 from jaxdiff.models.dit_blocks import CrossBlock, Dense, JointBlock, modulated, modulations, small
-from jaxdiff.models.layers import Frequencies, GuidanceEmbedding, frequencies, zeros
+from jaxdiff.models.layers import AddedEmbedding, Frequencies, frequencies, zeros
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}  # depth, channels, heads
 FEATURES = 256  # sines and cosines of the condition, as published
@@ -117,7 +117,7 @@ class DiT(nn.Module):
     def _embedding(self, condition: Array, label: Array | None, guidance: Array | None, until: Array | None) -> Array:
         hidden = _Embedding(self.channels, self.dtype, name="condition")(self.frequencies(condition, FEATURES))
         if guidance is not None:
-            hidden = hidden + GuidanceEmbedding(self.channels // 4, self.dtype, name="guidance")(guidance)
+            hidden = hidden + AddedEmbedding(self.channels // 4, self.dtype, name="guidance")(guidance)
         if until is not None:
             hidden = hidden + _Embedding(self.channels, self.dtype, True, name="until")(self.frequencies(until, FEATURES))
         if not self.num_classes:

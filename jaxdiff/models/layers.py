@@ -123,31 +123,19 @@ def embedded(features: Array, channels: int, dtype: DTypeLike) -> Array:
     return Dense(4 * channels, dtype=dtype)(nn.silu(hidden))
 
 
-class GuidanceEmbedding(nn.Module):
-    """A guidance scale `[B]` as features `[B, 4 * channels]` that start at zero, as if none were given.
+class AddedEmbedding(nn.Module):
+    """A further scalar `[B]`, a guidance scale say, as features `[B, 4 * channels]` that start at zero, as if none were given.
 
-    Meng et al. (2023), section 3.1, embed it as they do the level.
+    Meng et al. (2023), section 3.1, embed the scale as they do the level.
     """
 
     channels: int
     dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, scale: Array) -> Array:
-        hidden = Dense(4 * self.channels, dtype=self.dtype, name="in")(frequencies(scale, self.channels).astype(self.dtype))
-        return Dense(4 * self.channels, dtype=self.dtype, kernel_init=zeros, name="out")(nn.silu(hidden))
-
-
-class LevelEmbedding(nn.Module):
-    """The level `[B]` to which a flow map jumps as features `[B, 4 * channels]` that start at zero, as if it were not told."""
-
-    channels: int
     frequencies: Frequencies = frequencies
-    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, until: Array) -> Array:
-        hidden = Dense(4 * self.channels, dtype=self.dtype, name="in")(self.frequencies(until, self.channels).astype(self.dtype))
+    def __call__(self, value: Array) -> Array:
+        hidden = Dense(4 * self.channels, dtype=self.dtype, name="in")(self.frequencies(value, self.channels).astype(self.dtype))
         return Dense(4 * self.channels, dtype=self.dtype, kernel_init=zeros, name="out")(nn.silu(hidden))
 
 

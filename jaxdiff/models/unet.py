@@ -13,12 +13,11 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxdiff.models.layers import (
+    AddedEmbedding,
     Attention,
     Conv,
     Dense,
     Frequencies,
-    GuidanceEmbedding,
-    LevelEmbedding,
     Norm,
     ResidualBlock,
     applied,
@@ -128,7 +127,7 @@ class UNet(nn.Module):
         self._check_context(context)
         embedding = self._embedding(condition, label, augmentation, guidance)
         if until is not None:
-            embedding = embedding + LevelEmbedding(self.channels, self.frequencies, self.dtype, name="until")(until)
+            embedding = embedding + AddedEmbedding(self.channels, self.dtype, self.frequencies, name="until")(until)
         if self.pooled_channels:
             embedding = embedding + self._pooled_embedding(pooled, sizes)
         numbers, last = itertools.count(), len(self.multipliers) - 1
@@ -188,7 +187,7 @@ class UNet(nn.Module):
     def _embedding(self, condition: Array, label: Array | None, augmentation: Array | None, guidance: Array | None) -> Array:
         hidden = embedded(self.frequencies(condition, self.channels), self.channels, self.dtype)
         if guidance is not None:
-            hidden = hidden + GuidanceEmbedding(self.channels, self.dtype, name="guidance")(guidance)
+            hidden = hidden + AddedEmbedding(self.channels, self.dtype, name="guidance")(guidance)
         if augmentation is not None:
             hidden = hidden + embedded(frequencies(augmentation, self.channels), self.channels, self.dtype)
         if not self.num_classes:
