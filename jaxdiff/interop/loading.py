@@ -27,6 +27,7 @@ from jaxdiff.io import few
 from jaxdiff.io.errors import ConfigError, DataError, first_line
 from jaxdiff.models import autoencoder as autoencoders
 from jaxdiff.models import unet as unets
+from jaxdiff.models.given import GIVEN
 from jaxdiff.objectives import codebook
 
 PREDICTIONS: dict[str, Parameterization] = {
@@ -70,15 +71,15 @@ def load(path: pathlib.Path | str, param_dtype: DTypeLike = np.float32, **option
 def denoiser(path: pathlib.Path | str, **more: Any) -> Denoiser:
     """The denoiser of the UNet at a path, `(x, level) -> x0`, of latents where the model has them.
 
-    More is what the network is given (`models.unet.GIVEN`): a label `[B]`, context `[B, T, D]`, pooled and sizes; and options, as
+    More is what the network is given (`models.given.GIVEN`): a label `[B]`, context `[B, T, D]`, pooled and sizes; and options, as
     `load` takes them. It is a `jax.tree_util.Partial`: passed to a compiled function as an argument, its params are arguments too.
 
     Raises:
         ConfigError: there is no such file, or no UNet in it.
         DataError: a file is damaged, or does not fit its network, or is of a network that jaxdiff does not have.
     """
-    loaded = load(path, **{name: value for name, value in more.items() if name not in unets.GIVEN})
-    given = {name: jnp.asarray(value) for name, value in more.items() if name in unets.GIVEN}
+    loaded = load(path, **{name: value for name, value in more.items() if name not in GIVEN})
+    given = {name: jnp.asarray(value) for name, value in more.items() if name in GIVEN}
     if loaded.config.get("num_classes") and "label" not in given:
         raise ConfigError(f"{path} is of {loaded.config['num_classes']} classes; give labels [B], label=")
 

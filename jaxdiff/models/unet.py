@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from jaxdiff.models.given import Given, check_given
 from jaxdiff.models.layers import (
     AddedEmbedding,
     Attention,
@@ -31,8 +32,6 @@ from jaxdiff.models.layers import (
     zeros,
 )
 from jaxdiff.models.transformer import Transformer
-
-GIVEN = ("label", "context", "spatial", "augmentation", "guidance", "until", "pooled", "sizes")
 
 
 class UNet(nn.Module):
@@ -114,22 +113,13 @@ class UNet(nn.Module):
         condition: Array,
         label: Array | None = None,
         train: bool = False,
-        *,
-        context: Array | None = None,
-        spatial: Array | None = None,
-        augmentation: Array | None = None,
-        guidance: Array | None = None,
-        until: Array | None = None,
-        pooled: Array | None = None,
-        sizes: Array | None = None,
+        **given: Unpack[Given],
     ) -> Array:
+        check_given(given)
         check_size(x.shape, len(self.multipliers))
+        context = given.get("context")
         self._check_context(context)
-        embedding = self._embedding(condition, label, augmentation, guidance)
-        if until is not None:
-            embedding = embedding + AddedEmbedding(self.channels, self.dtype, self.frequencies, name="until")(until)
-        if self.pooled_channels:
-            embedding = embedding + self._pooled_embedding(pooled, sizes)
+        embedding = self._embedding(condition, label, given)
         numbers, last = itertools.count(), len(self.multipliers) - 1
 
         def block(x: Array, channels: int, level: int, attend: bool, resample: float = 1.0) -> Array:
@@ -148,7 +138,7 @@ class UNet(nn.Module):
             return level in self.attention_levels if self.attention_levels else x.shape[1] in self.attention
 
         widths = [self.channels * multiplier for multiplier in self.multipliers]
-        skips = [self._conv(self._seen(x, spatial), self.channels)]
+        skips = [self._conv(self._seen(x, given.get("spatial")), self.channels)]
         for level, width in enumerate(widths):
             if level > 0:
                 skips.append(resample(skips[-1], level, 0.5))
@@ -184,18 +174,24 @@ class UNet(nn.Module):
         beside = [] if spatial is None else [spatial.astype(x.dtype)]
         return jnp.concatenate([x, *map(jnp.sin, angles), *map(jnp.cos, angles), *beside], axis=-1).astype(self.dtype)
 
-    def _embedding(self, condition: Array, label: Array | None, augmentation: Array | None, guidance: Array | None) -> Array:
+    def _embedding(self, condition: Array, label: Array | None, given: Given) -> Array:
         hidden = embedded(self.frequencies(condition, self.channels), self.channels, self.dtype)
-        if guidance is not None:
+        if (guidance := given.get("guidance")) is not None:
             hidden = hidden + AddedEmbedding(self.channels, self.dtype, name="guidance")(guidance)
-        if augmentation is not None:
+        if (augmentation := given.get("augmentation")) is not None:
             hidden = hidden + embedded(frequencies(augmentation, self.channels), self.channels, self.dtype)
-        if not self.num_classes:
-            return hidden
+        if self.num_classes:
+            hidden = hidden + self._label_embedding(label)
+        if (until := given.get("until")) is not None:
+            hidden = hidden + AddedEmbedding(self.channels, self.dtype, self.frequencies, name="until")(until)
+        if self.pooled_channels:
+            hidden = hidden + self._pooled_embedding(given.get("pooled"), given.get("sizes"))
+        return hidden
+
+    def _label_embedding(self, label: Array | None) -> Array:
         if label is None:
             raise ValueError(f"label: the network has classes; give labels [B], {self.num_classes} where there is none")
-        labels = nn.Embed(self.num_classes + 1, 4 * self.channels, dtype=self.dtype, embedding_init=normal)
-        return hidden + labels(label)
+        return nn.Embed(self.num_classes + 1, 4 * self.channels, dtype=self.dtype, embedding_init=normal)(label)
 
     def _pooled_embedding(self, pooled: Array | None, sizes: Array | None) -> Array:
         """Of text as a whole and of sizes, by two dense layers (Podell et al. 2023, section 2.2)."""
@@ -233,14 +229,12 @@ def network(module: nn.Module) -> Callable[..., Array]:
     """The module as a pure function `(params, x, condition, given, dropout_key) -> output`; no key, no dropout.
 
     The condition is logsnr, or what else the module was trained to be told. What is given is an array of labels `[B]`, or a mapping
-    by the names of `GIVEN`.
+    by the names of `given.GIVEN`.
     """
 
     def apply(params: Any, x: Array, condition: Array, given: Any, dropout_key: Array | None = None) -> Any:
         named = dict(given) if isinstance(given, Mapping) else {"label": given}
-        for name in named:
-            if name not in GIVEN:
-                raise ValueError(f"a network cannot be given {name!r}; it may be given {', '.join(GIVEN)}")
+        check_given(named)
         return applied(module, params, (x, condition), dropout_key, **named)
 
     return apply
