@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.arguments import at_least_float32
-from jaxdiff.denoiser import AverageDenoiser, Denoiser, instantaneous
+from jaxdiff.denoiser import AverageDenoiser, Denoiser
 from jaxdiff.process import Level, transfer
 
 Solver = Callable[[Denoiser, Array, Level, Level], Array]  # (teacher, x, t, s) -> x at s on the teacher's probability flow
@@ -87,13 +87,6 @@ def mean_flow(
         return ((1 - ratio) * network(x, t, s) + ratio * x0 + gap * moved).astype(dtype)
 
     return target
-
-
-def improved_mean_flow(
-    network: AverageDenoiser, teacher: Denoiser, s: Level, *, size: Callable[[Array, Array], Array] = jnp.hypot
-) -> Denoiser:
-    """`mean_flow` along the network's own flow, of less variance: the gradient of improved MeanFlow (Geng et al. 2025b)."""
-    return mean_flow(network, teacher, s, along=instantaneous(network), size=size)
 
 
 def ahead(network: Denoiser, teacher: Denoiser, s: Level, solver: Solver = euler) -> Denoiser:

@@ -257,7 +257,7 @@ METHODS = {
     "shortcut": Method(flow_of(objectives.shortcut, halved), exact, averages),
     "alpha_flow": Method(flow_of(objectives.alpha_flow, halved, False, **ADAPTIVE), None, point),
     "mean_flow": Method(flow_of(objectives.mean_flow(), whole), exact, averages),
-    "improved_mean_flow": Method(flow_of(objectives.mean_flow(improved=True), whole), exact, averages),
+    "improved_mean_flow": Method(flow_of(objectives.improved_mean_flow(), whole), exact, averages),
     "distribution_matching": Method(distribution_matching, lambda given: lambda x, level: point(x, level, given), point),
 }
 JUMPS = {"shortcut", "alpha_flow", "mean_flow", "improved_mean_flow"}  # flow maps

@@ -121,7 +121,7 @@ def test_flow_map_sampler_follows_the_flow_in_any_number_of_steps(float64):
 
 METHODS = {
     "mean_flow": lambda size: objectives.mean_flow(size),
-    "improved_mean_flow": lambda size: objectives.mean_flow(size, improved=True),
+    "improved_mean_flow": lambda size: objectives.improved_mean_flow(size),
     "shortcut": lambda size: objectives.shortcut,
 }
 
@@ -177,7 +177,7 @@ def jumper(params, given, key):
 
 LEARNERS = {  # the method, how intervals are drawn, the rate of gradient descent, and the largest error
     "mean_flow": (objectives.mean_flow(), {"equal": 0.25}, 0.3, 0.013),
-    "improved_mean_flow": (objectives.mean_flow(improved=True), {"equal": 0.5}, 0.3, 0.013),
+    "improved_mean_flow": (objectives.improved_mean_flow(), {"equal": 0.5}, 0.3, 0.013),
     "alpha_flow": (objectives.alpha_flow, {"equal": 0.25, "share": objectives.annealed(640)}, 0.3, 0.013),
     "shortcut": (objectives.shortcut, {"equal": 0.25, "share": lambda step: 0.5}, 1.0, 0.03),
 }

@@ -12,6 +12,7 @@ from test_students import TEACHER, assert_equal, average, begun, changed, untrai
 import jaxdiff as jd
 from jaxdiff.app import build, cli
 from jaxdiff.app.config import validated
+from jaxdiff.app.demo import settings
 from jaxdiff.app.runs import storage
 from jaxdiff.app.runs import train as run
 from jaxdiff.io.errors import ConfigError
@@ -95,6 +96,17 @@ def test_guidance_in_training_is_that_of_the_networks_own_denoisers(tmp_path):
     np.testing.assert_allclose(found[0], (3 * x0 + 0.25 * with_label - 2.25 * without)[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found[1], (0.75 * x0 + 0.25 * without)[1], rtol=1e-4, atol=1e-5)
     assert np.abs(with_label - without).max() > 1e-3
+    text, none = jnp.ones((2, 3, 4)), jnp.zeros((1, 3, 4))
+    null, scale = unlabelled({**named, "context": text, "null": {"context": none}})  # text is dropped as it is in guided sampling
+    np.testing.assert_array_equal(null["context"], jnp.zeros_like(text))
+    np.testing.assert_array_equal(null["label"], 10)
+    np.testing.assert_array_equal(scale.ravel(), np.float32([3.0, 0.75]))
+
+
+def test_the_page_draws_a_flow_map_with_its_own_share_of_fresh_noise():
+    config = made(sampling__eta=0.5)
+    assert settings.samplers(config) == ["flow_map"]
+    assert settings.sampled(config, "flow_map", 2).sampling.eta == 0.5
 
 
 @pytest.mark.parametrize(
@@ -103,6 +115,7 @@ def test_guidance_in_training_is_that_of_the_networks_own_denoisers(tmp_path):
         ({"flow.finest": 64}, "flow.finest must be left as it is: mean_flow does not read it, got 64"),
         ({"flow.method": "shortcut", "flow.finest": 48}, "flow.finest must be a power of two, got 48"),
         ({"distillation.guidance": (1.0, 1.0), "sampling.guidance": 1.0}, "flow.mix must be 0 without guided training on data"),
+        ({"model.num_classes": 0, "sampling.num": 10}, "distillation.guidance must be 1 1 without classes"),
         ({"diffusion.label_dropout": 0.0}, "diffusion.label_dropout must be above 0 for guided training"),
         ({"distillation.target_ema": "slow"}, "distillation.target_ema must be empty or the name of an EMA: ema, got 'slow'"),
         ({"distillation.steps": 8}, "distillation.steps must be left as it is: the objective flow_map does not read it"),

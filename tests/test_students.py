@@ -522,7 +522,7 @@ def test_distribution_matching_goes_on_bit_for_bit(folder, trained, tmp_path, tf
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [{"mesh.mapping": "pmap", "optimizer.accumulate": 2}])
+@pytest.mark.parametrize("change", [{"mesh.fsdp": 2, "optimizer.accumulate": 2}, {"mesh.mapping": "pmap"}])
 def test_distribution_matching_trains_alike_however_it_is_spread(folder, trained, tmp_path, tfds_dir, monkeypatch, change):
     plain = trained("matching")
     monkeypatch.setattr(build, "layout", functools.partial(LAYOUT, devices=jax.devices()[:2]))

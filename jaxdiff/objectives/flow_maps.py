@@ -42,10 +42,18 @@ def alpha_flow(network: AverageDenoiser, teacher: Denoiser, interval: Interval) 
     return targets.two_jumps(lambda x, t, s: teacher(x, t), network, interval.m, interval.s)
 
 
-def mean_flow(size: Callable[[Array, Array], Array] = jnp.hypot, improved: bool = False) -> FlowMethod:
-    """`targets.mean_flow` on levels of this `size`, or `targets.improved_mean_flow` (Geng et al. 2025a, 2025b)."""
-    target = targets.improved_mean_flow if improved else targets.mean_flow
-    return lambda network, teacher, interval: target(network, teacher, interval.s, size=size)
+def mean_flow(size: Callable[[Array, Array], Array] = jnp.hypot) -> FlowMethod:
+    """`targets.mean_flow` on levels of this `size`, along the teacher's flow (Geng et al. 2025a)."""
+    return lambda network, teacher, interval: targets.mean_flow(network, teacher, interval.s, size=size)
+
+
+def improved_mean_flow(size: Callable[[Array, Array], Array] = jnp.hypot) -> FlowMethod:
+    """The same along the network's own flow, of less variance: the gradient of improved MeanFlow (Geng et al. 2025b)."""
+
+    def method(network: AverageDenoiser, teacher: Denoiser, interval: Interval) -> Denoiser:
+        return targets.mean_flow(network, teacher, interval.s, along=instantaneous(network), size=size)
+
+    return method
 
 
 def of_data(params: Params, frozen: Any, given: Given, x0: Array) -> Denoiser:
@@ -90,7 +98,7 @@ def flow_map(
 
     Args:
         student: an average denoiser of `params`, and of the params that compute targets.
-        method: `shortcut`, `alpha_flow` or `mean_flow()`.
+        method: `shortcut`, `alpha_flow`, `mean_flow()` or `improved_mean_flow()`.
         intervals: that are drawn, such as `any_intervals(schedule)`.
         weight: of the level t.
         condition: what the student is given of a batch.

@@ -53,9 +53,7 @@ def dimensions(path: Any, rank: int) -> tuple[str, ...]:
         inputs, outputs = {"Conv_0": ("inputs", "hidden"), "Conv_1": ("hidden", "outputs")}.get(layer, (inputs, outputs))
     if inside == "feed" and layer == "out":
         inputs = "hidden"
-    if inside.removesuffix("_out").endswith(
-        ("_mlp", "_attention")
-    ):  # of transformers: features between two layers, heads of attention
+    if inside.removesuffix("_out").endswith(("_mlp", "_attention")):  # of transformers: features, and heads
         inputs, outputs = ("hidden", "outputs") if layer == "out" else ("inputs", "hidden")
     return ("height", "width", inputs, outputs)[-rank:]
 

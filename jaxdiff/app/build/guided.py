@@ -30,7 +30,7 @@ def own_condition(config: Experiment, given: Mapping[str, Any], scale: float | A
         label = given["label"]
         scales = {"guidance": jnp.broadcast_to(jnp.asarray(scale, jnp.float32), label.shape)} if guidance_is_input(config) else {}
         return {**own, **scales}
-    return {**own, **_null(config, given)} if isinstance(scale, int | float) and scale == 0 else own
+    return {**own, **null_condition(config, given)} if isinstance(scale, int | float) and scale == 0 else own
 
 
 def guidance_of(config: Experiment, params: Any, given: Mapping[str, Any], scale: float | Array) -> Transform:
@@ -39,12 +39,12 @@ def guidance_of(config: Experiment, params: Any, given: Mapping[str, Any], scale
     if config.objective in STUDENTS or (isinstance(scale, int | float) and scale in (0, 1)):
         return lambda denoise: denoise
     own = own_condition(config, given, scale)
-    reference = conditional_denoiser(config, params, {**own, **_null(config, given)})
+    reference = conditional_denoiser(config, params, {**own, **null_condition(config, given)})
     scale = jnp.reshape(jnp.asarray(scale), (-1, *(1 for _ in config.data.image_shape)))
     return lambda denoise: guide(denoise, reference, scale)
 
 
-def _null(config: Experiment, given: Mapping[str, Any]) -> dict[str, Any]:
+def null_condition(config: Experiment, given: Mapping[str, Any]) -> dict[str, Any]:
     """The null label, and the null text or context where any is given."""
     none, null = given.get("null", {}), {"label": jnp.full_like(given["label"], config.model.num_classes)}
     null |= {name: jnp.broadcast_to(each, given[name].shape) for name, each in none.items()}

@@ -12,9 +12,9 @@ from jax import Array
 
 from jaxdiff import losses, objectives, process
 from jaxdiff.app.build import distribution_matching
-from jaxdiff.app.build.guided import guided_denoiser
+from jaxdiff.app.build.guided import guided_denoiser, null_condition
 from jaxdiff.app.build.networks import conditional_denoiser, flow_denoiser
-from jaxdiff.app.build.tables import SCHEDULES, SIZES, SOLVERS, SPACINGS
+from jaxdiff.app.build.tables import FLOW_METHODS, SCHEDULES, SIZES, SOLVERS, SPACINGS
 from jaxdiff.app.config import FAMILIES, STUDENTS, Experiment, distillation, uses_discrete_levels
 from jaxdiff.denoiser import Denoiser, clip
 from jaxdiff.models import lora, schedule
@@ -99,32 +99,33 @@ def objective(config: Experiment, sources: Mapping[str, Experiment], condition: 
 def _flow_map(config: Experiment, teacher: objectives.Teacher | None, condition: Condition, weight: losses.Weight) -> Objective:
     d, f, name, own = config.distillation, config.flow, config.diffusion.schedule, partial(flow_denoiser, config)
     fixed = SCHEDULES[name](config.betas)
-    methods = {"shortcut": objectives.shortcut, "alpha_flow": objectives.alpha_flow}
-    method = methods.get(f.method) or objectives.mean_flow(SIZES[FAMILIES[name]], improved=f.method == "improved_mean_flow")
+    method = FLOW_METHODS[f.method](SIZES[FAMILIES[name]])
     if f.method == "shortcut":
         intervals = objectives.dyadic_intervals(fixed, finest=f.finest, equal=f.equal)
     else:
         times = objectives.logit_normal() if f.draw == "logit_normal" else lambda u: u
         share = objectives.annealed(f.anneal_steps or config.steps) if f.method == "alpha_flow" else objectives.whole
         intervals = objectives.any_intervals(fixed, equal=f.equal, share=share, times=times)
-    source = objectives.of_data
-    if teacher is not None:
-        source = lambda params, frozen, given, x0: teacher(frozen, given)  # noqa: E731
-    elif d.guidance != (1.0, 1.0):
-        source = objectives.guided_data(own, partial(_unlabelled, config), f.mix)
     distance = losses.adaptive_error(f.adaptive) if f.adaptive else losses.squared_error
-    options: dict[str, Any] = {"teacher": source, "target_ema": d.target_ema or None, "distance": distance}
+    options: dict[str, Any] = {"teacher": _followed(config, teacher), "target_ema": d.target_ema or None, "distance": distance}
     return objectives.flow_map(own, method, intervals, weight, condition=condition, **options)
 
 
+def _followed(config: Experiment, teacher: objectives.Teacher | None) -> objectives.FlowTeacher:
+    """Whose flow a flow map learns: the teacher's, the data's, or the data's guided in training."""
+    if teacher is not None:
+        return lambda params, frozen, given, x0: teacher(frozen, given)
+    if config.distillation.guidance == (1.0, 1.0):
+        return objectives.of_data
+    return objectives.guided_data(partial(flow_denoiser, config), partial(_unlabelled, config), config.flow.mix)
+
+
 def _unlabelled(config: Experiment, given: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
-    """What is given without labels and context, and the guidance scale of each example: none for those whose label was dropped."""
-    label, ndim = given["label"], len(config.data.image_shape) + 1
-    null = {"label": jnp.full_like(label, config.model.num_classes)}
-    null |= {"context": jnp.zeros_like(given["context"])} if "context" in given else {}
+    """What is given without label, context and text, and the scale of each example: none for those whose label was dropped."""
+    label = given["label"]
     scale = jnp.broadcast_to(jnp.asarray(given.get("guidance", config.distillation.guidance[0])), label.shape)
     scale = jnp.where(label == config.model.num_classes, 1 - config.flow.mix, scale)
-    return {**given, **null}, scale.reshape(-1, *(1,) * (ndim - 1))
+    return {**given, **null_condition(config, given)}, scale.reshape(-1, *(1 for _ in config.data.image_shape))
 
 
 def _consistency(config: Experiment, teacher: objectives.Teacher | None, condition: Condition, weight: losses.Weight) -> Objective:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff import likelihood, losses, process, samplers, targets
+from jaxdiff import likelihood, losses, objectives, process, samplers, targets
 from jaxdiff.app.config import FAMILIES, Betas, Experiment, SamplerName
 from jaxdiff.denoiser import Parameterization, edm, predict_noise, predict_score, predict_v, predict_velocity, predict_x0
 from jaxdiff.interop import chains
@@ -62,6 +62,14 @@ def _solver(sampler: samplers.Sampler) -> targets.Solver:
 
 
 SOLVERS = {"ddim": targets.euler, "heun": _solver(samplers.heun()), "heun_edm": _solver(samplers.heun(samplers.edm_trapezoid))}
+
+
+FLOW_METHODS: dict[str, Callable[[Callable[[Array, Array], Array]], objectives.FlowMethod]] = {  # of the family's size
+    "mean_flow": objectives.mean_flow,
+    "improved_mean_flow": objectives.improved_mean_flow,
+    "alpha_flow": lambda size: objectives.alpha_flow,
+    "shortcut": lambda size: objectives.shortcut,
+}
 
 
 def _paced(pace: Callable[[process.Schedule], process.Schedule] = lambda schedule: schedule, t_min: float | None = None) -> Any:

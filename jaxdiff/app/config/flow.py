@@ -50,6 +50,8 @@ def flow_rules(c: Any, jumps: bool) -> Iterator[tuple[str, str, object]]:
     guided = d.guidance != (1.0, 1.0) and d.target == "data"
     yield "flow.finest", "a power of two", f.finest & (f.finest - 1) == 0
     yield "flow.mix", "0 without guided training on data (distillation.guidance)", guided or not f.mix
+    known = c.model.num_classes or not guided
+    yield "distillation.guidance", "1 1 without classes, by whose null label guided training knows what was dropped", known
     dropped = c.diffusion.label_dropout or not guided
     yield "diffusion.label_dropout", "above 0 for guided training, which needs the network without labels", dropped
     named = not d.target_ema or d.target_ema in c.ema

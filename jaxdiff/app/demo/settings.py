@@ -44,7 +44,7 @@ def sampled(config: Experiment, sampler: str, steps: int) -> Experiment:
     Raises:
         ConfigError: the run cannot be sampled so.
     """
-    eta = config.sampling.eta if sampler == "ddim" else 0.0
+    eta = config.sampling.eta if sampler in ("ddim", config.sampling.sampler) else 0.0
     sampling = dataclasses.replace(config.sampling, sampler=sampler, steps=steps, eta=eta)
     return validated(dataclasses.replace(config, sampling=sampling), where="sampling")
 
