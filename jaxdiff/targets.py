@@ -70,11 +70,12 @@ def mean_flow(
     along: Denoiser | None = None,
     size: Callable[[Array, Array], Array] = jnp.hypot,
 ) -> Denoiser:
-    """`(1 - r) f + r x0 + (alpha_s - r alpha_t) / (alpha' - alpha_t sigma' / sigma_t) df`, `r = sigma_s / sigma_t`: MeanFlow.
+    """`x0 + (1 - r) (f - y) + (alpha_s - r alpha_t) / (alpha' - alpha_t sigma' / sigma_t) df`, `r = sigma_s / sigma_t`: MeanFlow.
 
-    f is the network's jump to s, x0 the teacher's, df the derivative of f along the flow of `along`, the teacher by default. On
-    straight levels and for velocities it is `v - (t - s) du/dt` (Geng et al. 2025a, section 4.1); improved MeanFlow (2025b)
-    goes along the network's own `instantaneous` denoiser. See `direction` for `size`. Half precision is computed in float32.
+    x0 is the teacher's, f the network's jump to s, df the derivative of f along the flow of `along`, whose x0 is y; the teacher by
+    default. On straight levels and for velocities it is `v - (t - s) (w du/dx + du/dt)`, with w that of y: v itself in MeanFlow
+    (Geng et al. 2025a, section 4.1), and that of the network's own `instantaneous` denoiser in improved MeanFlow (2025b). See
+    `direction` for `size`. Half precision is computed in float32.
     """
     s = at_least_float32(s)
 
@@ -82,9 +83,10 @@ def mean_flow(
         dtype = x.dtype
         x, t = at_least_float32((x, t))
         x0, ratio, rate = teacher(x, t), s.sigma / t.sigma, direction(t, size)
-        moved = slope(lambda x, t: network(x, t, s), x0 if along is None else along(x, t), x, t, size)
+        y = x0 if along is None else along(x, t)
+        moved = slope(lambda x, t: network(x, t, s), y, x, t, size)
         gap = (s.alpha - ratio * t.alpha) / (rate.alpha - t.alpha * rate.sigma / t.sigma)
-        return ((1 - ratio) * network(x, t, s) + ratio * x0 + gap * moved).astype(dtype)
+        return (x0 + (1 - ratio) * (network(x, t, s) - y) + gap * moved).astype(dtype)
 
     return target
 

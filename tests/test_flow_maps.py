@@ -72,8 +72,9 @@ def step_of(each):
     return (m - t) / (s - t) * each.t.sigma / each.s.sigma
 
 
-def test_mean_flow_on_straight_levels_is_that_of_velocities(float64):
-    """`u_target = v - (t - s) (v du/dx + du/dt)` (Geng et al. 2025), with derivatives by central differences."""
+@pytest.mark.parametrize("improved", [False, True])
+def test_mean_flow_on_straight_levels_is_that_of_velocities(improved, float64):
+    """`u_target = v - (t - s) (w du/dx + du/dt)`, by central differences; w is v (Geng et al. 2025a), or one's own (2025b)."""
     each = interval(jd.rectified_flow())
     x0, x = noised(clouds(), each.t)
     t, s = each.t.sigma, each.s.sigma
@@ -82,10 +83,43 @@ def test_mean_flow_on_straight_levels_is_that_of_velocities(float64):
         return (x - wavy(x, jd.Level(1 - t, t), each.s)) / t
 
     v, h = (x - x0) / t, 1e-5
-    derivative = (velocity(x + h * v, t + h) - velocity(x - h * v, t - h)) / (2 * h)
+    w = (x - wavy(x, each.t, each.t)) / t if improved else v
+    derivative = (velocity(x + h * w, t + h) - velocity(x - h * w, t - h)) / (2 * h)
     wanted = v - (t - s) * derivative
-    target = objectives.mean_flow(jnp.add)(wavy, targets.data(x0), each)(x, each.t)
+    method = objectives.improved_mean_flow if improved else objectives.mean_flow
+    target = method(jnp.add)(wavy, targets.data(x0), each)(x, each.t)
     np.testing.assert_allclose((x - target) / t, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_intervals_are_drawn_as_they_say():
+    """Dyadic ones by hand: of one over a power of two, from multiples of it; others by their shares and their law."""
+    size, straight = 20_000, jd.rectified_flow()
+    drawn = objectives.dyadic_intervals(straight, finest=4, equal=0.5)(jnp.int32(0), jax.random.key(1), jnp.arange(size), 2)
+    t, m, s = (np.asarray(level.sigma / (level.alpha + level.sigma)).ravel() for level in drawn[:3])
+    jumps, smallest = t - s > 1e-3, np.asarray(drawn.smallest).ravel()
+    number = np.round(1 / (t - s)[jumps])
+    assert set(number) == {1, 2, 4}
+    ends = t[jumps] * number
+    np.testing.assert_allclose(ends, np.round(ends), atol=5e-3)
+    np.testing.assert_allclose(m[jumps], (t + s)[jumps] / 2, atol=1e-3)
+    np.testing.assert_array_equal(smallest[jumps], number == 4)
+    assert abs(np.mean(jumps) - 0.5) < 0.02
+    assert all(abs(np.mean(number == n) - 1 / 3) < 0.03 for n in (1, 2, 4))
+    times = objectives.logit_normal(-0.4, 1.5)(jnp.linspace(0.001, 0.999, 999))
+    np.testing.assert_allclose(np.quantile(np.log(times / (1 - times)), [0.1587, 0.5, 0.8413]), [-1.9, -0.4, 1.1], atol=0.01)
+
+
+def test_halves_of_the_shortest_jumps_of_shortcut_models_are_of_no_length(float64):
+    """As nothing teaches them (Frans et al. 2024): two steps of the network's own denoiser, by `targets.two_steps`."""
+    each = interval(jd.cosine(), equal=0.0)
+    x = noised(clouds(), each.t)[1]
+    halved, short = (
+        objectives.shortcut(wavy, targets.data(x), each._replace(smallest=jnp.array(smallest)))(x, each.t)
+        for smallest in (False, True)
+    )
+    np.testing.assert_allclose(short, targets.two_steps(jd.instantaneous(wavy), each.m, each.s)(x, each.t), rtol=1e-12)
+    np.testing.assert_allclose(halved, targets.two_jumps(wavy, wavy, each.m, each.s)(x, each.t), rtol=1e-12)
+    assert np.max(np.abs(halved - short)) > 1e-2
 
 
 def test_consistency_training_is_the_case_of_clean_s(float64):

@@ -11,6 +11,7 @@ from test_students import TEACHER, assert_equal, average, begun, changed, untrai
 
 import jaxdiff as jd
 from jaxdiff.app import build, cli
+from jaxdiff.app.build import networks
 from jaxdiff.app.config import validated
 from jaxdiff.app.demo import settings
 from jaxdiff.app.runs import storage
@@ -76,6 +77,19 @@ def test_training_from_a_diffusion_run_begins_as_its_denoiser(tmp_path):
     assert np.abs(expected).max() > 0.1
     for time in (0.7, 0.3):
         np.testing.assert_array_equal(jump(state.params, jnp.float32(time)), expected)
+
+
+def test_a_network_is_told_both_levels_in_one_unit(monkeypatch):
+    """Times of rectified flow, times told_scale, of t and of s."""
+    told = []
+
+    def network(module):
+        return lambda params, x, condition, given, key=None: told.append((condition, given["until"])) or x
+
+    monkeypatch.setattr(networks, "network", network)
+    x, levels = np.zeros((2, 8, 8, 1), np.float32), (jd.rectified_flow()(0.7), jd.rectified_flow()(0.3))
+    build.flow_denoiser(made(published__told_scale=8.0), {}, {"label": jnp.arange(2)})(x, *levels)
+    np.testing.assert_allclose(told[0], [[5.6, 5.6], [2.4, 2.4]], rtol=1e-5)
 
 
 def test_guidance_in_training_is_that_of_the_networks_own_denoisers(tmp_path):

@@ -48,7 +48,7 @@ def mean_flow(size: Callable[[Array, Array], Array] = jnp.hypot) -> FlowMethod:
 
 
 def improved_mean_flow(size: Callable[[Array, Array], Array] = jnp.hypot) -> FlowMethod:
-    """The same along the network's own flow, of less variance: the gradient of improved MeanFlow (Geng et al. 2025b)."""
+    """The same with the derivative along the network's own flow: the gradient of improved MeanFlow's loss (Geng et al. 2025b)."""
 
     def method(network: AverageDenoiser, teacher: Denoiser, interval: Interval) -> Denoiser:
         return targets.mean_flow(network, teacher, interval.s, along=instantaneous(network), size=size)
