@@ -153,6 +153,16 @@ def test_flow_map_sampler_follows_the_flow_in_any_number_of_steps(float64):
         samplers.flow_map(2)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
+def test_exact_jumps_with_any_share_of_fresh_noise_draw_the_data(gamma):
+    """Of one Gaussian in four steps, to within four Monte Carlo errors of mean and std (Kim et al. 2023, gamma-sampling)."""
+    data, levels, num = oracles.gaussian(MEAN, STD), jd.grid(jd.cosine(), 4), 40_000
+    x = levels.sigma[0] * jax.random.normal(jax.random.key(0), (num, 2))
+    x0 = jd.sample(samplers.flow_map(gamma), oracles.average_denoiser(data), x, levels, jax.random.key(1))
+    assert np.all(np.abs(np.mean(x0, axis=0) - MEAN) < 4 * STD / num**0.5)
+    assert np.all(np.abs(np.std(x0, axis=0) / STD - 1) < 4 / (2 * num) ** 0.5)
+
+
 METHODS = {
     "mean_flow": lambda size: objectives.mean_flow(size),
     "improved_mean_flow": lambda size: objectives.improved_mean_flow(size),
